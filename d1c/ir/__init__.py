@@ -1,0 +1,1 @@
+"""The language of all four levels; it knows no op."""

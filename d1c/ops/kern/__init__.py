@@ -1,0 +1,1 @@
+"""Ops of the kern level: loop nests and their vector bodies."""
