@@ -1,0 +1,90 @@
+"""Arithmetic, element by element, with numpy's broadcasting."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from d1c.ir.types import Type
+from d1c.ops.graph.family import (
+    binary_case,
+    broadcast_infer,
+    elementwise,
+    integer_case,
+    unary_case,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ModAttrs:
+    """`fmod`: the sign of the dividend, as C; otherwise that of the divisor."""
+
+    fmod: bool = False
+
+
+def _mod(b: Any, attrs: ModAttrs, x: Any, y: Any) -> Any:
+    r = b.rem(x, y)
+    if attrs.fmod:
+        return r
+    wrong_sign = b.and_(b.ne(r, 0), b.lt(b.xor(r, y), 0))
+    return b.select(wrong_sign, b.add(r, y), r)
+
+
+def _mod_infer(types: tuple[Type, ...], attrs: Any) -> tuple[Type, ...]:
+    (out,) = broadcast_infer(2)(types, attrs)
+    if getattr(out, "dtype").kind not in ("int", "uint"):  # noqa: B009
+        raise ValueError("takes integers")
+    return (out,)
+
+
+def _pow(b: Any, attrs: Any, x: Any, y: Any) -> Any:
+    from d1c.target import numerics
+
+    return numerics.pow(b, x, y)
+
+
+def _positive_power(rng: np.random.Generator) -> Any:
+    from d1c.ir.core import NO_ATTRS
+
+    x, y = rng.uniform(0.1, 4, (3, 5)).astype(np.float32), rng.uniform(-2, 3, (5,)).astype(np.float32)
+    return NO_ATTRS, [x, y], np.power(x, y)
+
+
+elementwise("graph.add", lambda b, a, x, y: b.add(x, y), 2, onnx="Add", doc="Sum.",
+            cases=(binary_case(np.add), integer_case(np.add, -99, 99)))  # fmt: skip
+elementwise("graph.sub", lambda b, a, x, y: b.sub(x, y), 2, onnx="Sub", doc="Difference.",
+            cases=(binary_case(np.subtract), integer_case(np.subtract, -99, 99)))  # fmt: skip
+elementwise("graph.mul", lambda b, a, x, y: b.mul(x, y), 2, onnx="Mul", doc="Product.",
+            cases=(binary_case(np.multiply), integer_case(np.multiply, -99, 99)))  # fmt: skip
+elementwise("graph.div", lambda b, a, x, y: b.div(x, y), 2, onnx="Div",
+            doc="Quotient, correctly rounded; of integers truncated towards zero.",
+            cases=(binary_case(np.divide), integer_case(np.floor_divide, 1, 99)))  # fmt: skip
+elementwise("graph.mod", _mod, 2, attrs=ModAttrs, infer=_mod_infer, doc="Remainder of integers.",
+            cases=(lambda rng: _mod_case(rng, False), lambda rng: _mod_case(rng, True)))  # fmt: skip
+elementwise("graph.pow", _pow, 2, onnx="Pow", doc="Power; a negative base needs an integral exponent.",
+            cases=(_positive_power,))  # fmt: skip
+elementwise("graph.max", lambda b, a, x, y: b.max(x, y), 2, doc="Larger of two; NaN wins.",
+            cases=(binary_case(np.maximum), integer_case(np.maximum, -9, 9)))  # fmt: skip
+elementwise("graph.min", lambda b, a, x, y: b.min(x, y), 2, doc="Smaller of two; NaN wins.",
+            cases=(binary_case(np.minimum), integer_case(np.minimum, -9, 9)))  # fmt: skip
+elementwise("graph.neg", lambda b, a, x: b.neg(x), 1, onnx="Neg", doc="Negation.",
+            cases=(unary_case(np.negative), integer_case(np.negative, -9, 9, 1)))  # fmt: skip
+elementwise("graph.abs", lambda b, a, x: b.abs(x), 1, onnx="Abs", doc="Absolute value.",
+            cases=(unary_case(np.abs), integer_case(np.abs, -9, 9, 1)))  # fmt: skip
+elementwise("graph.sqrt", lambda b, a, x: b.sqrt(x), 1, onnx="Sqrt", doc="Square root, correctly rounded.",
+            cases=(unary_case(np.sqrt, 0, 9),))  # fmt: skip
+elementwise("graph.reciprocal", lambda b, a, x: b.div(b.const(1.0, "f32"), x), 1, onnx="Reciprocal", doc="1 / x.",
+            cases=(unary_case(np.reciprocal, 0.1, 9),))  # fmt: skip
+elementwise("graph.floor", lambda b, a, x: b.floor(x), 1, onnx="Floor", doc="Largest integer <= x.",
+            cases=(unary_case(np.floor),))  # fmt: skip
+elementwise("graph.ceil", lambda b, a, x: b.ceil(x), 1, onnx="Ceil", doc="Smallest integer >= x.",
+            cases=(unary_case(np.ceil),))  # fmt: skip
+elementwise("graph.round", lambda b, a, x: b.rint(x), 1, onnx="Round", doc="Nearest integer, ties to even.",
+            cases=(unary_case(np.rint),))  # fmt: skip
+
+
+def _mod_case(rng: np.random.Generator, fmod: bool) -> Any:
+    x, y = rng.integers(-50, 50, (4, 5)), rng.integers(1, 9, (5,)) * rng.choice([-1, 1], 5)
+    return ModAttrs(fmod), [x, y], (np.fmod if fmod else np.mod)(x, y)
