@@ -1,0 +1,27 @@
+"""What every instruction and kernel means, in numpy: the reference that all engines match bit for bit.
+
+docs/numerics.md is the contract in words. This module is the one address; the parts are vector.py (instructions,
+builders, storage), polynomials.py (elementary functions) and nest_numpy.py (sums and whole kernels).
+"""
+
+from d1c.target.polynomials import cos, erf, exp, log, pow, sigmoid, sin, tanh  # noqa: A004 - the operators' names
+from d1c.target.vector import (
+    Builder,
+    NumpyBuilder,
+    Recorded,
+    Recorder,
+    execute,
+    fma_f32,
+    fma_short,
+    round_to,
+    run_body,
+    widen,
+)
+
+VERSION = 1
+"""Numerics version, stored in every program: changed whenever any result's bits may change."""
+
+__all__ = [
+    "VERSION", "Builder", "NumpyBuilder", "Recorded", "Recorder", "cos", "erf", "execute", "exp", "fma_f32", "fma_short",
+    "log", "pow", "round_to", "run_body", "sigmoid", "sin", "tanh", "widen",
+]  # fmt: skip
