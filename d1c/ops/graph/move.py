@@ -1,0 +1,187 @@
+"""Ops that copy: pad, concat, pack; and the lookup of table rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from d1c.ir.core import NO_ATTRS
+from d1c.ir.structured import Dim, Entry, Structured
+from d1c.ir.types import TensorType, Type
+from d1c.ops.graph.contract import pack
+from d1c.ops.graph.family import common_dtype, parallel_dims, tensors
+from d1c.ops.opdef import OpDef, register
+
+
+@dataclass(frozen=True, slots=True)
+class PadAttrs:
+    """Elements put before and after each dim (negative: taken away), and their value."""
+
+    lo: tuple[int, ...]
+    hi: tuple[int, ...]
+    value: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ConcatAttrs:
+    """`axis`: the dim along which the operands follow each other (>= 0)."""
+
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class PackAttrs:
+    """`pair`: two adjacent rows side by side (bf16); otherwise the pair dim has extent 1."""
+
+    pair: bool
+
+
+def _pad_infer(types: tuple[Type, ...], attrs: PadAttrs) -> tuple[Type, ...]:
+    (x,) = tensors(types, 1)
+    if not len(x.shape) == len(attrs.lo) == len(attrs.hi):
+        raise ValueError(f"needs lo and hi for each of {len(x.shape)} dims")
+    shape = tuple(lo + n + hi for lo, n, hi in zip(attrs.lo, x.shape, attrs.hi, strict=True))
+    if min(shape, default=0) < 0:
+        raise ValueError(f"takes more away than {list(x.shape)} has")
+    return (TensorType(shape, x.dtype),)
+
+
+def _pad_structure(types: tuple[Type, ...], attrs: PadAttrs, results: tuple[Type, ...]) -> Structured:
+    (out,) = tensors(results, 1)
+    read = tuple(Entry(((i, 1),), -lo) for i, lo in enumerate(attrs.lo))
+    return Structured(parallel_dims(out.shape), "map", (read,), (attrs.value,), 0)
+
+
+def _pad_eval(attrs: PadAttrs, results: tuple[Type, ...], x: np.ndarray) -> np.ndarray:
+    keep = tuple(slice(max(0, -lo), n - max(0, -hi)) for lo, n, hi in zip(attrs.lo, x.shape, attrs.hi, strict=True))
+    widths = [(max(0, lo), max(0, hi)) for lo, hi in zip(attrs.lo, attrs.hi, strict=True)]
+    out = np.full([n + a + b for n, (a, b) in zip(x[keep].shape, widths, strict=True)], attrs.value, x.dtype)
+    inside = tuple(slice(a, a + n) for n, (a, _) in zip(x[keep].shape, widths, strict=True))
+    out[inside] = x[keep]
+    return out
+
+
+def _concat_infer(types: tuple[Type, ...], attrs: ConcatAttrs) -> tuple[Type, ...]:
+    ts = tensors(types)
+    if not ts:
+        raise ValueError("takes at least one operand")
+    axis, shape = attrs.axis, ts[0].shape
+    if not 0 <= axis < len(shape):
+        raise ValueError(f"axis {axis} is not a dim of {list(shape)}")
+    if any(t.shape[:axis] + t.shape[axis + 1 :] != shape[:axis] + shape[axis + 1 :] for t in ts):
+        raise ValueError(f"shapes {', '.join(str(list(t.shape)) for t in ts)} differ beside dim {axis}")
+    total = sum(t.shape[axis] for t in ts)
+    return (TensorType((*shape[:axis], total, *shape[axis + 1 :]), common_dtype([t.dtype for t in ts])),)
+
+
+def _concat_structure(types: tuple[Type, ...], attrs: ConcatAttrs, results: tuple[Type, ...]) -> Structured:
+    """Each operand is 0 outside its part; the parts are or-ed (row.body)."""
+    (out,), maps, start = tensors(results, 1), [], 0
+    for t in tensors(types):
+        maps.append(tuple(Entry(((i, 1),), -start if i == attrs.axis else 0) for i in range(len(t.shape))))
+        start += t.shape[attrs.axis]
+    return Structured(parallel_dims(out.shape), "map", tuple(maps), (0.0,) * len(maps), 0)
+
+
+def _or_bits(b: Any, attrs: Any, *values: Any) -> Any:
+    """Bitwise or; of operands of which all but one are 0."""
+    if b.type_of(values[0]) != "f32":
+        out = values[0]
+        for v in values[1:]:
+            out = b.or_(out, v)
+        return out
+    out = b.bits(values[0], "i32")
+    for v in values[1:]:
+        out = b.or_(out, b.bits(v, "i32"))
+    return b.bits(out, "f32")
+
+
+def _concat_eval(attrs: ConcatAttrs, results: tuple[Type, ...], *xs: np.ndarray) -> np.ndarray:
+    (out,) = tensors(results, 1)
+    return np.concatenate([x.astype(out.dtype.numpy) for x in xs], attrs.axis)
+
+
+def _pack_infer(types: tuple[Type, ...], attrs: PackAttrs) -> tuple[Type, ...]:
+    (x,) = tensors(types, 1)
+    if len(x.shape) < 2:
+        raise ValueError(f"needs [..., K, N], has {list(x.shape)}")
+    e = 2 if attrs.pair else 1
+    return (TensorType((*x.shape[:-2], -(-x.shape[-2] // e), x.shape[-1], e), x.dtype),)
+
+
+def _pack_structure(types: tuple[Type, ...], attrs: PackAttrs, results: tuple[Type, ...]) -> Structured:
+    (x,), (out,) = tensors(types, 1), tensors(results, 1)
+    r, e = len(x.shape) - 2, out.shape[-1]
+    read = (*(Entry(((i, 1),)) for i in range(r)), Entry(((r, e), (r + 2, 1))), Entry(((r + 1, 1),)))
+    return Structured(parallel_dims(out.shape), "map", (read,), (0.0 if x.shape[-2] % e else None,), 0)
+
+
+def _lookup_infer(types: tuple[Type, ...], attrs: Any) -> tuple[Type, ...]:
+    table, indices = tensors(types, 2)
+    if not table.shape or indices.dtype.kind not in ("int", "uint"):
+        raise ValueError(f"needs a table and integers, has {list(table.shape)} and {indices.dtype}")
+    return (TensorType((*indices.shape, *table.shape[1:]), table.dtype),)
+
+
+def _lookup_structure(types: tuple[Type, ...], attrs: Any, results: tuple[Type, ...]) -> Structured:
+    """Structured's operand 0 is the index, operand 1 the table: the other way round than the op's operands. Any split of
+    the table is canonical: every row but one contributes 0."""
+    (table, indices), (out,) = tensors(types, 2), tensors(results, 1)
+    r, rank = len(indices.shape), len(out.shape)
+    dims = (*parallel_dims(out.shape), Dim("v", table.shape[0], True))
+    index = tuple(Entry(((i, 1),)) for i in range(r))
+    rows = (Entry(((rank, 1),)), *(Entry(((i, 1),)) for i in range(r, rank)))
+    return Structured(dims, "lookup", (index, rows), (None, None), 2, rank, 1)
+
+
+def _lookup_eval(attrs: Any, results: tuple[Type, ...], table: np.ndarray, indices: np.ndarray) -> np.ndarray:
+    inside = (indices >= 0) & (indices < table.shape[0])
+    out = table[np.where(inside, indices, 0)]
+    out[~inside] = 0
+    return out
+
+
+def _pad_case(rng: np.random.Generator) -> Any:
+    x = rng.normal(size=(3, 4)).astype(np.float32)
+    return PadAttrs((1, -1), (0, 2), 0.5), [x], np.pad(x[:, 1:], ((1, 0), (0, 2)), constant_values=0.5)
+
+
+def _concat_case(dtype: Any) -> Any:
+    def case(rng: np.random.Generator) -> Any:
+        xs = [(rng.normal(size=(2, n, 3)) * 9).astype(dtype) for n in (1, 4, 2)]
+        return ConcatAttrs(1), xs, np.concatenate(xs, 1)
+
+    return case
+
+
+def _pack_case(pair: bool) -> Any:
+    def case(rng: np.random.Generator) -> Any:
+        x = rng.normal(size=(2, 5, 3)).astype(np.float32)
+        return PackAttrs(pair), [x], pack(x, pair)
+
+    return case
+
+
+def _lookup_case(rng: np.random.Generator) -> Any:
+    table, i = rng.normal(size=(7, 3, 2)).astype(np.float32), rng.integers(0, 7, (2, 4))
+    return NO_ATTRS, [table, i], np.take(table, i, axis=0)
+
+
+register(OpDef(
+    "graph.pad", "map", _pad_infer, PadAttrs, _pad_eval, structure=_pad_structure, cases=(_pad_case,),
+    doc="A constant border.",
+))  # fmt: skip
+register(OpDef(
+    "graph.concat", "map", _concat_infer, ConcatAttrs, _concat_eval, body=_or_bits, structure=_concat_structure,
+    cases=(_concat_case(np.float32), _concat_case(np.int64)), doc="Operands one after another along `axis`.",
+))  # fmt: skip
+register(OpDef(
+    "graph.pack", "map", _pack_infer, PackAttrs, lambda a, r, x: pack(x, a.pair), structure=_pack_structure,
+    cases=(_pack_case(True), _pack_case(False)), doc="The order in which the matrix unit reads its second operand.",
+))  # fmt: skip
+register(OpDef(
+    "graph.lookup", "lookup", _lookup_infer, eval=_lookup_eval, structure=_lookup_structure, cases=(_lookup_case,),
+    doc="Rows of a table by run-time indices; an index outside gives zeros.",
+))  # fmt: skip
