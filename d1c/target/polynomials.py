@@ -115,6 +115,8 @@ def pow(b: Builder[V], x: V, y: V) -> V:  # noqa: A001 - the operator's name
     low = b.sub(b.sub(f, high), half)
     low = b.fma(b.fma(f, f, b.neg(square)), -0.5, low)
     low = b.fma(b.mul(square, f), _horner(b, f, _LOG), low)
+    total = b.add(high, low)
+    high, low = total, b.add(b.sub(high, total), low)
     # Times log2 e = 1.44269502 + 1.92596303e-8, plus e.
     t = b.mul(high, 1.44269502162933349609375)
     t_low = b.fma(high, 1.44269502162933349609375, b.neg(t))
