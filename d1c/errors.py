@@ -70,16 +70,24 @@ class D1Error(Exception):
         rows = {"where": self.where, **self.details(), "rule": self.rule}
         lines += [f"  {name + ':':<8} {value}" for name, value in rows.items() if value not in (None, "")]
         if self.amounts:
-            lines.append("  amounts: " + ", ".join(f"{name} = {_amount(value)}" for name, value in self.amounts.items()))
+            amounts = (f"{name} = {_amount(value)}" for name, value in self.amounts.items())
+            lines.append("  amounts: " + ", ".join(amounts))
         if self.remedy:
             lines.append(f"  remedy:  {self.remedy}")
         return "\n".join(lines)
 
     def to_json(self) -> dict[str, Any]:
         """The same facts as plain JSON values."""
-        fixed = {"error": type(self).__name__, "exit_code": self.exit_code, "message": self.message, "where": self.where}
-        details = {name: value for name, value in self.details().items() if value not in (None, "")}
-        return {**fixed, "rule": self.rule, "amounts": self.amounts, "remedy": self.remedy, **details}
+        return {
+            "error": type(self).__name__,
+            "exit_code": self.exit_code,
+            "message": self.message,
+            "where": self.where,
+            "rule": self.rule,
+            "amounts": self.amounts,
+            "remedy": self.remedy,
+            **{name: value for name, value in self.details().items() if value not in (None, "")},
+        }
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Exceptions pickle by positional arguments; ours are keywords, and worker processes must send them home.
@@ -283,8 +291,8 @@ EXIT_INTERRUPTED = 130
 EXIT_CODES = {
     kind.__name__: kind.exit_code
     for kind in (
-        D1Error, UsageError, ImportFailed, UnsupportedOp, ShapeUnbound, TypeMismatch, ParseError, VerifyError, DoesNotFit,
-        PlanError, LoadError, InputError, Deadlock, Trap,
+        D1Error, UsageError, ImportFailed, UnsupportedOp, ShapeUnbound, TypeMismatch, ParseError, VerifyError,
+        DoesNotFit, PlanError, LoadError, InputError, Deadlock, Trap,
     )
 }  # fmt: skip
 """Exit code of the command line per class; 0 is done, 130 interrupted."""
