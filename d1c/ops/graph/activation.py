@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from d1c.ops.graph.family import binary_case, elementwise, integer_case, unary_case
+from d1c.ops.graph.family import Case, binary_case, elementwise, integer_case, unary_case
+from d1c.target import numerics
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,37 +35,6 @@ class ClipAttrs:
     hi: float | None = None
 
 
-def _exp(b: Any, attrs: Any, x: Any) -> Any:
-    from d1c.target import numerics
-
-    return numerics.exp(b, x)
-
-
-def _log(b: Any, attrs: Any, x: Any) -> Any:
-    from d1c.target import numerics
-
-    return numerics.log(b, x)
-
-
-def _tanh(b: Any, attrs: Any, x: Any) -> Any:
-    from d1c.target import numerics
-
-    return numerics.tanh(b, x)
-
-
-def _erf(b: Any, attrs: Any, x: Any) -> Any:
-    from d1c.target import numerics
-
-    return numerics.erf(b, x)
-
-
-def _sigmoid(b: Any, attrs: Any, x: Any) -> Any:
-    from d1c.target import numerics
-
-    one = b.const(1.0, "f32")
-    return b.div(one, b.add(numerics.exp(b, b.neg(x)), one))
-
-
 def _unit(b: Any, x: Any) -> Any:
     return b.max(b.min(x, 1.0), 0.0)
 
@@ -77,17 +47,29 @@ def _clip(b: Any, attrs: ClipAttrs, x: Any) -> Any:
 
 _vector_erf = np.vectorize(math.erf, otypes=[np.float32])
 
-elementwise("graph.exp", _exp, 1, onnx="Exp", doc="e to the power x.", cases=(unary_case(np.exp, -20, 20),))
-elementwise("graph.log", _log, 1, onnx="Log", doc="Natural logarithm.", cases=(unary_case(np.log, 1e-3, 50),))
-elementwise("graph.tanh", _tanh, 1, onnx="Tanh", doc="Hyperbolic tangent.", cases=(unary_case(np.tanh),))
-elementwise("graph.erf", _erf, 1, onnx="Erf", doc="Error function.", cases=(unary_case(_vector_erf),))
-elementwise("graph.sigmoid", _sigmoid, 1, onnx="Sigmoid", doc="1 / (1 + exp(-x)).",
-            cases=(unary_case(lambda x: 1 / (1 + np.exp(-x)), -20, 20),))  # fmt: skip
+
+def _function(name: str, onnx: str, reference: Any, lo: float, hi: float, doc: str) -> None:
+    """A row whose body is the function of the same name in d1c.target.numerics."""
+    f = getattr(numerics, name)
+    cases: tuple[Case, ...] = (unary_case(reference, lo, hi),)
+    elementwise(f"graph.{name}", lambda b, a, x: f(b, x), 1, onnx=onnx, doc=doc, cases=cases)
+
+
+_function("exp", "Exp", np.exp, -20, 20, "e to the power x.")
+_function("log", "Log", np.log, 1e-3, 50, "Natural logarithm.")
+_function("tanh", "Tanh", np.tanh, -4, 4, "Hyperbolic tangent.")
+_function("erf", "Erf", _vector_erf, -4, 4, "Error function.")
+_function("sigmoid", "Sigmoid", lambda x: 1 / (1 + np.exp(-x)), -20, 20, "1 / (1 + exp(-x)).")
+_function("sin", "Sin", np.sin, -9, 9, "Sine.")
+_function("cos", "Cos", np.cos, -9, 9, "Cosine.")
+
 elementwise("graph.relu", lambda b, a, x: b.max(x, 0), 1, onnx="Relu", doc="max(x, 0).",
-            cases=(unary_case(lambda x: np.maximum(x, 0)), integer_case(lambda x: np.maximum(x, 0), -9, 9, 1)))  # fmt: skip
+            cases=(unary_case(lambda x: np.maximum(x, 0)),
+                   integer_case(lambda x: np.maximum(x, 0), -9, 9, 1)))  # fmt: skip
 elementwise("graph.leaky_relu", lambda b, a, x: b.select(b.lt(x, 0.0), b.mul(x, a.alpha), x), 1, attrs=LeakyReluAttrs,
             doc="x < 0: alpha * x, otherwise x.",
-            cases=(unary_case(lambda x: np.where(x < 0, x * np.float32(0.1), x), attrs=LeakyReluAttrs(0.1)),))  # fmt: skip
+            cases=(unary_case(lambda x: np.where(x < 0, x * np.float32(0.1), x),
+                              attrs=LeakyReluAttrs(0.1)),))  # fmt: skip
 elementwise("graph.prelu", lambda b, a, x, slope: b.select(b.lt(x, 0.0), b.mul(x, slope), x), 2,
             doc="x < 0: slope * x, otherwise x; the slope broadcasts.",
             cases=(binary_case(lambda x, s: np.where(x < 0, x * s, x)),))  # fmt: skip

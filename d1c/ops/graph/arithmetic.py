@@ -7,14 +7,17 @@ from typing import Any
 
 import numpy as np
 
+from d1c.ir.core import NO_ATTRS
 from d1c.ir.types import Type
 from d1c.ops.graph.family import (
     binary_case,
     broadcast_infer,
     elementwise,
     integer_case,
+    tensors,
     unary_case,
 )
+from d1c.target import numerics
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +36,16 @@ def _mod(b: Any, attrs: ModAttrs, x: Any, y: Any) -> Any:
 
 
 def _mod_infer(types: tuple[Type, ...], attrs: Any) -> tuple[Type, ...]:
-    (out,) = broadcast_infer(2)(types, attrs)
-    if getattr(out, "dtype").kind not in ("int", "uint"):  # noqa: B009
+    if any(t.dtype.kind not in ("int", "uint") for t in tensors(types, 2)):
         raise ValueError("takes integers")
-    return (out,)
+    return broadcast_infer(2)(types, attrs)
 
 
 def _pow(b: Any, attrs: Any, x: Any, y: Any) -> Any:
-    from d1c.target import numerics
-
     return numerics.pow(b, x, y)
 
 
 def _positive_power(rng: np.random.Generator) -> Any:
-    from d1c.ir.core import NO_ATTRS
-
     x, y = rng.uniform(0.1, 4, (3, 5)).astype(np.float32), rng.uniform(-2, 3, (5,)).astype(np.float32)
     return NO_ATTRS, [x, y], np.power(x, y)
 

@@ -1,16 +1,16 @@
-"""Contractions on the matrix unit: convolution (channels last) and matrix product; depthwise convolution on the vector unit.
+"""Contractions: matrix product and convolution (channels last) on the matrix unit, depthwise ones on the vector unit.
 
-Operand 1 comes packed (graph.pack): its last dim e is the pair, extent 2 for bf16 and 1 for f32.
+Operand 1 comes packed (graph.pack): its last dim e is the pair, extent 2 for bf16 and 1 for f32. Before the pass that packs
+(`packed` false) that dim is absent: [..., K, N]; depthwise weights have none in either case.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from d1c.ir.core import NO_ATTRS
 from d1c.ir.structured import Dim, Entry, Structured
 from d1c.ir.types import TensorType, Type
 from d1c.ops.graph.family import accumulator, broadcast_map, broadcast_shape, tensors
@@ -25,6 +25,14 @@ class ConvAttrs:
     pads: tuple[int, ...]
     dilations: tuple[int, ...]
     groups: int = 1
+    packed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MatmulAttrs:
+    """`packed`: whether operand 1 has its pair dim."""
+
+    packed: bool = False
 
 
 def canonical_slice(extent: int, total: int, multiple: int = 4) -> int:
@@ -36,7 +44,11 @@ def canonical_slice(extent: int, total: int, multiple: int = 4) -> int:
 
 
 def windows(
-    shape: tuple[int, ...], kernel: tuple[int, ...], strides: tuple[int, ...], pads: tuple[int, ...], dilations: tuple[int, ...]
+    shape: tuple[int, ...],
+    kernel: tuple[int, ...],
+    strides: tuple[int, ...],
+    pads: tuple[int, ...],
+    dilations: tuple[int, ...],
 ) -> tuple[int, ...]:
     """Spatial extents of the result of a sliding window; ValueError where a window does not fit."""
     r = len(shape)
@@ -67,6 +79,11 @@ def tap_dims(kernel: tuple[int, ...]) -> tuple[Dim, ...]:
     return tuple(Dim(f"t{i}", n, True) for i, n in enumerate(kernel))
 
 
+def with_pair(w: TensorType, packed: bool) -> TensorType:
+    """Operand 1 as if packed: unpacked is the same order as packed without pairs."""
+    return w if packed else TensorType((*w.shape, 1), w.dtype)
+
+
 def conv_form(x: TensorType, w: TensorType) -> str:
     """dense, grouped or depthwise, by the rank of the packed weights."""
     return {-1: "depthwise", 1: "dense", 2: "grouped"}.get(len(w.shape) - len(x.shape), "wrong")
@@ -77,6 +94,8 @@ def _conv_infer(types: tuple[Type, ...], attrs: ConvAttrs) -> tuple[Type, ...]:
     r = len(x.shape) - 2
     if r < 1:
         raise ValueError(f"operand 0 needs dims N, spatial..., C, has shape {list(x.shape)}")
+    if len(w.shape) > r + 1:
+        w = with_pair(w, attrs.packed)
     channels, form = x.shape[-1], conv_form(x, w)
     if form == "depthwise":
         taps, out, good = w.shape[:r], channels, attrs.groups == channels == w.shape[-1]
@@ -98,7 +117,10 @@ def _conv_infer(types: tuple[Type, ...], attrs: ConvAttrs) -> tuple[Type, ...]:
 
 def _conv_structure(types: tuple[Type, ...], attrs: ConvAttrs, results: tuple[Type, ...]) -> Structured:
     (x, w), (out,) = tensors(types, 2), tensors(results, 1)
-    form, r = conv_form(x, w), len(x.shape) - 2
+    r = len(x.shape) - 2
+    if len(w.shape) > r + 1:
+        w = with_pair(w, attrs.packed)
+    form = conv_form(x, w)
     head = (Dim("n", x.shape[0]), *spatial_dims(out.shape[1:-1]))
     if form == "depthwise":
         dims = (*head, Dim("ch", out.shape[-1]), *tap_dims(w.shape[:r]))
@@ -123,14 +145,15 @@ def _conv_structure(types: tuple[Type, ...], attrs: ConvAttrs, results: tuple[Ty
         *(Entry(((first + i, 1),)) for i in range(r)),
         Entry(((c, 1),)),
         Entry(((first - 1, 1),)),
-        Entry(((c + 1, 1),)),
+        *((Entry(((c + 1, 1),)),) if attrs.packed else ()),
     )
     cut = canonical_slice(per, per * int(np.prod(taps))) // e
     return Structured(dims, "mac", (a, b), (0.0, None), 2, c, cut)
 
 
-def _matmul_infer(types: tuple[Type, ...], attrs: Any) -> tuple[Type, ...]:
+def _matmul_infer(types: tuple[Type, ...], attrs: MatmulAttrs) -> tuple[Type, ...]:
     a, b = tensors(types, 2)
+    b = with_pair(b, attrs.packed)
     if len(a.shape) < 2 or len(b.shape) < 3:
         raise ValueError(f"needs [..., M, K] and packed [..., K', N, e], has {list(a.shape)} and {list(b.shape)}")
     e = b.shape[-1]
@@ -140,15 +163,17 @@ def _matmul_infer(types: tuple[Type, ...], attrs: Any) -> tuple[Type, ...]:
     return (TensorType((*batch, a.shape[-2], b.shape[-2]), accumulator([a.dtype, b.dtype])),)
 
 
-def _matmul_structure(types: tuple[Type, ...], attrs: Any, results: tuple[Type, ...]) -> Structured:
+def _matmul_structure(types: tuple[Type, ...], attrs: MatmulAttrs, results: tuple[Type, ...]) -> Structured:
     (a, b), (out,) = tensors(types, 2), tensors(results, 1)
+    b = with_pair(b, attrs.packed)
     r = len(out.shape) - 2
     m, n, k, e = range(r, r + 4)
     pairs, _, width = b.shape[-3:]
     batch = tuple(Dim(f"b{i}", extent) for i, extent in enumerate(out.shape[:-2]))
     dims = (*batch, Dim("m", out.shape[-2]), Dim("n", out.shape[-1]), Dim("k", pairs, True), Dim("e", width, True))
     rows = (*broadcast_map(a.shape[:-2], r), Entry(((m, 1),)), Entry(((k, width), (e, 1))))
-    packed = (*broadcast_map(b.shape[:-3], r), Entry(((k, 1),)), Entry(((n, 1),)), Entry(((e, 1),)))
+    packed = (*broadcast_map(b.shape[:-3], r), Entry(((k, 1),)), Entry(((n, 1),)))
+    packed += (Entry(((e, 1),)),) if attrs.packed else ()
     cut = canonical_slice(a.shape[-1], a.shape[-1]) // width
     return Structured(dims, "mac", (rows, packed), (0.0, None), 2, k, cut)
 
@@ -166,7 +191,7 @@ def pack(w: np.ndarray, pair: bool) -> np.ndarray:
 def _matmul_case(pair: bool, a: tuple[int, ...], b: tuple[int, ...]) -> Any:
     def case(rng: np.random.Generator) -> Any:
         x, y = (rng.normal(size=s).astype(np.float32) for s in (a, b))
-        return NO_ATTRS, [x, pack(y, pair)], x @ y
+        return MatmulAttrs(True), [x, pack(y, pair)], x @ y
 
     return case
 
@@ -201,14 +226,14 @@ def _conv_case(x: tuple[int, ...], w: tuple[int, ...], attrs: ConvAttrs, pair: b
     def case(rng: np.random.Generator) -> Any:
         v, k = rng.normal(size=x).astype(np.float32), rng.normal(size=w).astype(np.float32)
         packed = k[..., 0, :] if depthwise else pack_conv(k, attrs.groups, pair)
-        return attrs, [v, packed], conv_reference(v, k, attrs).astype(np.float32)
+        return replace(attrs, packed=True), [v, packed], conv_reference(v, k, attrs).astype(np.float32)
 
     return case
 
 
 register(OpDef(
-    "graph.matmul", "contract", _matmul_infer, structure=_matmul_structure,
-    doc="[..., M, K] times packed [..., K/2, N, 2]; batch dims broadcast. The result is the f32 (or integer) accumulator.",
+    "graph.matmul", "contract", _matmul_infer, MatmulAttrs, structure=_matmul_structure,
+    doc="[..., M, K] times packed [..., K/2, N, 2]; batch dims broadcast; f32 (or integer) accumulators.",
     cases=(_matmul_case(True, (3, 5), (5, 4)), _matmul_case(False, (2, 1, 3, 150), (4, 150, 2)),
            _matmul_case(True, (1, 2, 4, 260), (3, 1, 260, 5))),
 ))  # fmt: skip

@@ -37,7 +37,8 @@ def broadcast_shape(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     for d in range(-rank, 0):
         extents = {s[d] for s in shapes if len(s) >= -d} - {1}
         if len(extents) > 1:
-            raise ValueError(f"shapes {', '.join(str(list(s)) for s in shapes)} do not broadcast: {sorted(extents)} differ")
+            listed = ", ".join(str(list(s)) for s in shapes)
+            raise ValueError(f"shapes {listed} do not broadcast: {sorted(extents)} differ")
         out.append(extents.pop() if extents else 1)
     return tuple(out)
 

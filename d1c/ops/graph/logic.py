@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from d1c.ir.core import NO_ATTRS
 from d1c.ir.types import TensorType, Type
 from d1c.ops.graph.family import (
     binary_case,
@@ -16,6 +17,7 @@ from d1c.ops.graph.family import (
     integer_case,
     tensors,
 )
+from d1c.ops.opdef import Infer
 from d1c.target.dtypes import BOOL, dtype
 from d1c.target.kernel import COMPUTE_TYPE
 
@@ -27,7 +29,7 @@ class CastAttrs:
     to: str
 
 
-def _bool_infer(arity: int) -> Any:
+def _bool_infer(arity: int) -> Infer:
     def infer(types: tuple[Type, ...], attrs: Any) -> tuple[Type, ...]:
         for i, t in enumerate(tensors(types, arity)):
             if t.dtype != BOOL:
@@ -60,8 +62,6 @@ def _cast_case(source: Any, to: str, lo: float = -50, hi: float = 50) -> Any:
 
 
 def _where_case(rng: np.random.Generator) -> Any:
-    from d1c.ir.core import NO_ATTRS
-
     c = rng.integers(0, 2, (4, 1)).astype(np.bool_)
     x, y = rng.normal(size=(3, 4, 5)).astype(np.float32), rng.normal(size=(5,)).astype(np.float32)
     return NO_ATTRS, [c, x, y], np.where(c, x, y)
@@ -77,8 +77,8 @@ elementwise("graph.greater", lambda b, a, x, y: b.lt(y, x), 2, onnx="Greater", r
             cases=(binary_case(np.greater), integer_case(np.greater, 0, 3)))  # fmt: skip
 elementwise("graph.greater_equal", lambda b, a, x, y: b.le(y, x), 2, onnx="GreaterOrEqual", result=BOOL, doc="x >= y.",
             cases=(binary_case(np.greater_equal), integer_case(np.greater_equal, 0, 3)))  # fmt: skip
-elementwise("graph.not", lambda b, a, x: b.xor(x, b.const(1, "mask")), 1, onnx="Not", infer=_bool_infer(1), doc="Not x.",
-            cases=(bool_case(np.logical_not, 1),))  # fmt: skip
+elementwise("graph.not", lambda b, a, x: b.xor(x, b.const(1, "mask")), 1, onnx="Not", infer=_bool_infer(1),
+            doc="Not x.", cases=(bool_case(np.logical_not, 1),))  # fmt: skip
 elementwise("graph.and", lambda b, a, x, y: b.and_(x, y), 2, onnx="And", infer=_bool_infer(2), doc="x and y.",
             cases=(bool_case(np.logical_and),))  # fmt: skip
 elementwise("graph.or", lambda b, a, x, y: b.or_(x, y), 2, onnx="Or", infer=_bool_infer(2), doc="x or y.",

@@ -119,16 +119,15 @@ def _pack_structure(types: tuple[Type, ...], attrs: PackAttrs, results: tuple[Ty
 
 
 def _lookup_infer(types: tuple[Type, ...], attrs: Any) -> tuple[Type, ...]:
-    table, indices = tensors(types, 2)
+    indices, table = tensors(types, 2)
     if not table.shape or indices.dtype.kind not in ("int", "uint"):
-        raise ValueError(f"needs a table and integers, has {list(table.shape)} and {indices.dtype}")
+        raise ValueError(f"takes integers, then a table; has {indices.dtype}, then {list(table.shape)}")
     return (TensorType((*indices.shape, *table.shape[1:]), table.dtype),)
 
 
 def _lookup_structure(types: tuple[Type, ...], attrs: Any, results: tuple[Type, ...]) -> Structured:
-    """Structured's operand 0 is the index, operand 1 the table: the other way round than the op's operands. Any split of
-    the table is canonical: every row but one contributes 0."""
-    (table, indices), (out,) = tensors(types, 2), tensors(results, 1)
+    """Any split of the table is canonical: every row but one contributes 0."""
+    (indices, table), (out,) = tensors(types, 2), tensors(results, 1)
     r, rank = len(indices.shape), len(out.shape)
     dims = (*parallel_dims(out.shape), Dim("v", table.shape[0], True))
     index = tuple(Entry(((i, 1),)) for i in range(r))
@@ -136,7 +135,7 @@ def _lookup_structure(types: tuple[Type, ...], attrs: Any, results: tuple[Type, 
     return Structured(dims, "lookup", (index, rows), (None, None), 2, rank, 1)
 
 
-def _lookup_eval(attrs: Any, results: tuple[Type, ...], table: np.ndarray, indices: np.ndarray) -> np.ndarray:
+def _lookup_eval(attrs: Any, results: tuple[Type, ...], indices: np.ndarray, table: np.ndarray) -> np.ndarray:
     inside = (indices >= 0) & (indices < table.shape[0])
     out = table[np.where(inside, indices, 0)]
     out[~inside] = 0
@@ -166,7 +165,7 @@ def _pack_case(pair: bool) -> Any:
 
 def _lookup_case(rng: np.random.Generator) -> Any:
     table, i = rng.normal(size=(7, 3, 2)).astype(np.float32), rng.integers(0, 7, (2, 4))
-    return NO_ATTRS, [table, i], np.take(table, i, axis=0)
+    return NO_ATTRS, [i, table], np.take(table, i, axis=0)
 
 
 register(OpDef(
@@ -183,5 +182,5 @@ register(OpDef(
 ))  # fmt: skip
 register(OpDef(
     "graph.lookup", "lookup", _lookup_infer, eval=_lookup_eval, structure=_lookup_structure, cases=(_lookup_case,),
-    doc="Rows of a table by run-time indices; an index outside gives zeros.",
+    doc="Rows of a table (operand 1) by run-time indices (operand 0); an index outside gives zeros.",
 ))  # fmt: skip

@@ -44,8 +44,8 @@ register(OpDef(
 ))  # fmt: skip
 register(OpDef(
     "graph.fused", "structural", _stated("the region (fused_type)"), FusedAttrs,
-    doc="One kernel: at most one anchor (contraction, reduction, pool), elementwise ops after it, before a reduction also "
-    "before it. Interior values are f32 (integers, masks: their compute types); the result is rounded to `out`, once.",
+    doc="One kernel: at most one anchor (contraction, reduction, pool), elementwise ops after it, before a reduction "
+    "also before it. Interior values are f32 (integers, masks: compute types); the result is rounded to `out`, once.",
 ))  # fmt: skip
 register(OpDef("graph.yield", "structural", lambda types, attrs: (), doc="The result of a region."))
 register(OpDef("graph.return", "structural", lambda types, attrs: (), doc="The results of the function."))

@@ -47,8 +47,8 @@ def row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def reshape_groups(old: tuple[int, ...], new: tuple[int, ...]) -> list[tuple[range, range]]:
-    """The finest pairs of adjacent dims of `old` and of `new` with equal products. Dims of size 1 stand alone, against an
-    empty range, unless they lie within a pair. Both shapes have the same size, not 0."""
+    """The finest pairs of adjacent dims of `old` and of `new` with equal products. Dims of size 1 stand alone, against
+    an empty range, unless they lie within a pair. Both shapes have the same size, not 0."""
     groups, i, j = [], 0, 0
     while i < len(old) or j < len(new):
         if i < len(old) and old[i] == 1:
