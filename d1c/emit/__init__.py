@@ -1,0 +1,1 @@
+"""From tile and kern to the .d1x binary."""

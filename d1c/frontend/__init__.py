@@ -1,0 +1,1 @@
+"""From ONNX to graph; the only place that reads ONNX."""

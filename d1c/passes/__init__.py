@@ -1,0 +1,1 @@
+"""Pure functions from module to module, one file per pass."""
