@@ -1,1 +1,1 @@
-"""The contract between compiler and runtime: machine, instructions, data types, binary. A leaf: imports nothing of d1c."""
+"""The contract of compiler and runtime: machine, instructions, data types, binary. A leaf of the imports."""
