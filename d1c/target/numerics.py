@@ -4,7 +4,8 @@ docs/numerics.md is the contract in words. This module is the one address; the p
 builders, storage), polynomials.py (elementary functions) and nest_numpy.py (sums and whole kernels).
 """
 
-from d1c.target.polynomials import cos, erf, exp, log, pow, sigmoid, sin, tanh  # noqa: A004 - the operators' names
+from d1c.target.nest_numpy import mac_pairs, run_nest, slices, sum_axes, tree
+from d1c.target.polynomials import cos, erf, exp, log, pow, sigmoid, sin, tanh
 from d1c.target.vector import (
     Builder,
     NumpyBuilder,
@@ -22,6 +23,7 @@ VERSION = 1
 """Numerics version, stored in every program: changed whenever any result's bits may change."""
 
 __all__ = [
-    "VERSION", "Builder", "NumpyBuilder", "Recorded", "Recorder", "cos", "erf", "execute", "exp", "fma_f32", "fma_short",
-    "log", "pow", "round_to", "run_body", "sigmoid", "sin", "tanh", "widen",
+    "VERSION", "Builder", "NumpyBuilder", "Recorded", "Recorder", "cos", "erf", "execute", "exp", "fma_f32",
+    "fma_short", "log", "mac_pairs", "pow", "round_to", "run_body", "run_nest", "sigmoid", "sin", "slices",
+    "sum_axes", "tanh", "tree", "widen",
 ]  # fmt: skip

@@ -102,7 +102,7 @@ def sigmoid(b: Builder[V], x: V) -> V:
     return b.div(1.0, b.add(exp(b, b.neg(x)), 1.0))
 
 
-def pow(b: Builder[V], x: V, y: V) -> V:  # noqa: A001 - the operator's name
+def pow(b: Builder[V], x: V, y: V) -> V:
     """x^y with the special cases of IEEE 754: log2 |x| as a sum of two f32, then 2 to the power of the product."""
     a = b.abs(x)
     u = b.bits(a, "i32")

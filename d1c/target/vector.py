@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -20,7 +20,12 @@ from d1c.target.kernel import COMPUTE_TYPE, INSTRUCTIONS, Body, Instr
 
 V = TypeVar("V")
 
-TYPES = {"f32": np.dtype(np.float32), "i32": np.dtype(np.int32), "i64": np.dtype(np.int64), "mask": np.dtype(np.bool_)}
+TYPES: dict[str, np.dtype[Any]] = {
+    "f32": np.dtype(np.float32),
+    "i32": np.dtype(np.int32),
+    "i64": np.dtype(np.int64),
+    "mask": np.dtype(np.bool_),
+}
 """How numpy holds the values of bodies."""
 _NAMES = {n: name for name, n in TYPES.items()}
 
@@ -84,20 +89,20 @@ def fma_short(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
 
 def _add(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if a.dtype != np.float32:
-        return a + b
+        return np.asarray(a + b)
     # A sum of normal f32 is a multiple of 2^-149: below 2^-126 it is exact, so the flush can follow the rounding.
     return flush(np.asarray(flush(a) + flush(b)))
 
 
 def _sub(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if a.dtype != np.float32:
-        return a - b
+        return np.asarray(a - b)
     return flush(np.asarray(flush(a) - flush(b)))
 
 
 def _mul(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if a.dtype != np.float32:
-        return a * b
+        return np.asarray(a * b)
     return round_f64(flush(a).astype(np.float64) * flush(b))
 
 
@@ -107,7 +112,7 @@ def _quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     q = a // b1
     r = a - q * b1
     q = q + ((r != 0) & ((a < 0) != (b1 < 0))).astype(a.dtype)
-    return np.where(b == 0, np.zeros_like(q), q)
+    return np.asarray(np.where(b == 0, np.zeros_like(q), q))
 
 
 def _div(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -129,13 +134,13 @@ def _key(x: np.ndarray) -> np.ndarray:
 
 def _max(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if a.dtype != np.float32:
-        return np.maximum(a, b)
+        return np.asarray(np.maximum(a, b))
     return np.where(np.isnan(a) | (~np.isnan(b) & (_key(a) >= _key(b))), a, b)
 
 
 def _min(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if a.dtype != np.float32:
-        return np.minimum(a, b)
+        return np.asarray(np.minimum(a, b))
     return np.where(np.isnan(a) | (~np.isnan(b) & (_key(a) <= _key(b))), a, b)
 
 
@@ -157,7 +162,7 @@ def _count(x: np.ndarray, n: np.ndarray) -> np.ndarray:
 
 def _shr(x: np.ndarray, n: np.ndarray) -> np.ndarray:
     unsigned = np.dtype(f"u{x.dtype.itemsize}")
-    return (x.view(unsigned) >> _count(x, n).astype(unsigned)).view(x.dtype)
+    return np.asarray((x.view(unsigned) >> _count(x, n).astype(unsigned)).view(x.dtype))
 
 
 def _cvt(x: np.ndarray, to: np.dtype) -> np.ndarray:
@@ -200,7 +205,7 @@ def execute(op: str, args: Sequence[np.ndarray], type: str, imm: float | int | N
 
 
 class Builder(ABC, Generic[V]):
-    """Vector code by name: one method per entry of INSTRUCTIONS. V is the builder's value: an array, a number of a body.
+    """Vector code by name: one method per entry of INSTRUCTIONS. V is the builder's value: an array, a body's value.
 
     Where a value is expected a Python number stands for a constant of the other operands' type."""
 
@@ -394,7 +399,7 @@ def widen(storage: np.ndarray) -> np.ndarray:
     if storage.dtype == ml_dtypes.bfloat16:
         return (storage.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
     if storage.dtype == np.bool_:
-        return storage.view(np.uint8) != 0
+        return np.asarray(storage.view(np.uint8) != 0)
     return storage.astype(TYPES[COMPUTE_TYPE[from_numpy(storage.dtype).name]], copy=False)
 
 
