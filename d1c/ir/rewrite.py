@@ -13,14 +13,15 @@ Replacement = Op | Sequence[Op | Value] | None
 None          keep it (with the new operands).
 an Op         it stands instead; its results replace the old ones, one for one.
 a sequence    ops are appended in order; if it ends in values, these replace the old results (they may be operands or
-              results of the ops before), otherwise the results of its last op do. An empty one drops an op without results.
+              results of the ops before), otherwise the results of its last op do. An empty one drops an op that has no
+              results.
 """
 
 Rewrite = Callable[[Op, tuple[Value, ...]], Replacement]
 
 
 def rebuild(function: Function, fn: Rewrite, regions: bool = False) -> Function:
-    """The function with every op of its block rewritten by `fn`, in order; `regions`: also those in regions, inner first.
+    """The function with every op of its block rewritten by `fn`, in order; with `regions`, in regions too, inner first.
 
     ValueError when a replacement has another number of results than the op.
     """

@@ -111,7 +111,7 @@ class _Check:
                 expected = row.infer(tuple(v.type for v in op.operands), op.attrs)
         except NotImplementedError:
             return  # the op states its result types
-        except ValueError as error:
+        except (ValueError, AttributeError, IndexError) as error:
             types = ", ".join(print_type(v.type) for v in op.operands)
             raise self.fail(op, f"does not accept ({types})", str(error)) from error
         found = tuple(r.type for r in op.results)
