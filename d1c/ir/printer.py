@@ -195,18 +195,18 @@ def _print_constant(array: np.ndarray) -> str:
     shape = _shaped(array.shape, element)
     if array.size > INLINE_ELEMENTS:
         return f"external<{digest(array)}> : {shape}"
-    text = f"dense<[{', '.join([_print_element(x, element) for x in array.reshape(-1)])}]>"
-    # The payload and the sign of a NaN have no decimal text.
-    if element.is_float and np.isnan(array.astype(np.float64)).any():
-        text = f"raw<{array.tobytes().hex()}>"
-    return f"{text} : {shape}"
+    with np.errstate(invalid="ignore"):
+        has_nan = element.is_float and bool(np.isnan(array.astype(np.float64)).any())
+    if has_nan:  # the payload and the sign of a NaN have no decimal text
+        return f"raw<{array.tobytes().hex()}> : {shape}"
+    return f"dense<[{', '.join([_print_element(x, element) for x in array.reshape(-1)])}]> : {shape}"
 
 
 def _print_element(x: Any, element: DType) -> str:
     if not element.is_float:
         return print_attr(x.item())
     short = f"{float(x):.9g}" if element.bits < 64 else repr(float(x))
-    for digits in (4, 6, 8):
+    for digits in range(1, 9):
         trial = f"{float(x):.{digits}g}"
         if np.array(float(trial)).astype(element.numpy) == x:
             short = trial

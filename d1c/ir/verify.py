@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from d1c.errors import VerifyError
-from d1c.ir.core import LEVELS, Block, Function, Module, Op, Value
+from d1c.ir.core import LEVELS, NO_ATTRS, Block, Function, Module, Op, Value
 from d1c.ir.printer import print_op, print_type
 from d1c.ir.types import TensorType, Type
 from d1c.target.dtypes import from_numpy
@@ -83,7 +83,7 @@ class _Check:
                 raise self.fail(op, message, "values are defined before use, in the block or an enclosing one")
         if not isinstance(op.attrs, row.attrs):
             message = f"attributes are a {type(op.attrs).__name__}, not a {row.attrs.__name__}"
-            raise self.fail(op, message, "attributes are the row's dataclass")
+            raise self.fail(replace(op, attrs=NO_ATTRS), message, "attributes are the row's dataclass")
         inner = dist or op.level == "dist"
         for region in op.regions:
             self.block(region, scope, region=True, dist=inner and self.module.level == "dist")
