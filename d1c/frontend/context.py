@@ -1,0 +1,263 @@
+"""What a rule works with: the values so far, constants with their data, and views that fold and skip no-ops."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnx
+
+from d1c.errors import TypeMismatch, UnsupportedOp
+from d1c.frontend.consteval import cast as cast_array
+from d1c.frontend.load import attribute
+from d1c.frontend.shapes import element_type
+from d1c.ir.core import Block, Function, Module, Op, Value
+from d1c.ir.types import TensorType
+from d1c.ops.opdef import opdef
+from d1c.target.dtypes import DType, dtype, from_numpy
+
+
+class ImportContext:
+    """Builds one graph function. Rules get it as `cx`; only d1c.frontend.importer makes one.
+
+    opset   the version of ONNX's own op set that the model asks for.
+    origin  what ops emitted now carry: the ONNX node's name.
+    """
+
+    def __init__(self, opset: int, read: frozenset[str]) -> None:
+        self.opset = opset
+        self.origin = ""
+        self._read = read
+        self._env: dict[str, Value] = {}
+        self._arrays: dict[Value, np.ndarray] = {}
+        self._producers: dict[Value, Op] = {}
+        self._ops: list[Op] = []
+        self._names: dict[Value, str] = {}
+        self._constants: dict[str, np.ndarray] = {}
+
+    # Names of the ONNX graph.
+
+    def bind(self, name: str, value: Value) -> None:
+        """Tensor `name` of the ONNX graph is `value` from here on."""
+        self._env[name] = value
+        self._names.setdefault(value, name)
+
+    def bound(self, name: str) -> Value:
+        return self._env[name]
+
+    def known(self) -> set[str]:
+        """The tensor names bound so far."""
+        return set(self._env)
+
+    def inputs(self, node: onnx.NodeProto) -> list[Value | None]:
+        """The node's operands, None where an optional one is left out."""
+        return [self._env[name] if name else None for name in node.input]
+
+    def input(self, node: onnx.NodeProto, index: int) -> Value | None:
+        """Operand `index`, None where it is left out."""
+        return self._env[node.input[index]] if index < len(node.input) and node.input[index] else None
+
+    def wants(self, node: onnx.NodeProto, index: int) -> bool:
+        """Whether anything reads the node's output `index`."""
+        return index < len(node.output) and node.output[index] in self._read
+
+    def attr(self, node: onnx.NodeProto, name: str, default: Any = None) -> Any:
+        """The node's attribute as a Python value, lists as tuples."""
+        return attribute(node, name, default)
+
+    def refuse(self, message: str, rule: str = "", remedy: str = "") -> UnsupportedOp:
+        """The error for a node whose op is known but not in this form; raise it."""
+        return UnsupportedOp(message, where=self.origin, rule=rule, remedy=remedy)
+
+    # Constants.
+
+    def const(self, array: np.ndarray, name: str = "") -> Value:
+        """A graph.const with this data. The name is made unique."""
+        array = np.ascontiguousarray(array).reshape(np.shape(array))
+        base = name or f"{self.origin or 'const'}.c"
+        unique, n = base, 0
+        while unique in self._constants:
+            n += 1
+            unique = f"{base}.{n}"
+        try:
+            value = Value(TensorType(array.shape, from_numpy(array.dtype)), unique)
+        except ValueError as error:
+            raise UnsupportedOp(f"constant {base!r}: {error}", where=self.origin or base) from error
+        self._constants[unique] = array
+        self._arrays[value] = array
+        self._ops.append(Op("graph.const", (), opdef("graph.const").attrs(name=unique), (value,), origin=self.origin))
+        self._producers[value] = self._ops[-1]
+        return value
+
+    def scalar(self, number: float | int | bool, like: Value) -> Value:
+        """A rank-0 constant of the element type of `like`."""
+        return self.const(np.array(number).astype(tensor(like).dtype.numpy))
+
+    def is_const(self, value: Value | None) -> bool:
+        return value in self._arrays
+
+    def array(self, value: Value) -> np.ndarray:
+        """The data of a constant."""
+        return self._arrays[value]
+
+    def static(self, node: onnx.NodeProto, index: int, what: str) -> np.ndarray | None:
+        """The data of operand `index` (None if left out), which the compiler must know. Raises UnsupportedOp if it does not."""
+        value = self.input(node, index)
+        if value is None:
+            return None
+        if value not in self._arrays:
+            raise self.refuse(
+                f"{node.op_type}: {what} ({node.input[index]!r}) is known at run time only",
+                rule="what decides shapes is constant at compile time",
+                remedy="make it an initializer",
+            )
+        return self._arrays[value]
+
+    def static_ints(self, node: onnx.NodeProto, index: int, name: str) -> tuple[int, ...] | None:
+        """Integers given as operand `index` (newer opsets) or as attribute `name` (older ones); None if neither."""
+        given = self.static(node, index, name)
+        if given is not None:
+            return tuple(int(i) for i in given.reshape(-1))
+        value = attribute(node, name)
+        return None if value is None else tuple(value)
+
+    # Operations.
+
+    def emit(self, name: str, operands: Sequence[Value | None], attrs: Any = None, **fields: Any) -> Any:
+        """Append op `name`; its attributes are `attrs` or the row's dataclass made of `fields`.
+
+        Returns its result, or the tuple of results if there are several. Raises TypeMismatch if the row refuses the operands.
+        """
+        row = opdef(name)
+        values = tuple(v for v in operands if v is not None)
+        attrs = row.attrs(**fields) if attrs is None else attrs
+        try:
+            types = row.infer(tuple(v.type for v in values), attrs)
+        except ValueError as error:
+            shapes = ", ".join(f"{t.dtype}{list(t.shape)}" for t in (tensor(v) for v in values))
+            raise TypeMismatch(f"{name} does not take ({shapes})", where=self.origin, rule=str(error)) from error
+        results = tuple(Value(t) for t in types)
+        op = Op(name, values, attrs, results, origin=self.origin)
+        self._ops.append(op)
+        self._producers.update({r: op for r in results})
+        return results[0] if len(results) == 1 else results
+
+    def producer(self, value: Value) -> Op | None:
+        """The op that made `value`; None for an argument."""
+        return self._producers.get(value)
+
+    def reshape(self, value: Value, shape: Sequence[int]) -> Value:
+        """`value` row-major as `shape`."""
+        shape = tuple(int(d) for d in shape)
+        if value in self._arrays:
+            return value if tensor(value).shape == shape else self.const(self._arrays[value].reshape(shape), self._names.get(value, ""))
+        while (op := self._producers.get(value)) and (op.name == "graph.reshape" or (op.name == "graph.transpose" and _keeps_order(op))):
+            value = op.operands[0]
+        return value if tensor(value).shape == shape else self._one(self.emit("graph.reshape", [value], shape=shape))
+
+    def transpose(self, value: Value, perm: Sequence[int]) -> Value:
+        """Dim i of the result is dim perm[i] of `value`."""
+        perm = tuple(int(p) for p in perm)
+        op = self._producers.get(value)
+        if op is not None and op.name == "graph.transpose":
+            value, perm = op.operands[0], tuple(op.attrs.perm[p] for p in perm)
+        if perm == tuple(range(len(perm))):
+            return value
+        if value in self._arrays:
+            return self.const(self._arrays[value].transpose(perm), self._names.get(value, ""))
+        return self._one(self.emit("graph.transpose", [value], perm=perm))
+
+    def slice(self, value: Value, starts: Sequence[int], steps: Sequence[int], sizes: Sequence[int]) -> Value:
+        """Per dim, `sizes` elements from `starts` on, `steps` apart (may be negative)."""
+        starts, steps, sizes = tuple(map(int, starts)), tuple(map(int, steps)), tuple(map(int, sizes))
+        if sizes == tensor(value).shape and all(s == 1 or n <= 1 for s, n in zip(steps, sizes, strict=True)):
+            return value
+        if value in self._arrays:
+            index = np.ix_(*(f + s * np.arange(n) for f, s, n in zip(starts, steps, sizes, strict=True)))
+            return self.const(self._arrays[value][index])
+        return self._one(self.emit("graph.slice", [value], starts=starts, steps=steps, sizes=sizes))
+
+    def part(self, value: Value, axis: int, start: int, size: int, step: int = 1) -> Value:
+        """A slice along one axis."""
+        shape = tensor(value).shape
+        starts, steps, sizes = [0] * len(shape), [1] * len(shape), list(shape)
+        starts[axis], steps[axis], sizes[axis] = start, step, size
+        return self.slice(value, starts, steps, sizes)
+
+    def expand(self, value: Value, shape: Sequence[int]) -> Value:
+        """`value` broadcast to `shape`, which numpy's rule must allow."""
+        shape = tuple(int(d) for d in shape)
+        if tensor(value).shape == shape:
+            return value
+        value = self.reshape(value, (1,) * (len(shape) - len(tensor(value).shape)) + tensor(value).shape)
+        return value if tensor(value).shape == shape else self._one(self.emit("graph.expand", [value], shape=shape))
+
+    def concat(self, values: Sequence[Value], axis: int) -> Value:
+        """The values one after the other along `axis` (counted from 0); empty ones are left out."""
+        some = [v for v in values if tensor(v).shape[axis]] or list(values[:1])
+        return some[0] if len(some) == 1 else self._one(self.emit("graph.concat", some, axis=axis))
+
+    def cast(self, value: Value, to: DType | str) -> Value:
+        """`value` converted to another element type."""
+        to = dtype(to) if isinstance(to, str) else to
+        if tensor(value).dtype == to:
+            return value
+        if value in self._arrays:
+            return self.const(cast_array(self._arrays[value], to.numpy), self._names.get(value, ""))
+        return self._one(self.emit("graph.cast", [value], to=to.name))
+
+    def element_type(self, code: int) -> DType:
+        """The element type of ONNX's number `code`."""
+        return element_type(code, self.origin)
+
+    def _one(self, value: Any) -> Value:
+        assert isinstance(value, Value)
+        return value
+
+    # The end.
+
+    def module(self, args: Sequence[Value], results: Sequence[Value], attrs: Mapping[str, Any]) -> Module:
+        """The graph module: what `results` do not depend on is dropped, values take their ONNX names."""
+        live = set(results)
+        kept: list[Op] = []
+        for op in reversed(self._ops):
+            if live.intersection(op.results):
+                live.update(op.operands)
+                kept.append(op)
+        renamed: dict[Value, Value] = {a: a for a in args}
+        ops: list[Op] = []
+        kept.sort(key=lambda op: op.name == "graph.const")
+        for op in reversed(kept):
+            for r in op.results:
+                renamed[r] = Value(r.type, _identifier(self._names.get(r, r.name)))
+            ops.append(
+                replace(op, operands=tuple(renamed[v] for v in op.operands), results=tuple(renamed[r] for r in op.results))
+            )
+        ops.append(Op("graph.return", tuple(renamed[r] for r in results)))
+        names = {op.attrs.name for op in ops if op.name == "graph.const"}
+        constants = {n: a for n, a in self._constants.items() if n in names}
+        return Module("graph", (Function("main", Block(tuple(args), tuple(ops))),), constants, dict(attrs))
+
+
+def tensor(value: Value) -> TensorType:
+    """The value's type; every value of a graph is a tensor."""
+    assert isinstance(value.type, TensorType)
+    return value.type
+
+
+def _keeps_order(op: Op) -> bool:
+    """Whether a transpose moves dims of size 1 only, so that the data stays in its order."""
+    shape = tensor(op.operands[0]).shape
+    moved = [p for p in op.attrs.perm if shape[p] != 1]
+    return moved == sorted(moved) or math.prod(shape) == 0
+
+
+def _identifier(name: str) -> str:
+    """The name with what the text form does not allow in a value's name replaced."""
+    return re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_")
+
+

@@ -1,0 +1,297 @@
+"""Rules of arithmetic: products, normalisations, reductions, activations that decompose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+
+from d1c.frontend.consteval import normal_axis
+from d1c.frontend.context import ImportContext, tensor
+from d1c.ir.core import Value
+from d1c.ops.opdef import Importer, OnnxRule
+
+
+def given(cx: ImportContext, node: onnx.NodeProto, index: int = 0) -> Value:
+    """Operand `index`, which must be there."""
+    value = cx.input(node, index)
+    if value is None:
+        raise ValueError(f"operand {index} is left out")
+    return value
+
+
+def matmul(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    return product(cx, given(cx, node), given(cx, node, 1))
+
+
+def product(cx: ImportContext, a: Value, b: Value) -> Value:
+    """numpy's matmul: a vector is a row on the left, a column on the right, and leaves no dim behind."""
+    left, right = tensor(a).shape, tensor(b).shape
+    if len(left) == 1:
+        a = cx.reshape(a, (1, *left))
+    if len(right) == 1:
+        b = cx.reshape(b, (*right, 1))
+    out: Value = cx.emit("graph.matmul", [a, b], packed=False)
+    shape = list(tensor(out).shape)
+    if len(right) == 1:
+        del shape[-1]
+    if len(left) == 1:
+        del shape[-1 if len(right) == 1 else -2]
+    return cx.reshape(out, shape)
+
+
+def gemm(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    """alpha A B + beta C; factors of 1 leave nothing behind."""
+    a, b, c = given(cx, node), given(cx, node, 1), cx.input(node, 2)
+    if cx.attr(node, "transA", 0):
+        a = cx.transpose(a, (1, 0))
+    if cx.attr(node, "transB", 0):
+        b = cx.transpose(b, (1, 0))
+    y = product(cx, a, b)
+    alpha, beta = cx.attr(node, "alpha", 1.0), cx.attr(node, "beta", 1.0)
+    if alpha != 1.0:
+        y = cx.emit("graph.mul", [y, cx.scalar(alpha, y)])
+    if c is None or beta == 0.0:
+        return y
+    if beta != 1.0 and cx.is_const(c):
+        c = cx.const((cx.array(c) * np.asarray(beta, cx.array(c).dtype)).astype(cx.array(c).dtype))
+    elif beta != 1.0:
+        c = cx.emit("graph.mul", [c, cx.scalar(beta, c)])
+    total: Value = cx.emit("graph.add", [y, c])
+    return total
+
+
+def reduce(cx: ImportContext, kind: str, x: Value, axes: tuple[int, ...], keepdims: bool) -> Value:
+    """graph.reduce_`kind` over `axes` (counted from 0); over none it is x itself."""
+    if not axes:
+        return x
+    out: Value = cx.emit(f"graph.reduce_{kind}", [x], axes=tuple(sorted(axes)), keepdims=keepdims)
+    return cx.cast(out, tensor(x).dtype)
+
+
+def mean(cx: ImportContext, x: Value, axes: tuple[int, ...], keepdims: bool) -> Value:
+    """Sum divided by the count (a division, not a product with the reciprocal: N8)."""
+    total = reduce(cx, "sum", x, axes, keepdims)
+    count = math.prod(tensor(x).shape[a] for a in axes)
+    out: Value = cx.emit("graph.div", [total, cx.scalar(count, total)])
+    return out
+
+
+def _axes(cx: ImportContext, node: onnx.NodeProto, rank: int) -> tuple[int, ...]:
+    axes = cx.static_ints(node, 1, "axes")
+    if not axes:
+        return () if cx.attr(node, "noop_with_empty_axes", 0) else tuple(range(rank))
+    return tuple(sorted({normal_axis(a, rank, cx.origin) for a in axes}))
+
+
+def _reduction(
+    build: Callable[[ImportContext, Value, tuple[int, ...], bool], Value],
+) -> Importer:
+    def rule(cx: ImportContext, node: onnx.NodeProto) -> Value:
+        x = given(cx, node)
+        return build(cx, x, _axes(cx, node, len(tensor(x).shape)), bool(cx.attr(node, "keepdims", 1)))
+
+    return rule
+
+
+def _square(cx: ImportContext, x: Value) -> Value:
+    out: Value = cx.emit("graph.mul", [x, x])
+    return out
+
+
+def _log_sum_exp(cx: ImportContext, x: Value, axes: tuple[int, ...], keepdims: bool) -> Value:
+    top = reduce(cx, "max", x, axes, True)
+    total = reduce(cx, "sum", cx.emit("graph.exp", [cx.emit("graph.sub", [x, top])]), axes, True)
+    out: Value = cx.emit("graph.add", [cx.emit("graph.log", [total]), top])
+    kept = [n for i, n in enumerate(tensor(x).shape) if i not in axes]
+    return out if keepdims else cx.reshape(out, kept)
+
+
+def _softmax_parts(cx: ImportContext, node: onnx.NodeProto) -> tuple[Value, tuple[int, ...]]:
+    """The operand and the axes that one distribution spans: before opset 13 all from `axis` on, since then `axis` alone."""
+    x = given(cx, node)
+    rank = len(tensor(x).shape)
+    axis = cx.attr(node, "axis", -1 if cx.opset >= 13 else 1)
+    if cx.opset >= 13:
+        return x, (normal_axis(axis, rank, cx.origin),)
+    return x, tuple(range(axis + rank if axis < 0 else axis, rank))
+
+
+def softmax(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    """m = max; e = exp(x - m); y = e / sum(e) (N9)."""
+    x, axes = _softmax_parts(cx, node)
+    e = cx.emit("graph.exp", [cx.emit("graph.sub", [x, reduce(cx, "max", x, axes, True)])])
+    out: Value = cx.emit("graph.div", [e, reduce(cx, "sum", e, axes, True)])
+    return out
+
+
+def log_softmax(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    x, axes = _softmax_parts(cx, node)
+    d = cx.emit("graph.sub", [x, reduce(cx, "max", x, axes, True)])
+    total = reduce(cx, "sum", cx.emit("graph.exp", [d]), axes, True)
+    out: Value = cx.emit("graph.sub", [d, cx.emit("graph.log", [total])])
+    return out
+
+
+def normalise(cx: ImportContext, x: Value, axes: tuple[int, ...], epsilon: float) -> tuple[Value, Value, Value]:
+    """(d / sqrt(var + eps), mean, sqrt(var + eps)) with d = x - mean and var = mean(d d): two passes (N8)."""
+    m = mean(cx, x, axes, True)
+    d = cx.emit("graph.sub", [x, m])
+    var = mean(cx, _square(cx, d), axes, True)
+    deviation = cx.emit("graph.sqrt", [cx.emit("graph.add", [var, cx.scalar(epsilon, var)])])
+    return cx.emit("graph.div", [d, deviation]), m, deviation
+
+
+def layer_norm(cx: ImportContext, node: onnx.NodeProto) -> tuple[Value, ...]:
+    x, scale, bias = given(cx, node), cx.input(node, 1), cx.input(node, 2)
+    rank = len(tensor(x).shape)
+    axes = tuple(range(normal_axis(cx.attr(node, "axis", -1), rank, cx.origin), rank))
+    y, m, deviation = normalise(cx, x, axes, cx.attr(node, "epsilon", 1e-5))
+    if scale is not None:
+        y = cx.emit("graph.mul", [y, scale])
+    if bias is not None:
+        y = cx.emit("graph.add", [y, bias])
+    return (y, m, cx.emit("graph.reciprocal", [deviation])) if cx.wants(node, 1) or cx.wants(node, 2) else (y,)
+
+
+def gelu(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    """0.5 x (1 + erf(x / sqrt 2)), or with approximate="tanh" the tanh of a cubic."""
+    x = given(cx, node)
+    if cx.attr(node, "approximate", "none") == "tanh":
+        cube = cx.emit("graph.mul", [_square(cx, x), x])
+        inner = cx.emit("graph.add", [x, cx.emit("graph.mul", [cube, cx.scalar(0.044715, x)])])
+        bent = cx.emit("graph.tanh", [cx.emit("graph.mul", [inner, cx.scalar(math.sqrt(2 / math.pi), x)])])
+    else:
+        bent = cx.emit("graph.erf", [cx.emit("graph.mul", [x, cx.scalar(math.sqrt(0.5), x)])])
+    half = cx.emit("graph.mul", [x, cx.scalar(0.5, x)])
+    out: Value = cx.emit("graph.mul", [half, cx.emit("graph.add", [bent, cx.scalar(1.0, x)])])
+    return out
+
+
+def clip(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    """Bounds are attributes up to opset 10, then operands; bounds known only at run time become max and min."""
+    x = given(cx, node)
+    bounds = [cx.input(node, 1), cx.input(node, 2)] if cx.opset >= 11 else [None, None]
+    fixed = all(b is None or cx.is_const(b) for b in bounds)
+    if fixed and tensor(x).dtype.is_float:
+        numbers: list[float | None] = [None if b is None else float(cx.array(b).reshape(-1)[0]) for b in bounds]
+        if cx.opset < 11:
+            numbers = [cx.attr(node, "min"), cx.attr(node, "max")]
+        lo, hi = numbers
+        if lo is None and hi is None:
+            return x
+        out: Value = cx.emit("graph.clip", [x], lo=lo, hi=hi)
+        return out
+    for name, bound in zip(("graph.max", "graph.min"), bounds, strict=True):
+        if bound is not None:
+            x = cx.emit(name, [x, cx.reshape(bound, ())])
+    return x
+
+
+def power(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    """Small constant exponents as products, roots and reciprocals, which are rounded correctly; others by graph.pow."""
+    x, y = given(cx, node), given(cx, node, 1)
+    if cx.is_const(y) and cx.array(y).size == 1 and len(tensor(y).shape) <= len(tensor(x).shape):
+        match float(cx.array(y).reshape(-1)[0]):
+            case 1.0:
+                return x
+            case 2.0:
+                return _square(cx, x)
+            case 3.0:
+                cube: Value = cx.emit("graph.mul", [_square(cx, x), x])
+                return cube
+            case 4.0:
+                return _square(cx, _square(cx, x))
+            case 0.5 if tensor(x).dtype.is_float:
+                root: Value = cx.emit("graph.sqrt", [x])
+                return root
+            case -1.0 if tensor(x).dtype.is_float:
+                inverse: Value = cx.emit("graph.reciprocal", [x])
+                return inverse
+    out: Value = cx.emit("graph.pow", [x, cx.cast(y, tensor(x).dtype)])
+    return out
+
+
+def _fold_operands(name: str) -> Importer:
+    """Max, Min, Sum: any number of operands, combined from the left."""
+
+    def rule(cx: ImportContext, node: onnx.NodeProto) -> Value:
+        first, *others = (v for v in cx.inputs(node) if v is not None)
+        for other in others:
+            first = cx.emit(name, [first, other])
+        return first
+
+    return rule
+
+
+def mean_of(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    total: Value = _fold_operands("graph.add")(cx, node)
+    out: Value = cx.emit("graph.div", [total, cx.scalar(len(node.input), total)])
+    return out
+
+
+def cast(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    return cx.cast(given(cx, node), cx.element_type(cx.attr(node, "to")))
+
+
+def cast_like(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    return cx.cast(given(cx, node), tensor(given(cx, node, 1)).dtype)
+
+
+def leaky_relu(cx: ImportContext, node: onnx.NodeProto) -> Any:
+    return cx.emit("graph.leaky_relu", [given(cx, node)], alpha=cx.attr(node, "alpha", 0.01))
+
+
+def hard_sigmoid(cx: ImportContext, node: onnx.NodeProto) -> Any:
+    x = given(cx, node)
+    return cx.emit("graph.hard_sigmoid", [x], alpha=cx.attr(node, "alpha", 0.2), beta=cx.attr(node, "beta", 0.5))
+
+
+def modulo(cx: ImportContext, node: onnx.NodeProto) -> Any:
+    return cx.emit("graph.mod", [given(cx, node), given(cx, node, 1)], fmod=bool(cx.attr(node, "fmod", 0)))
+
+
+def elu(cx: ImportContext, node: onnx.NodeProto) -> Any:
+    """x < 0: alpha (exp(x) - 1), otherwise x."""
+    x = given(cx, node)
+    below = cx.emit("graph.sub", [cx.emit("graph.exp", [cx.emit("graph.clip", [x], lo=None, hi=0.0)]), cx.scalar(1.0, x)])
+    bent = cx.emit("graph.mul", [below, cx.scalar(cx.attr(node, "alpha", 1.0), x)])
+    return cx.emit("graph.where", [cx.emit("graph.less", [x, cx.scalar(0.0, x)]), bent, x])
+
+
+def softplus(cx: ImportContext, node: onnx.NodeProto) -> Any:
+    """log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|)), which does not overflow."""
+    x = given(cx, node)
+    e = cx.emit("graph.exp", [cx.emit("graph.neg", [cx.emit("graph.abs", [x])])])
+    tail = cx.emit("graph.log", [cx.emit("graph.add", [e, cx.scalar(1.0, x)])])
+    return cx.emit("graph.add", [cx.emit("graph.relu", [x]), tail])
+
+
+def softsign(cx: ImportContext, node: onnx.NodeProto) -> Any:
+    x = given(cx, node)
+    return cx.emit("graph.div", [x, cx.emit("graph.add", [cx.emit("graph.abs", [x]), cx.scalar(1.0, x)])])
+
+
+RULES = (
+    OnnxRule("MatMul", matmul), OnnxRule("Gemm", gemm), OnnxRule("Softmax", softmax), OnnxRule("LogSoftmax", log_softmax),
+    OnnxRule("LayerNormalization", layer_norm), OnnxRule("Gelu", gelu), OnnxRule("Gelu", gelu, domain="com.microsoft"),
+    OnnxRule("Clip", clip), OnnxRule("Pow", power), OnnxRule("Cast", cast), OnnxRule("CastLike", cast_like),
+    OnnxRule("Max", _fold_operands("graph.max")), OnnxRule("Min", _fold_operands("graph.min")),
+    OnnxRule("Sum", _fold_operands("graph.add")), OnnxRule("Mean", mean_of),
+    OnnxRule("LeakyRelu", leaky_relu), OnnxRule("HardSigmoid", hard_sigmoid), OnnxRule("Mod", modulo),
+    OnnxRule("Elu", elu), OnnxRule("Softplus", softplus), OnnxRule("Softsign", softsign),
+    OnnxRule("ReduceMean", _reduction(mean)),
+    OnnxRule("ReduceSum", _reduction(lambda cx, x, axes, keep: reduce(cx, "sum", x, axes, keep))),
+    OnnxRule("ReduceMax", _reduction(lambda cx, x, axes, keep: reduce(cx, "max", x, axes, keep))),
+    OnnxRule("ReduceMin", _reduction(lambda cx, x, axes, keep: reduce(cx, "min", x, axes, keep))),
+    OnnxRule("ReduceSumSquare", _reduction(lambda cx, x, axes, keep: reduce(cx, "sum", _square(cx, x), axes, keep))),
+    OnnxRule("ReduceL1", _reduction(lambda cx, x, axes, keep: reduce(cx, "sum", cx.emit("graph.abs", [x]), axes, keep))),
+    OnnxRule("ReduceL2", _reduction(
+        lambda cx, x, axes, keep: cx.emit("graph.sqrt", [reduce(cx, "sum", _square(cx, x), axes, keep)]))),
+    OnnxRule("ReduceLogSum", _reduction(
+        lambda cx, x, axes, keep: cx.emit("graph.log", [reduce(cx, "sum", x, axes, keep)]))),
+    OnnxRule("ReduceLogSumExp", _reduction(_log_sum_exp)),
+)  # fmt: skip

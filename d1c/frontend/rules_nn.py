@@ -1,0 +1,281 @@
+"""Rules of convolution, pooling and batch normalisation: ONNX's channels-first nodes as channels-last ops between transposes.
+
+The transposes cancel against those of the neighbours, here where they touch and in the pass that sinks them elsewhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from d1c.frontend.consteval import normal_axis
+from d1c.frontend.context import ImportContext, tensor
+from d1c.frontend.rules_math import given, normalise, reduce
+from d1c.ir.core import Value
+from d1c.ops.opdef import OnnxRule
+
+
+def to_last(cx: ImportContext, x: Value) -> Value:
+    """[N, C, spatial...] -> [N, spatial..., C]."""
+    rank = len(tensor(x).shape)
+    return cx.transpose(x, (0, *range(2, rank), 1))
+
+
+def to_first(cx: ImportContext, x: Value) -> Value:
+    """[N, spatial..., C] -> [N, C, spatial...]."""
+    rank = len(tensor(x).shape)
+    return cx.transpose(x, (0, rank - 1, *range(1, rank - 1)))
+
+
+@dataclass(frozen=True)
+class Window:
+    """A sliding window over `extent`: per spatial dim kernel, stride, padding on both sides, dilation."""
+
+    extent: tuple[int, ...]
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    lo: tuple[int, ...]
+    hi: tuple[int, ...]
+    dilations: tuple[int, ...]
+
+    @property
+    def pads(self) -> tuple[int, ...]:
+        return self.lo + self.hi
+
+    @property
+    def out(self) -> tuple[int, ...]:
+        """How many windows fit."""
+        rows = zip(self.extent, self.kernel, self.strides, self.lo, self.hi, self.dilations, strict=True)
+        return tuple((n + lo + hi - d * (k - 1) - 1) // s + 1 for n, k, s, lo, hi, d in rows)
+
+
+def window(cx: ImportContext, node: onnx.NodeProto, extent: Sequence[int], kernel: Sequence[int]) -> Window:
+    """The node's window with auto_pad and ceil_mode turned into padding."""
+    r = len(extent)
+    strides = cx.attr(node, "strides") or (1,) * r
+    dilations = cx.attr(node, "dilations") or (1,) * r
+    pads = cx.attr(node, "pads") or (0,) * 2 * r
+    lo, hi = list(pads[:r]), list(pads[r:])
+    auto = cx.attr(node, "auto_pad", "NOTSET")
+    ceil = bool(cx.attr(node, "ceil_mode", 0))
+    for i in range(r):
+        reach = dilations[i] * (kernel[i] - 1) + 1
+        if auto in ("SAME_UPPER", "SAME_LOWER"):
+            count = -(-extent[i] // strides[i])
+            total = max((count - 1) * strides[i] + reach - extent[i], 0)
+            small, large = total // 2, total - total // 2
+            lo[i], hi[i] = (small, large) if auto == "SAME_UPPER" else (large, small)
+        elif auto == "VALID":
+            lo[i] = hi[i] = 0
+        elif auto != "NOTSET":
+            raise cx.refuse(f"{node.op_type} with auto_pad {auto!r}")
+        if ceil:
+            count = -(-(extent[i] + lo[i] + hi[i] - reach) // strides[i]) + 1
+            if (count - 1) * strides[i] >= extent[i] + lo[i]:
+                count -= 1  # a window that starts in the padding after the input does not exist
+            hi[i] = max(hi[i], (count - 1) * strides[i] + reach - extent[i] - lo[i])
+    return Window(tuple(extent), tuple(kernel), tuple(strides), tuple(lo), tuple(hi), tuple(dilations))
+
+
+def conv(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    """graph.conv on channels-last data, then the bias, then back."""
+    x, w, bias = given(cx, node), given(cx, node, 1), cx.input(node, 2)
+    channels, (out, per, *taps) = tensor(x).shape[1], tensor(w).shape
+    groups = cx.attr(node, "group", 1)
+    if per * groups != channels or out % groups:
+        raise ValueError(f"weights {list(tensor(w).shape)} and {groups} groups do not fit {channels} channels")
+    win = window(cx, node, tensor(x).shape[2:], taps)
+    x = to_last(cx, x)
+    r = len(taps)
+    if groups == 1:
+        w = cx.transpose(w, (*range(2, r + 2), 1, 0))
+    elif groups == channels == out:
+        w = cx.transpose(cx.reshape(w, (out, *taps)), (*range(1, r + 1), 0))
+    else:
+        w = cx.transpose(cx.reshape(w, (groups, out // groups, per, *taps)), (0, *range(3, r + 3), 2, 1))
+        if per % 2 and per > 1:
+            x, w = _even_groups(cx, x, w, groups, per)
+    y = cx.emit(
+        "graph.conv", [x, w], strides=win.strides, pads=win.pads, dilations=win.dilations, groups=groups, packed=False
+    )  # fmt: skip
+    if bias is not None:
+        y = cx.emit("graph.add", [y, bias])
+    return to_first(cx, y)
+
+
+def _even_groups(cx: ImportContext, x: Value, w: Value, groups: int, per: int) -> tuple[Value, Value]:
+    """A zero channel at the end of every group: a pair of channels must not reach into the next group."""
+    n, *spatial, _ = tensor(x).shape
+    apart = cx.reshape(x, (n, *spatial, groups, per))
+    none = (0,) * (len(spatial) + 2)
+    apart = cx.emit("graph.pad", [apart], lo=(*none, 0), hi=(*none, 1), value=0.0)
+    x = cx.reshape(apart, (n, *spatial, groups * (per + 1)))
+    rank = len(tensor(w).shape)
+    hi = tuple(int(i == rank - 2) for i in range(rank))
+    if cx.is_const(w):
+        return x, cx.const(np.pad(cx.array(w), [(0, h) for h in hi]))
+    return x, cx.emit("graph.pad", [w], lo=(0,) * rank, hi=hi, value=0.0)
+
+
+def max_pool(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    x = given(cx, node)
+    win = window(cx, node, tensor(x).shape[2:], cx.attr(node, "kernel_shape"))
+    y = cx.emit(
+        "graph.max_pool", [to_last(cx, x)], kernel=win.kernel, strides=win.strides, pads=win.pads, dilations=win.dilations
+    )  # fmt: skip
+    return to_first(cx, cx.cast(y, tensor(x).dtype))
+
+
+def average_pool(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    """The sum of each window over the number of elements that count in it: padding only if the node says so, and never
+    what ceil_mode adds."""
+    x = given(cx, node)
+    r = len(tensor(x).shape) - 2
+    win = window(cx, node, tensor(x).shape[2:], cx.attr(node, "kernel_shape"))
+    y = cx.emit(
+        "graph.sum_pool", [to_last(cx, x)], kernel=win.kernel, strides=win.strides, pads=win.pads, dilations=win.dilations
+    )  # fmt: skip
+    padded = bool(cx.attr(node, "count_include_pad", 0))
+    stated = cx.attr(node, "pads") or win.pads
+    if cx.attr(node, "auto_pad", "NOTSET") != "NOTSET":
+        stated = win.pads
+    counts = np.ones((1,) * (r + 2))
+    for i in range(r):
+        first, last = (-win.lo[i], win.extent[i] + stated[r + i]) if padded else (0, win.extent[i])
+        places = np.arange(win.out[i])[:, None] * win.strides[i] - win.lo[i]
+        places = places + np.arange(win.kernel[i])[None, :] * win.dilations[i]
+        inside = ((places >= first) & (places < last)).sum(1)
+        counts = counts * inside.reshape((1,) * (i + 1) + (-1,) + (1,) * (r - i))
+    if (counts == counts.flat[0]).all():
+        divisor = cx.scalar(float(counts.flat[0]), y)
+    else:
+        divisor = cx.const(np.maximum(counts, 1).astype(tensor(y).dtype.numpy))
+    return to_first(cx, cx.cast(cx.emit("graph.div", [y, divisor]), tensor(x).dtype))
+
+
+def _global_pool(cx: ImportContext, node: onnx.NodeProto) -> tuple[Value, tuple[int, ...]]:
+    x = to_last(cx, given(cx, node))
+    return x, tuple(range(1, len(tensor(x).shape) - 1))
+
+
+def global_average_pool(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    x, axes = _global_pool(cx, node)
+    total = reduce(cx, "sum", x, axes, True)
+    count = math.prod(tensor(x).shape[a] for a in axes)
+    return to_first(cx, cx.emit("graph.div", [total, cx.scalar(count, total)]))
+
+
+def global_max_pool(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    x, axes = _global_pool(cx, node)
+    return to_first(cx, reduce(cx, "max", x, axes, True))
+
+
+def _per_channel(cx: ImportContext, x: Value) -> tuple[Value, bool]:
+    """x with its channels last if that costs nothing (it comes from there), and whether they are."""
+    op = cx.producer(x)
+    rank = len(tensor(x).shape)
+    last = rank > 2 and op is not None and op.name == "graph.transpose"
+    last = last and op is not None and op.attrs.perm == (0, rank - 1, *range(1, rank - 1))
+    return (to_last(cx, x), True) if last or rank == 2 else (x, False)
+
+
+def batch_norm(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    """x * scale + shift with constants computed in float64; with run-time parameters the definition, step by step."""
+    x = given(cx, node)
+    if cx.attr(node, "training_mode", 0):
+        raise cx.refuse("BatchNormalization in training mode", rule="a compiled model is for inference")
+    if not cx.attr(node, "spatial", 1):
+        raise cx.refuse("BatchNormalization with spatial=0")
+    parameters = [given(cx, node, i) for i in range(1, 5)]
+    epsilon = cx.attr(node, "epsilon", 1e-5)
+    last, is_last = _per_channel(cx, x)
+    shape = (-1,) if is_last else (-1, *(1,) * (len(tensor(x).shape) - 2))
+    if all(cx.is_const(p) for p in parameters):
+        gamma, beta, mean, var = (cx.array(p).astype(np.float64) for p in parameters)
+        factor = gamma / np.sqrt(var + epsilon)
+        numpy = tensor(x).dtype.numpy
+        scale, shift = (cx.const(a.astype(numpy).reshape(shape)) for a in (factor, beta - mean * factor))
+        y = cx.emit("graph.add", [cx.emit("graph.mul", [last, scale]), shift])
+    else:
+        shape = (tensor(parameters[0]).shape[0], *shape[1:])
+        scale, bias, mu, variance = (cx.reshape(p, shape) for p in parameters)
+        deviation = cx.emit("graph.sqrt", [cx.emit("graph.add", [variance, cx.scalar(epsilon, variance)])])
+        y = cx.emit("graph.div", [cx.emit("graph.sub", [last, mu]), deviation])
+        y = cx.emit("graph.add", [cx.emit("graph.mul", [y, scale]), bias])
+    return to_first(cx, y) if is_last else y
+
+
+def instance_norm(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    """Every channel of every sample normalised over its spatial dims."""
+    x = to_last(cx, given(cx, node))
+    y, _, _ = normalise(cx, x, tuple(range(1, len(tensor(x).shape) - 1)), cx.attr(node, "epsilon", 1e-5))
+    y = cx.emit("graph.add", [cx.emit("graph.mul", [y, given(cx, node, 1)]), given(cx, node, 2)])
+    return to_first(cx, y)
+
+
+def prelu(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    """The slope broadcasts to x; one per channel goes with x where its channels are last."""
+    x, slope = given(cx, node), given(cx, node, 1)
+    last, is_last = _per_channel(cx, x)
+    rank, shape = len(tensor(x).shape), tensor(slope).shape
+    if is_last and rank > 2 and (len(shape) == rank - 1 or len(shape) == rank and shape[0] == 1):
+        aligned = cx.reshape(slope, (1,) * (rank - len(shape)) + shape)
+        y: Value = cx.emit("graph.prelu", [last, to_last(cx, aligned)])
+        return to_first(cx, y)
+    if is_last and rank > 2 and math.prod(shape) == 1:
+        y = cx.emit("graph.prelu", [last, cx.reshape(slope, ())])
+        return to_first(cx, y)
+    y = cx.emit("graph.prelu", [x, slope])
+    return y
+
+
+def depth_to_space(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    x, b = given(cx, node), cx.attr(node, "blocksize")
+    n, c, h, w = tensor(x).shape
+    if cx.attr(node, "mode", "DCR") == "DCR":
+        apart = cx.transpose(cx.reshape(x, (n, b, b, c // (b * b), h, w)), (0, 3, 4, 1, 5, 2))
+    else:
+        apart = cx.transpose(cx.reshape(x, (n, c // (b * b), b, b, h, w)), (0, 1, 4, 2, 5, 3))
+    return cx.reshape(apart, (n, c // (b * b), h * b, w * b))
+
+
+def space_to_depth(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    x, b = given(cx, node), cx.attr(node, "blocksize")
+    n, c, h, w = tensor(x).shape
+    apart = cx.transpose(cx.reshape(x, (n, c, h // b, b, w // b, b)), (0, 3, 5, 1, 2, 4))
+    return cx.reshape(apart, (n, c * b * b, h // b, w // b))
+
+
+def trilu(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    """The upper or lower triangle: a select by a constant mask."""
+    x, k = given(cx, node), cx.static(node, 1, "k")
+    *_, rows, columns = tensor(x).shape
+    cut = 0 if k is None else int(k.reshape(-1)[0])
+    ones = np.ones((rows, columns), np.bool_)
+    mask = np.triu(ones, cut) if cx.attr(node, "upper", 1) else np.tril(ones, cut)
+    out: Value = cx.emit("graph.where", [cx.const(mask), x, cx.scalar(0, x)])
+    return out
+
+
+def lp_normalization(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    x = given(cx, node)
+    axes = (normal_axis(cx.attr(node, "axis", -1), len(tensor(x).shape), cx.origin),)
+    if cx.attr(node, "p", 2) == 1:
+        length = reduce(cx, "sum", cx.emit("graph.abs", [x]), axes, True)
+    else:
+        length = cx.emit("graph.sqrt", [reduce(cx, "sum", cx.emit("graph.mul", [x, x]), axes, True)])
+    out: Value = cx.emit("graph.div", [x, length])
+    return out
+
+
+RULES = (
+    OnnxRule("Conv", conv), OnnxRule("MaxPool", max_pool), OnnxRule("AveragePool", average_pool),
+    OnnxRule("GlobalAveragePool", global_average_pool), OnnxRule("GlobalMaxPool", global_max_pool),
+    OnnxRule("BatchNormalization", batch_norm), OnnxRule("InstanceNormalization", instance_norm),
+    OnnxRule("PRelu", prelu), OnnxRule("DepthToSpace", depth_to_space), OnnxRule("SpaceToDepth", space_to_depth),
+    OnnxRule("Trilu", trilu), OnnxRule("LpNormalization", lp_normalization),
+)  # fmt: skip
