@@ -1,11 +1,12 @@
 """Contractions: matrix product and convolution (channels last) on the matrix unit, depthwise ones on the vector unit.
 
-Operand 1 comes packed (graph.pack): its last dim e is the pair, extent 2 for bf16 and 1 for f32. Before the pass that packs
-(`packed` false) that dim is absent: [..., K, N]; depthwise weights have none in either case.
+Operand 1 comes packed (graph.pack): its last dim e is the pair, extent 2 for bf16 and 1 for f32. Before the pass that
+packs (`packed` false) that dim is absent: [..., K, N]; depthwise weights have none in either case.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from d1c.ir.structured import Dim, Entry, Structured
 from d1c.ir.types import TensorType, Type
 from d1c.ops.graph.family import accumulator, broadcast_map, broadcast_shape, tensors
 from d1c.ops.opdef import OpDef, register
+from d1c.target.numerics import slices
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +35,6 @@ class MatmulAttrs:
     """`packed`: whether operand 1 has its pair dim."""
 
     packed: bool = False
-
-
-def canonical_slice(extent: int, total: int, multiple: int = 4) -> int:
-    """The length of N5's slices of a reduce dim of `extent` where the whole reduction has `total` terms."""
-    parts = 1
-    while parts < 16 and parts * 2 * 64 <= total:
-        parts *= 2
-    return multiple * -(-extent // (multiple * parts))
 
 
 def windows(
@@ -147,7 +141,7 @@ def _conv_structure(types: tuple[Type, ...], attrs: ConvAttrs, results: tuple[Ty
         Entry(((first - 1, 1),)),
         *((Entry(((c + 1, 1),)),) if attrs.packed else ()),
     )
-    cut = canonical_slice(per, per * int(np.prod(taps))) // e
+    cut = slices(per * math.prod(taps), per)[1] // e
     return Structured(dims, "mac", (a, b), (0.0, None), 2, c, cut)
 
 
@@ -174,7 +168,7 @@ def _matmul_structure(types: tuple[Type, ...], attrs: MatmulAttrs, results: tupl
     rows = (*broadcast_map(a.shape[:-2], r), Entry(((m, 1),)), Entry(((k, width), (e, 1))))
     packed = (*broadcast_map(b.shape[:-3], r), Entry(((k, 1),)), Entry(((n, 1),)))
     packed += (Entry(((e, 1),)),) if attrs.packed else ()
-    cut = canonical_slice(a.shape[-1], a.shape[-1]) // width
+    cut = slices(a.shape[-1], a.shape[-1])[1] // width
     return Structured(dims, "mac", (rows, packed), (0.0, None), 2, k, cut)
 
 

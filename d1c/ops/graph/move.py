@@ -85,7 +85,7 @@ def _concat_structure(types: tuple[Type, ...], attrs: ConcatAttrs, results: tupl
     return Structured(parallel_dims(out.shape), "map", tuple(maps), (0.0,) * len(maps), 0)
 
 
-def _or_bits(b: Any, attrs: Any, *values: Any) -> Any:
+def or_bits(b: Any, attrs: Any, *values: Any) -> Any:
     """Bitwise or; of operands of which all but one are 0."""
     if b.type_of(values[0]) != "f32":
         out = values[0]
@@ -173,7 +173,7 @@ register(OpDef(
     doc="A constant border.",
 ))  # fmt: skip
 register(OpDef(
-    "graph.concat", "map", _concat_infer, ConcatAttrs, _concat_eval, body=_or_bits, structure=_concat_structure,
+    "graph.concat", "map", _concat_infer, ConcatAttrs, _concat_eval, body=or_bits, structure=_concat_structure,
     cases=(_concat_case(np.float32), _concat_case(np.int64)), doc="Operands one after another along `axis`.",
 ))  # fmt: skip
 register(OpDef(

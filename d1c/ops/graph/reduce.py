@@ -11,12 +11,12 @@ import numpy as np
 
 from d1c.ir.structured import Dim, Entry, Structured
 from d1c.ir.types import TensorType, Type
-from d1c.ops.graph.contract import canonical_slice, spatial_dims, tap_dims, window_entries, windows
+from d1c.ops.graph.contract import spatial_dims, tap_dims, window_entries, windows
 from d1c.ops.graph.family import accumulator, tensors
 from d1c.ops.opdef import OpDef, register
 from d1c.target.dtypes import F32
-
-LANES = 16
+from d1c.target.nest_numpy import LANES
+from d1c.target.numerics import slices
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ def _reduce_structure(kind: str) -> Callable[..., Structured]:
         lanes = axes[-1] == len(x.shape) - 1
         cut = len(dims) - 1 if lanes else rank
         total = math.prod(x.shape[a] for a in axes)
-        length = canonical_slice(dims[cut].extent, total, LANES if lanes else 4)
+        length = slices(total, dims[cut].extent, LANES if lanes else 4)[1]
         read = tuple(Entry(((number[i], 1),)) for i in range(len(x.shape)))
         return Structured(tuple(dims), kind, (read,), (None,), 1, cut, length, lanes)
 
