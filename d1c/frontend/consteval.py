@@ -20,9 +20,10 @@ Arrays = Sequence[np.ndarray | None]
 
 # Never folded: random values, training, and ops of which the reference evaluator is wrong on old opsets.
 _NOT_FOLDED = frozenset(
-    "Bernoulli RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Dropout BatchNormalization Softmax "
-    "LogSoftmax Hardmax If Loop Scan Optional OptionalGetElement OptionalHasElement SequenceConstruct SequenceEmpty SequenceAt "
-    "SequenceInsert SequenceErase SequenceLength SequenceMap SplitToSequence ConcatFromSequence ImageDecoder StringConcat "
+    "Bernoulli RandomNormal RandomNormalLike RandomUniform RandomUniformLike Multinomial Dropout "
+    "BatchNormalization Softmax LogSoftmax Hardmax If Loop Scan Optional OptionalGetElement "
+    "OptionalHasElement SequenceConstruct SequenceEmpty SequenceAt SequenceInsert SequenceErase "
+    "SequenceLength SequenceMap SplitToSequence ConcatFromSequence ImageDecoder StringConcat "
     "StringNormalizer StringSplit RegexFullMatch TfIdfVectorizer LabelEncoder".split()
 )
 
@@ -33,7 +34,7 @@ def foldable(node: onnx.NodeProto) -> bool:
 
 
 def evaluate(node: onnx.NodeProto, inputs: Arrays, opsets: dict[str, int]) -> tuple[np.ndarray, ...]:
-    """The node's outputs from its inputs (None where an optional one is left out). Raises ImportFailed naming the node."""
+    """The node's outputs from its inputs (None: an optional one left out). Raises ImportFailed with its name."""
     try:
         with np.errstate(all="ignore"):
             if node.op_type in _NUMPY:
@@ -44,7 +45,9 @@ def evaluate(node: onnx.NodeProto, inputs: Arrays, opsets: dict[str, int]) -> tu
         raise
     except Exception as error:  # numpy and the reference raise whatever they like on inputs that break an op's rules
         raise ImportFailed(
-            f"{node.op_type} on constants fails: {type(error).__name__}: {error}", where=node.name, rule="ONNX's definition of the op"
+            f"{node.op_type} on constants fails: {type(error).__name__}: {error}",
+            where=node.name,
+            rule="ONNX's definition of the op",
         ) from error
     arrays = result if isinstance(result, tuple) else (result,)
     return tuple(np.asarray(a) for a in arrays)
@@ -55,7 +58,8 @@ def _reference(node: onnx.NodeProto, inputs: Arrays, opsets: dict[str, int]) -> 
 
     feeds = {name: a for name, a in zip(node.input, inputs, strict=True) if a is not None}
     infos = [
-        onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in feeds.items()
+        onnx.helper.make_tensor_value_info(n, onnx.helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
+        for n, a in feeds.items()
     ]
     outputs = [onnx.ValueInfoProto(name=n) for n in node.output if n]
     graph = onnx.helper.make_graph([node], "one", infos, outputs)
@@ -134,7 +138,9 @@ def squeezed(shape: tuple[int, ...], axes: Sequence[int] | None, where: str) -> 
         return tuple(d for d in shape if d != 1)
     gone = {normal_axis(int(a), len(shape), where) for a in axes}
     if any(shape[a] != 1 for a in gone):
-        raise ImportFailed(f"Squeeze of axes {sorted(gone)} of shape {list(shape)}", where=where, rule="they have size 1")
+        raise ImportFailed(
+            f"Squeeze of axes {sorted(gone)} of shape {list(shape)}", where=where, rule="they have size 1"
+        )
     return tuple(d for i, d in enumerate(shape) if i not in gone)
 
 
@@ -233,7 +239,7 @@ def _transpose(node: onnx.NodeProto, x: Arrays, opset: int) -> np.ndarray:
 def _range(node: onnx.NodeProto, x: Arrays, opset: int) -> np.ndarray:
     start, limit, delta = _present(x)
     count = max(0, math.ceil((limit.item() - start.item()) / delta.item()))
-    return (start + np.arange(count) * delta).astype(start.dtype)
+    return np.asarray(start + np.arange(count) * delta).astype(start.dtype)
 
 
 def _expand(node: onnx.NodeProto, x: Arrays, opset: int) -> np.ndarray:
@@ -253,9 +259,11 @@ def _plain(function: Callable[..., Any]) -> Callable[[onnx.NodeProto, Arrays, in
 _NUMPY: dict[str, Callable[[onnx.NodeProto, Arrays, int], Any]] = {
     "Add": _plain(np.add), "Sub": _plain(np.subtract), "Mul": _plain(np.multiply), "Div": _plain(divide),
     "Neg": _plain(np.negative), "Sqrt": _plain(np.sqrt), "Exp": _plain(np.exp), "Equal": _plain(np.equal),
-    "Less": _plain(np.less), "Greater": _plain(np.greater), "Not": _plain(np.logical_not), "And": _plain(np.logical_and),
-    "Or": _plain(np.logical_or), "Where": _plain(np.where), "Identity": _plain(np.asarray), "Floor": _plain(np.floor),
-    "Ceil": _plain(np.ceil), "Cast": _cast, "Slice": _slice, "Concat": _concat, "ConstantOfShape": _constant_of_shape,
+    "Less": _plain(np.less), "Greater": _plain(np.greater), "Not": _plain(np.logical_not),
+    "And": _plain(np.logical_and), "Or": _plain(np.logical_or), "Where": _plain(np.where),
+    "Identity": _plain(np.asarray),
+    "Floor": _plain(np.floor), "Ceil": _plain(np.ceil), "Cast": _cast, "Slice": _slice,
+    "Concat": _concat, "ConstantOfShape": _constant_of_shape,
     "Reshape": _reshape, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze, "Gather": _gather, "Transpose": _transpose,
     "Range": _range, "Expand": _expand,
     "Constant": lambda node, x, opset: constant_value(node),

@@ -105,7 +105,7 @@ class ImportContext:
         return self._arrays[value]
 
     def static(self, node: onnx.NodeProto, index: int, what: str) -> np.ndarray | None:
-        """The data of operand `index` (None if left out), which the compiler must know. Raises UnsupportedOp if it does not."""
+        """The data of operand `index` (None if left out), which must be known. Raises UnsupportedOp if it is not."""
         value = self.input(node, index)
         if value is None:
             return None
@@ -130,7 +130,7 @@ class ImportContext:
     def emit(self, name: str, operands: Sequence[Value | None], attrs: Any = None, **fields: Any) -> Any:
         """Append op `name`; its attributes are `attrs` or the row's dataclass made of `fields`.
 
-        Returns its result, or the tuple of results if there are several. Raises TypeMismatch if the row refuses the operands.
+        Returns its result, or the tuple of several. Raises TypeMismatch if the row refuses the operands.
         """
         row = opdef(name)
         values = tuple(v for v in operands if v is not None)
@@ -154,8 +154,14 @@ class ImportContext:
         """`value` row-major as `shape`."""
         shape = tuple(int(d) for d in shape)
         if value in self._arrays:
-            return value if tensor(value).shape == shape else self.const(self._arrays[value].reshape(shape), self._names.get(value, ""))
-        while (op := self._producers.get(value)) and (op.name == "graph.reshape" or (op.name == "graph.transpose" and _keeps_order(op))):
+            return (
+                value
+                if tensor(value).shape == shape
+                else self.const(self._arrays[value].reshape(shape), self._names.get(value, ""))
+            )
+        while (op := self._producers.get(value)) and (
+            op.name == "graph.reshape" or (op.name == "graph.transpose" and _keeps_order(op))
+        ):
             value = op.operands[0]
         return value if tensor(value).shape == shape else self._one(self.emit("graph.reshape", [value], shape=shape))
 
@@ -235,7 +241,9 @@ class ImportContext:
             for r in op.results:
                 renamed[r] = Value(r.type, _identifier(self._names.get(r, r.name)))
             ops.append(
-                replace(op, operands=tuple(renamed[v] for v in op.operands), results=tuple(renamed[r] for r in op.results))
+                replace(
+                    op, operands=tuple(renamed[v] for v in op.operands), results=tuple(renamed[r] for r in op.results)
+                )
             )
         ops.append(Op("graph.return", tuple(renamed[r] for r in results)))
         names = {op.attrs.name for op in ops if op.name == "graph.const"}
@@ -259,5 +267,3 @@ def _keeps_order(op: Op) -> bool:
 def _identifier(name: str) -> str:
     """The name with what the text form does not allow in a value's name replaced."""
     return re.sub(r"[^A-Za-z0-9_]+", "_", name).strip("_")
-
-

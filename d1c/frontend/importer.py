@@ -35,8 +35,8 @@ def import_onnx(
 
     shapes  whole input shapes by name, which win over the file. dims: values of symbolic dimensions.
     freeze  inputs that become constants (shapes, axes or scales that the model takes as inputs).
-    Module.attrs: "outputs" names of the results, "folded" how many nodes were evaluated at import, "folded_bytes" the size
-    of what they gave. main's arguments carry the names of the model's inputs.
+    Module.attrs: "outputs" names of the results, "folded" how many nodes were evaluated at import, "folded_bytes" the
+    size of what they gave. main's arguments carry the names of the model's inputs.
     Raises ImportFailed, UnsupportedOp (all unknown nodes at once), ShapeUnbound (all dimensions at once), TypeMismatch.
     """
     loaded = load_model(model)
@@ -151,7 +151,9 @@ class _Import:
         if node.op_type in _SHAPE_OPS:
             shape = tensor(_some(operands[0])).shape
             arrays: tuple[np.ndarray, ...] = (
-                consteval.shape_value(node, shape) if node.op_type == "Shape" else np.array(np.prod(shape, dtype=np.int64)),
+                consteval.shape_value(node, shape)
+                if node.op_type == "Shape"
+                else np.array(np.prod(shape, dtype=np.int64)),
             )
         elif consteval.foldable(node) and all(v is None or cx.is_const(v) for v in operands) and not _has_graph(node):
             arrays = consteval.evaluate(node, [None if v is None else cx.array(v) for v in operands], self.opsets)

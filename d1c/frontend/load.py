@@ -33,8 +33,8 @@ class Loaded:
 
 
 def load_model(model: str | Path | bytes | onnx.ModelProto) -> Loaded:
-    """Read and check `model`. Raises ImportFailed: no such file, not ONNX, truncated, missing or escaping external data,
-    a node without a producer, a cycle."""
+    """Read and check `model`. Raises ImportFailed: no such file, not ONNX, truncated, external data missing or
+    outside the folder, a node without a producer, a cycle."""
     folder: Path | None = None
     if isinstance(model, (str, Path)):
         path = Path(model)
@@ -49,7 +49,9 @@ def load_model(model: str | Path | bytes | onnx.ModelProto) -> Loaded:
     else:
         proto = _decode(bytes(model), "the given bytes")
     if not proto.HasField("graph"):
-        raise ImportFailed("the file holds no graph", rule="an ONNX model has one graph", remedy="export the model again")
+        raise ImportFailed(
+            "the file holds no graph", rule="an ONNX model has one graph", remedy="export the model again"
+        )
     if proto.functions:
         from onnx import inliner
 
@@ -70,7 +72,8 @@ def _decode(data: bytes, what: str) -> onnx.ModelProto:
         remedy="give a .onnx file; TensorFlow, PyTorch and other models are exported to ONNX first",
     )
     try:
-        proto = onnx.ModelProto.FromString(data)
+        proto = onnx.ModelProto()
+        proto.ParseFromString(data)
     except DecodeError as error:
         if data.startswith(_IR_VERSION_TAG):
             raise ImportFailed(
@@ -154,7 +157,7 @@ def outer_names(node: onnx.NodeProto) -> Iterator[str]:
     """Every tensor that the node reads, those that its subgraphs take from outside included; empty names left out."""
     yield from (name for name in node.input if name)
     for a in node.attribute:
-        for graph in ([a.g] if a.type == onnx.AttributeProto.GRAPH else a.graphs):
+        for graph in [a.g] if a.type == onnx.AttributeProto.GRAPH else a.graphs:
             inner = {i.name for i in graph.input} | {t.name for t in graph.initializer}
             inner |= {o for n in graph.node for o in n.output}
             for n in graph.node:
@@ -172,7 +175,9 @@ def sort_nodes(graph: onnx.GraphProto, known: set[str]) -> tuple[onnx.NodeProto,
     for i, node in enumerate(graph.node):
         for name in node.output:
             if name and producer.setdefault(name, i) != i:
-                raise ImportFailed(f"two nodes produce tensor {name!r}", where=node.name, rule="one producer per tensor")
+                raise ImportFailed(
+                    f"two nodes produce tensor {name!r}", where=node.name, rule="one producer per tensor"
+                )
     needs: dict[int, list[int]] = {}
 
     def producers(names: Iterator[str], where: str) -> list[int]:

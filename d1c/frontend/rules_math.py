@@ -111,7 +111,7 @@ def _log_sum_exp(cx: ImportContext, x: Value, axes: tuple[int, ...], keepdims: b
 
 
 def _softmax_parts(cx: ImportContext, node: onnx.NodeProto) -> tuple[Value, tuple[int, ...]]:
-    """The operand and the axes that one distribution spans: before opset 13 all from `axis` on, since then `axis` alone."""
+    """The operand and the axes that one distribution spans: before opset 13 all from `axis` on, then it alone."""
     x = given(cx, node)
     rank = len(tensor(x).shape)
     axis = cx.attr(node, "axis", -1 if cx.opset >= 13 else 1)
@@ -257,7 +257,9 @@ def modulo(cx: ImportContext, node: onnx.NodeProto) -> Any:
 def elu(cx: ImportContext, node: onnx.NodeProto) -> Any:
     """x < 0: alpha (exp(x) - 1), otherwise x."""
     x = given(cx, node)
-    below = cx.emit("graph.sub", [cx.emit("graph.exp", [cx.emit("graph.clip", [x], lo=None, hi=0.0)]), cx.scalar(1.0, x)])
+    below = cx.emit(
+        "graph.sub", [cx.emit("graph.exp", [cx.emit("graph.clip", [x], lo=None, hi=0.0)]), cx.scalar(1.0, x)]
+    )
     bent = cx.emit("graph.mul", [below, cx.scalar(cx.attr(node, "alpha", 1.0), x)])
     return cx.emit("graph.where", [cx.emit("graph.less", [x, cx.scalar(0.0, x)]), bent, x])
 
@@ -276,7 +278,8 @@ def softsign(cx: ImportContext, node: onnx.NodeProto) -> Any:
 
 
 RULES = (
-    OnnxRule("MatMul", matmul), OnnxRule("Gemm", gemm), OnnxRule("Softmax", softmax), OnnxRule("LogSoftmax", log_softmax),
+    OnnxRule("MatMul", matmul), OnnxRule("Gemm", gemm), OnnxRule("Softmax", softmax),
+    OnnxRule("LogSoftmax", log_softmax),
     OnnxRule("LayerNormalization", layer_norm), OnnxRule("Gelu", gelu), OnnxRule("Gelu", gelu, domain="com.microsoft"),
     OnnxRule("Clip", clip), OnnxRule("Pow", power), OnnxRule("Cast", cast), OnnxRule("CastLike", cast_like),
     OnnxRule("Max", _fold_operands("graph.max")), OnnxRule("Min", _fold_operands("graph.min")),
@@ -288,7 +291,8 @@ RULES = (
     OnnxRule("ReduceMax", _reduction(lambda cx, x, axes, keep: reduce(cx, "max", x, axes, keep))),
     OnnxRule("ReduceMin", _reduction(lambda cx, x, axes, keep: reduce(cx, "min", x, axes, keep))),
     OnnxRule("ReduceSumSquare", _reduction(lambda cx, x, axes, keep: reduce(cx, "sum", _square(cx, x), axes, keep))),
-    OnnxRule("ReduceL1", _reduction(lambda cx, x, axes, keep: reduce(cx, "sum", cx.emit("graph.abs", [x]), axes, keep))),
+    OnnxRule("ReduceL1", _reduction(
+        lambda cx, x, axes, keep: reduce(cx, "sum", cx.emit("graph.abs", [x]), axes, keep))),
     OnnxRule("ReduceL2", _reduction(
         lambda cx, x, axes, keep: cx.emit("graph.sqrt", [reduce(cx, "sum", _square(cx, x), axes, keep)]))),
     OnnxRule("ReduceLogSum", _reduction(

@@ -1,4 +1,4 @@
-"""Rules of convolution, pooling and batch normalisation: ONNX's channels-first nodes as channels-last ops between transposes.
+"""Rules of convolution, pooling and batch normalisation: channels-first nodes as channels-last ops between transposes.
 
 The transposes cancel against those of the neighbours, here where they touch and in the pass that sinks them elsewhere.
 """
@@ -121,12 +121,16 @@ def _even_groups(cx: ImportContext, x: Value, w: Value, groups: int, per: int) -
     return x, cx.emit("graph.pad", [w], lo=(0,) * rank, hi=hi, value=0.0)
 
 
+def _pool(cx: ImportContext, name: str, x: Value, win: Window) -> Value:
+    last = to_last(cx, x)
+    out: Value = cx.emit(name, [last], kernel=win.kernel, strides=win.strides, pads=win.pads, dilations=win.dilations)
+    return out
+
+
 def max_pool(cx: ImportContext, node: onnx.NodeProto) -> Value:
     x = given(cx, node)
     win = window(cx, node, tensor(x).shape[2:], cx.attr(node, "kernel_shape"))
-    y = cx.emit(
-        "graph.max_pool", [to_last(cx, x)], kernel=win.kernel, strides=win.strides, pads=win.pads, dilations=win.dilations
-    )  # fmt: skip
+    y = _pool(cx, "graph.max_pool", x, win)
     return to_first(cx, cx.cast(y, tensor(x).dtype))
 
 
@@ -136,9 +140,7 @@ def average_pool(cx: ImportContext, node: onnx.NodeProto) -> Value:
     x = given(cx, node)
     r = len(tensor(x).shape) - 2
     win = window(cx, node, tensor(x).shape[2:], cx.attr(node, "kernel_shape"))
-    y = cx.emit(
-        "graph.sum_pool", [to_last(cx, x)], kernel=win.kernel, strides=win.strides, pads=win.pads, dilations=win.dilations
-    )  # fmt: skip
+    y = _pool(cx, "graph.sum_pool", x, win)
     padded = bool(cx.attr(node, "count_include_pad", 0))
     stated = cx.attr(node, "pads") or win.pads
     if cx.attr(node, "auto_pad", "NOTSET") != "NOTSET":
@@ -222,7 +224,7 @@ def prelu(cx: ImportContext, node: onnx.NodeProto) -> Value:
     x, slope = given(cx, node), given(cx, node, 1)
     last, is_last = _per_channel(cx, x)
     rank, shape = len(tensor(x).shape), tensor(slope).shape
-    if is_last and rank > 2 and (len(shape) == rank - 1 or len(shape) == rank and shape[0] == 1):
+    if is_last and rank > 2 and (len(shape) == rank - 1 or (len(shape) == rank and shape[0] == 1)):
         aligned = cx.reshape(slope, (1,) * (rank - len(shape)) + shape)
         y: Value = cx.emit("graph.prelu", [last, to_last(cx, aligned)])
         return to_first(cx, y)

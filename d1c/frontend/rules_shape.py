@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -144,7 +145,7 @@ def take(cx: ImportContext, x: Value, axis: int, at: Sequence[int]) -> Value | N
     """The elements `at` of `axis` as slices; None where that would need too many."""
     if not at:
         return cx.part(x, axis, 0, 0)
-    steps = {b - a for a, b in zip(at, at[1:], strict=False)}
+    steps = {b - a for a, b in pairwise(at)}
     if len(steps) <= 1 and steps != {0}:
         return cx.part(x, axis, at[0], len(at), steps.pop() if steps else 1)
     if len(at) <= _GATHER_PARTS:
@@ -181,14 +182,19 @@ def pad(cx: ImportContext, node: onnx.NodeProto) -> Value:
             before, after = [cx.part(x, a, 0, 1)] * lo[a], [cx.part(x, a, n - 1, 1)] * hi[a]
         elif mode == "reflect":
             if max(lo[a], hi[a]) >= n:
-                raise cx.refuse(f"Pad reflect by {max(lo[a], hi[a])} of an extent of {n}", rule="reflect pads are shorter than the extent")
+                raise cx.refuse(
+                    f"Pad reflect by {max(lo[a], hi[a])} of an extent of {n}",
+                    rule="reflect pads are shorter than the extent",
+                )
             before = [cx.part(x, a, lo[a], lo[a], -1)] if lo[a] else []
             after = [cx.part(x, a, n - 2, hi[a], -1)] if hi[a] else []
         elif mode == "wrap" and max(lo[a], hi[a]) <= n:
             before = [cx.part(x, a, n - lo[a], lo[a])] if lo[a] else []
             after = [cx.part(x, a, 0, hi[a])] if hi[a] else []
         else:
-            raise cx.refuse(f"Pad mode {mode!r} in this form", rule="modes: constant, edge, reflect, wrap by at most the extent")
+            raise cx.refuse(
+                f"Pad mode {mode!r} in this form", rule="modes: constant, edge, reflect, wrap by at most the extent"
+            )
         x = cx.concat([*before, x, *after], a)
     return x
 
@@ -269,7 +275,8 @@ def _repeat(cx: ImportContext, x: Value, axis: int, at: list[int]) -> Value:
 
 
 RULES = (
-    OnnxRule("Identity", identity), OnnxRule("Dropout", dropout), OnnxRule("Reshape", reshape), OnnxRule("Flatten", flatten),
+    OnnxRule("Identity", identity), OnnxRule("Dropout", dropout), OnnxRule("Reshape", reshape),
+    OnnxRule("Flatten", flatten),
     OnnxRule("Squeeze", squeeze), OnnxRule("Unsqueeze", unsqueeze), OnnxRule("Transpose", transpose),
     OnnxRule("Expand", expand), OnnxRule("Tile", tile, 6), OnnxRule("Concat", concat), OnnxRule("Split", split),
     OnnxRule("Slice", slice_), OnnxRule("Gather", gather), OnnxRule("Pad", pad), OnnxRule("Resize", resize, 10),

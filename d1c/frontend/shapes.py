@@ -13,7 +13,8 @@ from d1c.target.dtypes import DType, dtype
 ELEMENT_TYPES: Mapping[int, str] = {
     onnx.TensorProto.FLOAT: "f32", onnx.TensorProto.DOUBLE: "f64", onnx.TensorProto.FLOAT16: "f16",
     onnx.TensorProto.BFLOAT16: "bf16", onnx.TensorProto.BOOL: "bool",
-    onnx.TensorProto.INT64: "i64", onnx.TensorProto.INT32: "i32", onnx.TensorProto.INT16: "i16", onnx.TensorProto.INT8: "i8",
+    onnx.TensorProto.INT64: "i64", onnx.TensorProto.INT32: "i32", onnx.TensorProto.INT16: "i16",
+    onnx.TensorProto.INT8: "i8",
     onnx.TensorProto.UINT64: "u64", onnx.TensorProto.UINT32: "u32", onnx.TensorProto.UINT16: "u16",
     onnx.TensorProto.UINT8: "u8",
 }  # fmt: skip
