@@ -1,0 +1,132 @@
+"""The passes by name and the order in which they run: the only place where order is written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+from d1c.errors import UsageError
+from d1c.ir.core import Module
+from d1c.ir.verify import verify
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One pass. `run` is (module, **options) -> Module, `options` what it takes, `doc` its module's docstring."""
+
+    name: str
+    level_in: str
+    level_out: str
+    options: tuple[str, ...] = ()
+
+    @property
+    def run(self) -> Callable[..., Module]:
+        run: Callable[..., Module] = self._module.run
+        return run
+
+    @property
+    def doc(self) -> str:
+        return (self._module.__doc__ or "").strip()
+
+    @property
+    def summary(self) -> str:
+        """The first line of the docstring."""
+        return self.doc.partition("\n")[0]
+
+    @property
+    def _module(self) -> Any:
+        return import_module("d1c.passes." + self.name.replace("-", "_"))
+
+
+PASSES: dict[str, Pass] = {
+    p.name: p
+    for p in (
+        Pass("fold-constants", "graph", "graph"),
+        Pass("simplify-views", "graph", "graph"),
+        Pass("sink-transposes", "graph", "graph"),
+        Pass("fold-batchnorm", "graph", "graph"),
+        Pass("fuse", "graph", "graph"),
+        Pass("precision", "graph", "graph", ("policy",)),
+        Pass("pack-operands", "graph", "graph"),
+    )
+}
+
+PIPELINE: tuple[str, ...] = (
+    "fold-constants",
+    "simplify-views",
+    "sink-transposes",  # before fold-batchnorm, which looks for channels in the last dim
+    "fold-batchnorm",
+    "fuse",
+    "precision",  # after fuse: what a group stores is rounded, what stays inside is not
+    "pack-operands",  # after precision: pairs are bf16's
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PassReport:
+    """`seconds` of the pass, `verify_seconds` of the verifier behind it (and before the first), `ops` of main."""
+
+    name: str
+    seconds: float
+    verify_seconds: float
+    ops: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    module: Module
+    reports: tuple[PassReport, ...] = field(default=())
+
+
+def run_pipeline(
+    module: Module,
+    names: Sequence[str] = PIPELINE,
+    *,
+    options: Mapping[str, Any] | None = None,
+    stop_after: str | None = None,
+    print_after: Collection[str] = (),
+    on_print: Callable[[str, Module], None] | None = None,
+    on_start: Callable[[str], None] | None = None,
+) -> Lowered:
+    """Run passes in order, the verifier before the first and after each.
+
+    options      for every pass that names them, e.g. {"policy": "bf16"}.
+    stop_after   the last pass to run.
+    print_after  passes (or "all") after which `on_print` gets (pass name, module).
+    on_start     gets each pass's name before it runs (progress).
+    Raises UsageError for an unknown pass or one at the wrong level, VerifyError where a module is not valid.
+    """
+    asked = (*names, *([stop_after] if stop_after else []), *(n for n in print_after if n != "all"))
+    unknown = [n for n in asked if n not in PASSES]
+    if unknown:
+        raise UsageError(f"unknown pass {unknown[0]!r}", rule=f"passes are {', '.join(PASSES)}")
+    started = time.perf_counter()
+    verify(module)
+    verified = time.perf_counter() - started
+    reports = []
+    for name in names:
+        chosen = PASSES[name]
+        if module.level != chosen.level_in:
+            raise UsageError(
+                f"pass {name} takes a {chosen.level_in} module, this one is at level {module.level}",
+                remedy=f"order: {', '.join(names)}",
+            )
+        if on_start:
+            on_start(name)
+        run = partial(chosen.run, **{k: v for k, v in (options or {}).items() if k in chosen.options})
+        started = time.perf_counter()
+        module = run(module)
+        done = time.perf_counter()
+        verify(module, after=name)
+        verified += time.perf_counter() - done
+        reports.append(PassReport(name, done - started, verified, len(module.functions[0].block.ops)))
+        verified = 0.0
+        if on_print and (name in print_after or "all" in print_after):
+            on_print(name, module)
+        if name == stop_after:
+            break
+    return Lowered(module, tuple(reports))

@@ -1,0 +1,34 @@
+"""The Before/After examples in the passes' docstrings are executed."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+
+import pytest
+
+from d1c.ir.text import parse
+from d1c.ir.verify import verify
+from d1c.pipeline import PASSES, PIPELINE
+
+EXAMPLE = re.compile(r"^Before:\n((?:    .*\n|\n)+?)\nAfter:\n((?:    .*\n|\n)+?)(?=\n?^\S|\Z)", re.M)
+OPTIONS = {"precision": {"policy": "bf16"}}
+GRAPH = [p for p in PASSES.values() if p.level_in == p.level_out == "graph"]
+
+
+@pytest.mark.parametrize("chosen", GRAPH, ids=lambda p: p.name)
+def test_example_of_the_docstring(chosen) -> None:
+    examples = EXAMPLE.findall(chosen.doc + "\n")
+    assert examples, f"{chosen.name} has no Before/After example"
+    for before, after in examples:
+        module = parse(textwrap.dedent(before))
+        verify(module)
+        result = chosen.run(module, **OPTIONS.get(chosen.name, {}))
+        verify(result, after=chosen.name)
+        assert str(result).strip() == textwrap.dedent(after).strip()
+
+
+def test_the_pipeline_names_passes_and_their_levels_meet() -> None:
+    steps = [PASSES[name] for name in PIPELINE]
+    assert all(a.level_out == b.level_in for a, b in zip(steps, steps[1:], strict=False))
+    assert all(p.summary for p in steps)
