@@ -241,3 +241,29 @@ def test_integers_wrap_and_accumulate() -> None:
     packed = np.array([3, 5], np.int8).reshape(1, 1, 2)
     y = run("graph.matmul", MatmulAttrs(True), np.array([[100, 100]], np.int8), packed)
     assert tensor(y).dtype == I32 and y.tolist() == [[800]]
+
+
+def _group(*names: str) -> Op:
+    """graph.fused over f32 [2, 2] tensors: unary ops and matmuls in a chain."""
+    t = TensorType((2, 2), F32)
+    args = (Value(t), Value(t))
+    ops, last = [], args[0]
+    for name in names:
+        out = Value(t)
+        operands = (last, args[1]) if name == "graph.matmul" else (last,)
+        ops.append(Op(name, operands, MatmulAttrs() if name == "graph.matmul" else NO_ATTRS, (out,)))
+        last = out
+    block = Block(args, (*ops, Op("graph.yield", (last,))))
+    return Op("graph.fused", (Value(t), Value(t)), FusedAttrs("f32"), (Value(t),), (block,))
+
+
+def test_fused_groups_have_one_anchor() -> None:
+    check = opdef("graph.fused").facts["check"]
+    check(_group("graph.matmul", "graph.relu"))
+    for names, message in (
+        (("graph.relu", "graph.matmul"), "only reductions may"),
+        (("graph.matmul", "graph.relu", "graph.matmul"), "one anchor"),
+        (("graph.copy",), "cannot be part"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            check(_group(*names))
