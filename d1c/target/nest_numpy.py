@@ -15,7 +15,7 @@ import numpy as np
 
 from d1c.target.dtypes import dtype
 from d1c.target.kernel import COMPUTE_TYPE, Body, Loop, Nest, Operand
-from d1c.target.vector import TYPES, execute, fma_f32, fma_short, round_to, run_body, widen
+from d1c.target.vector import TINY, TYPES, execute, flush, fma_f32, fma_short, round_to, run_body, widen
 
 T = TypeVar("T")
 
@@ -248,10 +248,25 @@ def _products(call: _Call, lo: int, hi: int) -> np.ndarray:
     """mac and fma: acc = a * b + acc from +0."""
     nest, acc = call.nest, _start(call.nest)
     short = nest.operands[0].dtype in _SHORT and nest.operands[1].dtype in _SHORT
+    plain = short and _never_tiny(call)
     pair = len(nest.loops) - 1 if nest.kind == "mac" else None
     for index in _iterations(nest, call.trips, lo, hi, pair, nest.kind == "mac"):
+        if plain:
+            with np.errstate(all="ignore"):
+                a = flush(call.value(0, index)).astype(np.float64)
+                acc = (a * flush(call.value(1, index)) + acc).astype(np.float32)
+            continue
         acc = _multiply_add(call.value(0, index), call.value(1, index), acc, short)
     return acc
+
+
+def _never_tiny(call: _Call) -> bool:
+    """Whether no sum of products of the two operands can be flushed: every product is a multiple of 2^-126."""
+    least = 1.0
+    for x in call.operands[:2]:
+        magnitude = np.abs(flush(widen(x)).astype(np.float64))
+        least *= float(np.min(magnitude, initial=1.0, where=magnitude > 0))
+    return least >= TINY * 2.0**20  # bf16 and f16 have at most 10 bits behind the first
 
 
 def _sum(call: _Call, lo: int, hi: int) -> np.ndarray:

@@ -168,7 +168,7 @@ def _sine(b: Builder[V], x: V, shift: int) -> V:
 
 
 def sin(b: Builder[V], x: V) -> V:
-    """sin x: absolute error 2e-7 for |x| < 2^16, growing to 2^22; beyond, the result is 0, 1 or -1 (on every engine)."""
+    """sin x: absolute error 2e-7 for |x| < 2^16, growing to 2^22; beyond, the result is 0, 1 or -1."""
     return b.select(b.lt(b.abs(x), 0.0004), b.mul(x, 1.0), _sine(b, x, 0))
 
 
