@@ -106,3 +106,12 @@ def test_missing() -> None:
         machine("/nowhere/x.toml")
     with pytest.raises(UsageError, match="'name' is missing"):
         Machine.from_dict({k: v for k, v in machine("test").to_dict().items() if k != "name"})
+
+
+def test_the_page_lists_every_number_with_its_source() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "machine.md").read_text(encoding="utf-8")
+    rows = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    for f in dataclasses.fields(Machine):
+        assert f.metadata["doc"] in rows[f.name] and f.metadata["source"] in rows[f.name], f.name
+        if type(f.default) is int:
+            assert f"| {f.default:,} |" in rows[f.name], f.name
