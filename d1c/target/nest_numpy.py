@@ -157,7 +157,9 @@ def run_nest(
 ) -> None:  # fmt: skip
     """Run a kernel: writes into `out`. `out` and `operands` are one-dimensional and start at their base address, of the
     storage type that the nest names (or of another with equal width); tables hold u32 element offsets; `trips` has one
-    count a loop. Raises IndexError for an address outside an array."""
+    count a loop. Raises IndexError for an address outside an array, ValueError for a term that the kind cannot have."""
+    if nest.term is not None and nest.kind in ("map", "mac", "fma", "or", "lookup"):
+        raise ValueError(f"a kernel of kind {nest.kind} has no term")
     if 0 in [int(t) for t in trips[: nest.parallel]]:
         return
     call = _Call(nest, operands, tables, trips)
