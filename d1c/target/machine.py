@@ -29,6 +29,7 @@ _UARCH = "Hot Chips 34 uarch deck (Tesla)"
 _SYSTEM = "Hot Chips 34 system deck (Tesla)"
 _MICRO = "IEEE Micro 43(3), The Microarchitecture of DOJO (Tesla)"
 _CHIPS = "Chips and Cheese on Hot Chips 34"
+_NOTES = "Hot Chips 34 slides, through public notes"
 _AIDAY = "SemiAnalysis on Tesla AI Day 2021"
 
 
@@ -129,15 +130,13 @@ class Machine:
     )
 
     # Network
-    link_bytes_per_cycle: int = _n(64, "B/cycle", f"{_UARCH}: 64 B packets, conflict noted", "one mesh link, each way")
-    packet_bytes: int = _n(64, "B", _UARCH, "payload of one packet")
+    link_bytes_per_cycle: int = _n(64, "B/cycle", f"{_NOTES}: 64 B packets; conflict noted", "one mesh link, each way")
+    packet_bytes: int = _n(64, "B", _NOTES, "payload of one packet")
     hop_cycles: int = _n(1, "cycles", _AIDAY, "one router to the next")
     inject_cycles: int = _n(4, "cycles", "assumed", "SRAM to the first router")
     eject_cycles: int = _n(4, "cycles", "assumed", "last router to SRAM")
     die_crossing_cycles: int = _n(200, "cycles", f"{_CHIPS}: about 100 ns", "added by one die boundary")
-    die_edge_bytes_per_cycle: int = _n(
-        960, "B/cycle", "Hot Chips 34: 2 TB/s; 15 links assumed", "one die edge, each way"
-    )
+    die_edge_bytes_per_cycle: int = _n(960, "B/cycle", f"{_NOTES}: 2 TB/s; 15 links assumed", "one die edge, each way")
     virtual_channels: int = _n(3, "", "Tesla Transport Protocol specification 2.0", "virtual channels of a link")
     channel_packets: int = _n(8, "packets", "assumed", "buffer of one virtual channel of one input")
     multicast: str = _n("tree", "", "assumed: none, row or tree", "how one packet reaches several nodes")

@@ -98,7 +98,7 @@ def test_a_flipped_byte_anywhere_is_a_load_error(tmp_path: Path) -> None:
     bad = tmp_path / "bad.d1x"
     draw = random.Random(3)
     places = (
-        [draw.randrange(len(data)) for _ in range(700)] + list(range(len(data) - 500, len(data))) + list(range(120))
+        [draw.randrange(len(data)) for _ in range(400)] + list(range(len(data) - 300, len(data))) + list(range(120))
     )
     for place in places:
         damaged = bytearray(data)
