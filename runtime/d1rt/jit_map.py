@@ -1,0 +1,143 @@
+"""Kernels of kind map and lookup: element by element, copies, rows of a table by a run-time index."""
+
+from __future__ import annotations
+
+from d1rt.jit_ir import Value, vec
+from d1rt.jit_loops import Frame, Pointers
+from d1rt.jit_vector import LANES, emit_body, load_raw, store_raw, widen
+
+
+def emit_map(frame: Frame) -> None:
+    """out[p] = epilogue(operands[p])."""
+    nest = frame.nest
+    if nest.epilogue is None and nest.operands[0].dtype == nest.out.dtype:
+        return _emit_copy(frame)
+    lane = nest.parallel - 1
+    _flatten(frame)
+
+    def block(pointers: Pointers, w: int, n: Value | None, u: int, _: Value) -> None:
+        for j in range(u):
+            values = [frame.load(s, lane, pointers[s], w, n, j) for s in range(1, len(frame.slots))]
+            if nest.epilogue is not None:
+                result = emit_body(frame.fn, nest.epilogue, values, w)
+            else:
+                result = values[0]
+            frame.store(lane, pointers[0], result, n, j)
+
+    frame.over(range(lane), frame.bases(), lambda p: frame.lane_blocks(lane, p, 1, block))
+
+
+def _flatten(frame: Frame) -> None:
+    """Merge outer loops into the lane loop where the call's trip counts make every operand run on without a gap."""
+    fn, lane = frame.fn, frame.nest.parallel - 1
+    slots = range(len(frame.slots))
+    if not all(frame.dense(s, lane) for s in slots):
+        return
+    moving = [s for s in slots if frame.moves(s, lane)]
+    joined: Value | None = None
+    for loop in reversed(range(lane)):
+        pitch = {frame.slots[s].strides[loop] for s in moving}
+        if any(frame.table(s, loop) is not None for s in slots) or len(pitch) != 1:
+            return
+        if any(frame.stride(s, loop) for s in slots if s not in moving):
+            return
+        meets = frame.trips[lane].compare("eq", pitch.pop())
+        joined = meets if joined is None else joined & meets
+        frame.trips[lane] = joined.select(frame.trips[lane] * frame.trips[loop], frame.trips[lane])
+        frame.trips[loop] = joined.select(fn.const("i64", 1), frame.trips[loop])
+
+
+def _emit_copy(frame: Frame) -> None:
+    """Equal types and no body: bits move unchanged, two adjacent elements of the lane loop as one where they can."""
+    nest, fn, lane = frame.nest, frame.fn, frame.nest.parallel - 1
+    size = frame.sizes[0]
+    dense = all(frame.table(s, lane) is None for s in (0, 1))
+    unit = dense and nest.out.strides[lane] == 1 == nest.operands[0].strides[lane]
+    outer = list(range(lane))
+
+    def run(pointers: Pointers) -> None:
+        if unit:
+            count = frame.trips[lane] * size
+            fn.call("void", "llvm.memcpy.p0.p0.i64", pointers[0], pointers[1], count, fn.const("i1", 0))
+        else:
+            _strided(frame, lane, size, pointers)
+
+    def every() -> None:
+        frame.over(outer, frame.bases(), run)
+
+    if unit and lane > 0 and nest.loops[lane].extent == 2 and size <= 4:
+
+        def pairs() -> None:
+            frame.over(outer[:-1], frame.bases(), lambda p: _strided(frame, lane - 1, 2 * size, p))
+
+        fn.if_(frame.trips[lane].compare("eq", 2), pairs, every)
+        return
+    if unit:
+        _flatten(frame)
+    every()
+
+
+def _strided(frame: Frame, loop: int, size: int, pointers: Pointers) -> None:
+    """Move elements of `size` bytes one by one along a loop, as vectors where one side is dense."""
+    fn, trip = frame.fn, frame.trips[loop]
+    done: Value = fn.const("i64", 0)
+    if all(frame.table(s, loop) is None for s in (0, 1)):
+
+        def vector(i: Value) -> None:
+            p = frame.step(pointers, loop, i)
+            values = load_raw(fn, size, p[1], frame.stride(1, loop), LANES, None)
+            store_raw(fn, values, p[0], frame.stride(0, loop), None)
+
+        fn.loop(0, trip - (LANES - 1), LANES, [], vector)
+        done = trip & -LANES
+
+    def single(i: Value) -> None:
+        p = frame.step(pointers, loop, i)
+        fn.store(fn.load(f"i{8 * size}", p[1]), p[0])
+
+    fn.loop(done, trip, 1, [], single)
+
+
+def emit_lookup(frame: Frame) -> None:
+    """out[p] = epilogue(table[index[p] - start, p]); 0 where this core's share has no such row."""
+    nest, fn, lane = frame.nest, frame.fn, frame.nest.parallel - 1
+    row = nest.parallel
+
+    def find(pointers: Pointers) -> tuple[Value, Value]:
+        raw = load_raw(fn, frame.sizes[1], pointers[1], 0, 1, None)
+        wide = widen(fn, raw, nest.operands[0].dtype)
+        index = fn.extract(wide, 0)
+        if index.type != "i64":
+            index = index.cast("sext", "i64")
+        at = index - frame.scalars[0]
+        inside = at.compare("ult", frame.trips[row])
+        return inside, at
+
+    def finish(pointers: Pointers, w: int, n: Value | None, found: bool) -> None:
+        raw_type = vec(w, f"i{8 * frame.sizes[2]}")
+        stride = frame.stride(2, lane) if w > 1 else frame.sizes[2]
+        raw = load_raw(fn, frame.sizes[2], pointers[2], stride, w, n) if found else fn.zero(raw_type)
+        if nest.epilogue is None and nest.operands[1].dtype == nest.out.dtype:
+            store_raw(fn, raw, pointers[0], frame.stride(0, lane) if w > 1 else frame.sizes[0], n)
+        else:
+            frame.finish(lane, pointers, widen(fn, raw, nest.operands[1].dtype), n)
+
+    def write(pointers: Pointers, lanes: bool) -> None:
+        inside, at = find(pointers)
+
+        def go(p: Pointers, found: bool) -> None:
+            if lanes:
+                frame.lane_blocks(lane, p, 1, lambda q, w, n, *_: finish(q, w, n, found))
+            else:
+                finish(p, 1, None, found)
+
+        # Outside the share nothing is read: neither the table nor its offset table.
+        fn.if_(inside, lambda: go(frame.step(pointers, row, at, (2,)), True), lambda: go(pointers, False))
+
+    def rows(pointers: Pointers) -> None:
+        if frame.moves(1, lane):
+            frame.over([lane], pointers, lambda p: write(p, False))
+        else:
+            write(pointers, True)
+
+    frame.over(range(lane), frame.bases(), rows)

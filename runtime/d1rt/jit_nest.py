@@ -1,0 +1,200 @@
+"""Nests to native functions `void k(ptr args, ptr scratch)`: the fast engine's kernels.
+
+`args` is an int64 array: the addresses of the output, the operands and the tables, then the trip counts of the loops,
+then the scalars (the order of d1c.target.kernel). `scratch` is a buffer of the calling thread. The caller's thread must
+have FTZ and DAZ set: `Kernels.enter` and `Kernels.leave` do so. d1c.target.numerics.run_nest gives the same bits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from d1c.target.kernel import Nest
+from d1rt.jit_ir import Function, Module, vec
+from d1rt.jit_loops import Frame, levels
+from d1rt.jit_mac import AVX2, AVX512, Blocking, emit_mac, scratch_layout
+from d1rt.jit_map import emit_lookup, emit_map
+from d1rt.jit_object import Host, Library, ObjectCache, compile_all, default_folder, host
+from d1rt.jit_reduce import WIDE, emit_reduce
+from d1rt.jit_vector import LANES
+
+FLUSHING = 0x9FC0
+"""MXCSR with FTZ and DAZ, all exceptions masked, rounding to nearest."""
+
+
+class Kernels:
+    """Compiled nests. The code lives as long as this object.
+
+    scratch_bytes   what the scratch buffer of a thread must hold (64-byte aligned), for any of the kernels
+    hits, misses    kernels that came from the object cache, and that were compiled
+    dot             whether the host's bf16 dot product is used
+    """
+
+    def __init__(self, library: Library, symbols: Mapping[str, str], scratch_bytes: int, dot: bool) -> None:
+        self._library, self._symbols = library, dict(symbols)
+        self.scratch_bytes, self.dot = scratch_bytes, dot
+        self.hits = self.misses = 0
+        void = ctypes.CFUNCTYPE(None, ctypes.c_uint32)
+        self._get = ctypes.CFUNCTYPE(ctypes.c_uint32)(library.address("mxcsr_get"))
+        self._set = void(library.address("mxcsr_set"))
+        self._scratch = aligned(scratch_bytes)
+
+    def address(self, name: str) -> int:
+        """The address of a kernel's function."""
+        return self._library.address(self._symbols[name])
+
+    def enter(self) -> int:
+        """Set FTZ and DAZ in this thread; returns the state for `leave`."""
+        before: int = self._get()
+        self._set(FLUSHING)
+        return before
+
+    def leave(self, before: int) -> None:
+        """Restore what `enter` returned."""
+        self._set(before)
+
+    def call(self, name: str, args: np.ndarray) -> None:
+        """Run one kernel with FTZ and DAZ set. Not for two threads at a time: the scratch is shared."""
+        assert args.dtype == np.int64 and args.flags.c_contiguous
+        run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(self.address(name))
+        before = self.enter()
+        try:
+            run(args.ctypes.data, self._scratch.ctypes.data)
+        finally:
+            self.leave(before)
+
+
+def aligned(size: int) -> np.ndarray:
+    """A byte array of `size` at an address divisible by 64."""
+    raw = np.zeros(size + 64, np.uint8)
+    at = -raw.ctypes.data % 64
+    return raw[at : at + size]
+
+
+def scratch_bytes(nest: Nest) -> int:
+    """The scratch that one kernel needs, in bytes."""
+    if nest.kind == "mac":
+        return scratch_layout(nest)[2]
+    return levels(nest) * WIDE * LANES * 8
+
+
+def nest_text(nest: Nest, blocking: Blocking) -> str:
+    """The LLVM module of one nest; its function is called `kernel`."""
+    module = Module()
+    fn = Function(module, "kernel", ["ptr noalias", "ptr noalias"])
+    frame = Frame(fn, nest, *fn.args)
+    if nest.kind == "map":
+        emit_map(frame)
+    elif nest.kind == "lookup":
+        emit_lookup(frame)
+    elif nest.kind == "mac":
+        emit_mac(frame, blocking)
+    elif nest.kind in ("fma", "sum", "max", "min", "or"):
+        emit_reduce(frame)
+    else:
+        raise ValueError(f"unknown kernel kind {nest.kind!r}")
+    fn.raw("ret void")
+    return str(module)
+
+
+def build(
+    nests: Mapping[str, Nest], cpu: str | None = None, use_dot: bool | None = None,
+    folder: Path | None = None, cached: bool = True,
+) -> Kernels:  # fmt: skip
+    """Compile nests by name. `cpu`: an LLVM cpu name instead of the host's; `use_dot`: whether to use the bf16 dot
+    product (default: where the host has it and it passes its test); `folder`: the object cache (the user's)."""
+    target = host() if cpu is None else Host(cpu, "")
+    cache_ = ObjectCache((folder or default_folder()) if cached else None)
+    dot = (cpu is None and dot_works()) if use_dot is None else use_dot
+    wide = target.has("avx512f") or cpu in ("skylake-avx512", "sapphirerapids", "znver4", "znver5")
+    blocking = Blocking(AVX512 if wide else AVX2, dot)
+    symbols: dict[str, str] = {}
+    texts: dict[str, str] = {}
+    known: dict[str, str] = {}
+    for name, nest in nests.items():
+        text = nest_text(nest, blocking)
+        symbols[name] = known.setdefault(text, f"kernel{len(known)}")
+        texts[symbols[name]] = text
+    texts["mxcsr"] = _mxcsr_text()
+    objects = dict(zip(texts, compile_all(texts.values(), target, cache_), strict=True))
+    exports = {s: ("kernel", o) for s, o in objects.items() if s != "mxcsr"}
+    exports |= {s: (s, objects["mxcsr"]) for s in ("mxcsr_get", "mxcsr_set")}
+    kernels = Kernels(Library(exports), symbols, max([64, *map(scratch_bytes, nests.values())]), dot)
+    kernels.hits, kernels.misses = cache_.hits, cache_.misses
+    return kernels
+
+
+def _mxcsr_text() -> str:
+    module = Module()
+    get = Function(module, "mxcsr_get", [], "i32")
+    p = get.op("ptr", "alloca i32")
+    get.call("void", "llvm.x86.sse.stmxcsr", p)
+    get.raw(f"ret {get.load('i32', p)}")
+    put = Function(module, "mxcsr_set", ["i32"])
+    p = put.op("ptr", "alloca i32")
+    put.store(put.args[0], p)
+    put.call("void", "llvm.x86.sse.ldmxcsr", p)
+    put.raw("ret void")
+    return str(module)
+
+
+# ---- the host's dot product -----------------------------------------------------------------------------------------
+
+
+def _dot_text(dot: bool) -> str:
+    """void dot(ptr acc, ptr a, ptr b): one step of 16 accumulators, by the instruction or as it is defined."""
+    module = Module()
+    fn = Function(module, "dot", ["ptr"] * 3)
+    f32, i32 = vec(LANES, "float"), vec(LANES, "i32")
+    acc = fn.load(f32, fn.args[0])
+    a, b = (fn.load(i32, p) for p in fn.args[1:])
+    if dot:
+        t = vec(2 * LANES, "bfloat")
+        acc = fn.call(f32, "llvm.x86.avx512bf16.dpbf16ps.512", acc, a.bitcast(t), b.bitcast(t))
+    else:
+        for x, y in ((a & -65536, b & -65536), (a << 16, b << 16)):
+            acc = fn.intrinsic("fma", x.bitcast(f32), y.bitcast(f32), acc)
+    fn.store(acc, fn.args[0])
+    fn.raw("ret void")
+    return str(module)
+
+
+@cache
+def dot_works() -> bool:
+    """Whether the host has a bf16 dot product that is fma of the odd elements, then of the even ones, RNE with FTZ and
+    DAZ: compared on random, subnormal, huge and special values."""
+    if not host().has("avx512bf16"):
+        return False
+    texts = [_dot_text(True), _dot_text(False), _mxcsr_text()]
+    objects = compile_all(texts, host(), ObjectCache(default_folder()))
+    library = Library(
+        {"a": ("dot", objects[0]), "b": ("dot", objects[1])} | {s: (s, objects[2]) for s in ("mxcsr_get", "mxcsr_set")}
+    )
+    kernels = Kernels(library, {}, 64, False)
+    proto = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
+    instruction, definition = proto(library.address("a")), proto(library.address("b"))
+    random = np.random.default_rng(1)
+    before = kernels.enter()
+    try:
+        for i in range(512):
+            acc, a, b = random.integers(0, 2**32, (3, LANES), np.uint32)
+            if i % 2:  # exponents near each other, so that sums cancel and products are subnormal
+                low = 0x1F801F80 if i % 4 == 1 else 0x3F803F80
+                a, b = ((x & 0x80FF80FF) + low for x in (a, b))
+                acc = (acc & 0x80FFFFFF) + np.uint32(0x00000000 if i % 4 == 1 else 0x3F000000)
+            other = acc.copy()
+            instruction(acc.ctypes.data, a.ctypes.data, b.ctypes.data)
+            definition(other.ctypes.data, a.ctypes.data, b.ctypes.data)
+            x, y = acc.view(np.float32), other.view(np.float32)
+            if not np.array_equal(acc[~np.isnan(x)], other[~np.isnan(x)]) or not np.array_equal(
+                np.isnan(x), np.isnan(y)
+            ):
+                return False
+    finally:
+        kernels.leave(before)
+    return True

@@ -1,0 +1,185 @@
+"""LLVM text to native code: target machine, object files kept on disk between runs, linking into the process."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite
+import llvmlite.binding as llvm
+
+LIMIT = 256 << 20
+"""Bytes of object files that a cache folder keeps; the least recently used go first."""
+_MAGIC = b"d1c-object-1\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What code is generated for: an LLVM cpu name and its feature string (+name,-name)."""
+
+    cpu: str
+    features: str
+
+    def has(self, feature: str) -> bool:
+        return f"+{feature}" in self.features.split(",")
+
+
+@cache
+def host() -> Host:
+    """The machine that this process runs on."""
+    return Host(llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten())
+
+
+@cache
+def _initialize() -> None:
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+
+
+def target_machine(target: Host, opt: int = 2) -> Any:
+    """An LLVM target machine; one per thread, they are not shared."""
+    _initialize()
+    triple = llvm.Target.from_default_triple()
+    return triple.create_target_machine(
+        cpu=target.cpu, features=target.features, opt=opt, reloc="pic", codemodel="default", jit=True
+    )
+
+
+def default_folder() -> Path:
+    """The user's cache folder for compiled kernels."""
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local"))
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "d1c" / "jit"
+
+
+class ObjectCache:
+    """Object files by content key in one folder. Writers may run at the same time; a damaged file counts as missing.
+    A folder that cannot be written is the same as no cache. Counts `hits` and `misses`."""
+
+    def __init__(self, folder: Path | None, limit: int = LIMIT) -> None:
+        self.folder, self.limit = folder, limit
+        self.hits = self.misses = 0
+
+    def get(self, key: str, make: Callable[[], bytes]) -> bytes:
+        """The object of `key`, made and stored if it is not there."""
+        found = self._read(key)
+        if found is not None:
+            self.hits += 1
+            return found
+        self.misses += 1
+        data = make()
+        self._write(key, data)
+        return data
+
+    def _read(self, key: str) -> bytes | None:
+        if self.folder is None:
+            return None
+        path = self.folder / f"{key}.o"
+        try:
+            raw = path.read_bytes()
+        except OSError:
+            return None
+        head, data = raw[: len(_MAGIC) + 4], raw[len(_MAGIC) + 4 :]
+        if head != _MAGIC + zlib.crc32(data).to_bytes(4, "little"):
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)
+        return data
+
+    def _write(self, key: str, data: bytes) -> None:
+        if self.folder is None:
+            return
+        with contextlib.suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
+            try:
+                with os.fdopen(handle, "wb") as f:
+                    f.write(_MAGIC + zlib.crc32(data).to_bytes(4, "little") + data)
+                os.replace(temporary, self.folder / f"{key}.o")
+            except OSError:
+                os.unlink(temporary)
+
+    def trim(self) -> None:
+        """Delete the least recently used files beyond the limit."""
+        if self.folder is None:
+            return
+        files = []
+        with contextlib.suppress(OSError):
+            for entry in os.scandir(self.folder):
+                with contextlib.suppress(OSError):
+                    files.append((entry.stat().st_mtime, entry.stat().st_size, entry.path))
+        total = sum(size for _, size, _ in files)
+        for _, size, path in sorted(files):
+            if total <= self.limit:
+                break
+            total -= size
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+
+def compile_text(text: str, target: Host) -> bytes:
+    """One module to a native object. No pass pipeline: it gains nothing on text that is already SSA."""
+    _initialize()
+    # A context of its own lets threads compile side by side.
+    module = llvm.parse_assembly(text, context=llvm.create_context())
+    module.verify()
+    data: bytes = target_machine(target).emit_object(module)
+    return data
+
+
+def compile_all(texts: Iterable[str], target: Host, cache: ObjectCache, threads: int = 2) -> list[bytes]:
+    """The objects of many modules, from the cache or compiled on a few threads."""
+    version = f"{llvmlite.__version__} {llvm.llvm_version_info}"
+
+    def one(text: str) -> bytes:
+        key = hashlib.sha256("\0".join((text, target.cpu, target.features, version)).encode()).hexdigest()
+        return cache.get(key, lambda: compile_text(text, target))
+
+    work = list(texts)
+    if len(work) < 2:
+        objects = [one(t) for t in work]
+    else:
+        with ThreadPoolExecutor(threads) as pool:
+            objects = list(pool.map(one, work))
+    if cache.misses:
+        cache.trim()
+    return objects
+
+
+@cache
+def _lljit() -> Any:
+    return llvm.create_lljit_compiler(target_machine(host()))
+
+
+class Library:
+    """Objects linked into this process: `address` by function name. The code lives as long as this object."""
+
+    _count = 0
+
+    def __init__(self, exports: Mapping[str, tuple[str, bytes]]) -> None:
+        """`exports`: by name, a function of an object file and the file's bytes."""
+        self._trackers: list[Any] = []
+        self._address: dict[str, int] = {}
+        for name, (function, data) in exports.items():
+            Library._count += 1
+            builder = llvm.JITLibraryBuilder().add_object_img(data).add_current_process().export_symbol(function)
+            tracker = builder.link(_lljit(), f"d1rt{Library._count}")
+            self._trackers.append(tracker)
+            self._address[name] = tracker[function]
+
+    def address(self, name: str) -> int:
+        return self._address[name]
