@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 
-from d1c.ir.structured import Map
+from d1c.ir.structured import Entry, Map
 
 
 class LayoutError(ValueError):
@@ -52,7 +53,7 @@ class Mesh:
     @cached_property
     def coords(self) -> np.ndarray:
         """[cores, factors] coordinates of every core."""
-        return np.indices(self.sizes).reshape(len(self.sizes), -1).T.astype(np.int64)
+        return np.indices(self.sizes, np.int64).reshape(len(self.sizes), self.cores).T
 
     def parts(self, axes: tuple[str, ...]) -> int:
         """How many positions an ordered factor list has."""
@@ -318,7 +319,20 @@ def need_of(dims: tuple[int, ...], index: Map, shape: tuple[int, ...], plan: Lay
     return Need(comps, plan.axes, plan.held)
 
 
-def _component(dims: tuple[int, ...], entries: list, shape: tuple[int, ...], groups: list, group_of: dict[int, int]) -> Component:
+def linear(entries: Sequence[Entry], pads: tuple[tuple[int, int], ...]) -> tuple[int, dict[int, int]]:
+    """A component's offset in its (padded) linear space as constant and coefficient per iteration dim."""
+    const, coefs, k, stride = 0, dict[int, int](), len(pads), 1
+    for e in reversed(entries):
+        before = pads[k - e.span][0] if e.span == 1 else 0
+        const += (e.offset + before) * stride
+        for d, c in e.terms:
+            coefs[d] = coefs.get(d, 0) + c * stride
+        stride *= math.prod(x for _, x in pads[k - e.span : k])
+        k -= e.span
+    return const, coefs
+
+
+def _component(dims: tuple[int, ...], entries: list[Entry], shape: tuple[int, ...], groups: list[tuple[int, int, Group]], group_of: dict[int, int]) -> Component:
     pads: list[tuple[int, int]] = []
     k = 0
     for e in entries:
@@ -330,15 +344,7 @@ def _component(dims: tuple[int, ...], entries: list, shape: tuple[int, ...], gro
         else:
             pads += [(0, n) for n in shape[k : k + e.span]]
         k += e.span
-    const, coefs, k = 0, {}, len(shape)
-    stride = 1
-    for e in reversed(entries):  # linear strides over the padded extents
-        before = pads[k - e.span][0] if e.span == 1 else 0
-        const += (e.offset + before) * stride
-        for d, c in e.terms:
-            coefs[d] = coefs.get(d, 0) + c * stride
-        stride *= math.prod(x for _, x in pads[k - e.span : k])
-        k -= e.span
+    const, coefs = linear(entries, tuple(pads))
     parts, lo, hi = [], const, const
     for gi in sorted({group_of[d] for d in coefs if d in group_of}):
         a, b, g = groups[gi]

@@ -6,6 +6,7 @@ ones first in the order of the output, then the reduce ones in their order of ac
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 Outside = float | None
@@ -68,3 +69,54 @@ class Structured:
     @property
     def out_shape(self) -> tuple[int, ...]:
         return tuple(d.extent for d in self.dims if not d.reduce)
+
+    def __str__(self) -> str:
+        par = ", ".join(f"{d.name} {d.extent}" for d in self.dims if not d.reduce)
+        red = ", ".join(f"{d.name} {d.extent}" for d in self.dims if d.reduce)
+        cut = "" if self.cut is None else f" cut {self.dims[self.cut].name} / {self.slice}"
+        maps = " ".join(
+            f"[{', '.join(self._entry(e) for e in m)}{'' if f is None else f' : {f!r}'}]"
+            for m, f in zip(self.maps, self.fills, strict=True)
+        )
+        return f"{self.kind} ({par}{' | ' + red if red else ''}){cut}{' lanes' if self.lanes else ''} term {self.n_term} {maps}".strip()
+
+    def _entry(self, e: Entry) -> str:
+        parts = [self.dims[d].name if c == 1 else f"{c}*{self.dims[d].name}" for d, c in e.terms]
+        if e.offset or not parts:
+            parts.append(str(e.offset))
+        return "+".join(parts).replace("+-", "-") + (f"~{e.span}" if e.span > 1 else "")
+
+    @classmethod
+    def parse(cls, text: str) -> Structured:
+        """The structured op that prints as `text`; ValueError with the piece that cannot be read."""
+        m = re.fullmatch(r"(\w+) \(([^)|]*)(?:\|([^)]*))?\)(?: cut (\w+) / (\d+))?( lanes)? term (\d+)((?: \[[^\]]*\])*)", text.strip())
+        if not m:
+            raise ValueError(f"cannot read structured op {text!r}")
+        dims = []
+        for part, reduce in ((m[2], False), (m[3] or "", True)):
+            for word in filter(None, (w.strip() for w in part.split(","))):
+                name, _, extent = word.partition(" ")
+                dims.append(Dim(name, int(extent), reduce))
+        number = {d.name: i for i, d in enumerate(dims)}
+        maps, fills = [], []
+        for body in re.findall(r"\[([^\]]*)\]", m[8]):
+            entries, _, fill = body.partition(" : ")
+            maps.append(tuple(_parse_entry(e, number) for e in filter(None, (w.strip() for w in entries.split(",")))))
+            fills.append(float(fill) if fill else None)
+        cut = number[m[4]] if m[4] else None
+        return cls(tuple(dims), m[1], tuple(maps), tuple(fills), int(m[7]), cut, int(m[5] or 0), bool(m[6]))
+
+
+def _parse_entry(text: str, number: dict[str, int]) -> Entry:
+    body, _, span = text.partition("~")
+    terms, offset = [], 0
+    for word in filter(None, body.replace("-", "+-").split("+")):
+        coef, star, name = word.rpartition("*")
+        sign = 1
+        if not star and name.startswith("-") and not name[1:].isdigit():
+            sign, name = -1, name[1:]
+        if name in number:
+            terms.append((number[name], int(coef) if star else sign))
+        else:
+            offset += int(name)
+    return Entry(tuple(sorted(terms)), offset, int(span or 1))

@@ -1,0 +1,395 @@
+"""Plans of one layer: which there are, what each costs in closed form, and random ones for tests.
+
+A plan gives every mesh factor to one of the layer's dims (rows, columns, the cut of the reduction) or to nothing. The
+price is the first, simple one: issue cycles of the fullest core, packets that it receives and sends, launch; no overlap.
+Everything is vectorised over all assignments of factors; nothing is searched.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+import numpy as np
+
+from d1c.analysis.exchange import Exchange, exchange
+from d1c.analysis.layers import Layer
+from d1c.ir.core import Block
+from d1c.ir.layout import Group, Layout, LayoutError, Mesh, Need, need_of
+from d1c.ir.structured import Structured
+from d1c.target.dtypes import dtype
+from d1c.target.machine import Machine
+
+SLOW = {"exp": 15, "log": 18, "tanh": 20, "erf": 22, "sigmoid": 18, "pow": 40, "sin": 20, "cos": 20, "div": 4, "sqrt": 4}
+"""Vector instructions of one elementwise op, roughly, where it is not one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A plan, and for a split reduction the plan of the combining stage. `cycles` is its price."""
+
+    plan: Layout
+    combine: Layout | None
+    cycles: float
+
+
+@lru_cache(maxsize=4096)
+def exchange_of(source: Layout, shape: tuple[int, ...], need: Need, mesh: Mesh) -> Exchange:
+    """`exchange`, remembered: layers of equal shapes ask the same."""
+    return exchange(source, shape, need, mesh)
+
+
+def in_place(x: Exchange, source: Layout, need: Need) -> bool:
+    """Whether the kernel can read the owned buffer itself: nothing moves, and window and buffer are addressed alike."""
+    if not x.local or [g.span for g in source.groups] != [c.span for c in need.components]:
+        return False
+    return all(np.array_equal(c.pieces.soff, c.pieces.doff) and c.window <= c.owned for c in x.components)
+
+
+@cache
+def _assignments(axes: tuple[tuple[str, int], ...], targets: int) -> tuple[tuple[tuple[int, ...], ...], np.ndarray]:
+    """Every way to give the factors to `targets` dims or to nothing (number `targets`); equal neighbours of one axis are
+    interchangeable. Returns per way the target of every factor, and [ways, targets] how many parts each target gets."""
+    runs: list[list[int]] = []
+    for i, (name, size) in enumerate(axes):
+        if runs and axes[runs[-1][0]] == (axes[runs[-1][0]][0], size) and axes[runs[-1][0]][0].split(".")[0] == name.split(".")[0]:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+    per = [list(itertools.combinations_with_replacement(range(targets + 1), len(r))) for r in runs]
+    ways = [tuple(itertools.chain(*w)) for w in itertools.product(*per)]
+    parts = np.ones((len(ways), targets + 1), np.int64)
+    table = np.array(ways).reshape(len(ways), len(axes))
+    for i, (_, size) in enumerate(axes):
+        parts[np.arange(len(ways)), table[:, i]] *= size
+    return tuple(ways), parts[:, :targets]
+
+
+def _targets(nest: Structured, layer: Layer, flat: bool) -> list[tuple[int, int]] | None:
+    """Dim ranges that factors may go to: rows (flat, or the two largest dims), columns; None where flat is not possible."""
+    last = nest.parallel - 1
+    rows = [d for d in range(last) if nest.dims[d].extent > 1]
+    if flat:
+        if len(rows) < 2:
+            return None
+        a, b = rows[0], rows[-1] + 1
+        probe = Layout((*(Group() for _ in range(a)), Group(b - a, ("probe",), 1), *(Group() for _ in range(len(nest.dims) - b))))
+        try:
+            for m, o in zip(nest.maps, layer.operands, strict=True):
+                need_of(tuple(d.extent for d in nest.dims), m, o.shape, probe)
+        except LayoutError:
+            return None
+        return [(a, b), (last, last + 1)]
+    rows = sorted(sorted(rows, key=lambda d: -nest.dims[d].extent)[:2])
+    return [*((d, d + 1) for d in rows), (last, last + 1)]
+
+
+def layout_from(nest: Structured, targets: Sequence[tuple[int, int]], axes: Sequence[Sequence[str]], blocks: Sequence[int], held: Sequence[str]) -> Layout:
+    """The plan that cuts target i in `blocks[i]` over `axes[i]`."""
+    groups: list[Group] = []
+    d = 0
+    for (a, b), ax, bl in sorted(zip(targets, axes, blocks, strict=True), key=lambda t: t[0]):
+        groups += [Group() for _ in range(d, a)]
+        groups += [Group(b - a, tuple(ax), int(bl))] if ax else [Group() for _ in range(a, b)]
+        d = b
+    groups += [Group() for _ in range(d, len(nest.dims))]
+    return Layout(tuple(groups), tuple(held))
+
+
+def _weight(block: Block) -> int:
+    return sum(SLOW.get(o.name.split(".")[1], 1) for o in block.ops[:-1])
+
+
+def work_cycles(nest: Structured, pair: bool, m: np.ndarray, n: np.ndarray, k: np.ndarray, term: int, epilogue: int, machine: Machine) -> np.ndarray:
+    """Issue cycles of one core that computes m rows x n columns with k reduce iterations (pairs counted twice)."""
+    vectors = m * -(-n // machine.f32_lanes)
+    if nest.kind == "mac" and pair:
+        main = -(-m // machine.mma_m) * -(-n // machine.mma_n) * -(-k // machine.mma_k) * machine.mma_cycles
+    elif nest.kind == "lookup":
+        main = vectors * 2
+    elif nest.lanes:
+        main = m * n * -(-k // machine.f32_lanes) * (1 + term)
+    elif nest.kind == "map":
+        main = vectors
+    else:
+        main = vectors * k * (1 + term)
+    return main + vectors * (epilogue + 1)
+
+
+def choose(layer: Layer, layouts: Sequence[Layout | None], machine: Machine, mesh: Mesh, resident_bytes: float) -> Plan:
+    """The cheapest plan. `layouts`: of every operand, None for constants. `resident_bytes`: how large a constant's window may be
+    to stay in SRAM for good; larger ones are priced as gathered. Raises LayoutError where no plan fits SRAM."""
+    best: Plan | None = None
+    for flat in (True, False):
+        targets = _targets(layer.nest, layer, flat)
+        if targets is not None:
+            found = _family(layer, targets, layouts, machine, mesh, resident_bytes)
+            if found is not None and (best is None or found.cycles < best.cycles):
+                best = found
+    for layout in dict.fromkeys(x for x in layouts if x is not None):
+        like = _inherit(layer.nest, layout)
+        if like is None:
+            continue
+        try:
+            found = _exact(layer, like, layouts, machine, mesh, resident_bytes)
+        except LayoutError:
+            continue
+        if found is not None and (best is None or found.cycles < best.cycles):
+            best = found
+    if best is None:
+        raise LayoutError("no plan's windows fit SRAM")
+    return best
+
+
+def _inherit(nest: Structured, layout: Layout) -> Layout | None:
+    """The plan that computes where an operand of the same leading dims lives."""
+    if len([g for g in layout.groups]) == 0 or sum(g.span for g in layout.groups) != nest.parallel:
+        return None
+    plan = Layout((*layout.groups, *(Group() for _ in range(len(nest.dims) - nest.parallel))), layout.held)
+    k = 0
+    for g in plan.groups:
+        n = math.prod(d.extent for d in nest.dims[k : k + g.span])
+        if g.axes and not (g.block * 1 <= max(n, 1)):
+            return None
+        k += g.span
+    return plan
+
+
+def _exact(layer: Layer, plan: Layout, layouts: Sequence[Layout | None], machine: Machine, mesh: Mesh, resident_bytes: float) -> Plan | None:
+    """The price of one given plan, with exact windows and without the movements that are none."""
+    nest = layer.nest
+    extents = tuple(d.extent for d in nest.dims)
+    plan.check(extents, mesh)
+    sizes, comm, sram = {}, 0.0, 0.0
+    k = 0
+    for g in plan.groups:
+        n = math.prod(extents[k : k + g.span])
+        sizes[k] = g.block if g.axes else n
+        k += g.span
+    for m, o, lay in zip(nest.maps, layer.operands, layouts, strict=True):
+        need = need_of(extents, m, o.shape, plan)
+        size = math.prod(need.local_shape(mesh)) * o.dtype.bytes
+        if lay is None:
+            sram += size
+            comm += size / machine.link_bytes_per_cycle if size > resident_bytes else 0
+            continue
+        if lay.axes and in_place(exchange_of(lay, o.shape, need, mesh), lay, need):
+            continue
+        sram += size
+        comm += machine.launch_cycles + 2 * size / machine.link_bytes_per_cycle
+    last = max(d for d in sizes if d < nest.parallel)
+    rows = math.prod(v for d, v in sizes.items() if d < last)
+    kk = math.prod(v for d, v in sizes.items() if d >= nest.parallel)
+    if sram + rows * sizes[last] * layer.result.dtype.bytes > 0.55 * machine.data_bytes:
+        return None
+    pair = nest.kind == "mac" and nest.dims[-1].extent == 2
+    one = np.array
+    cycles = work_cycles(nest, pair, one([rows]), one([sizes[last]]), one([kk]), _weight(layer.term), _weight(layer.epilogue), machine)
+    return Plan(plan, None, float(cycles[0]) + comm + machine.launch_cycles)
+
+
+def _family(layer: Layer, targets: list[tuple[int, int]], layouts: Sequence[Layout | None], machine: Machine, mesh: Mesh, resident_bytes: float) -> Plan | None:
+    """The cheapest assignment of factors to these targets and, where the reduction may be cut, to its cut."""
+    nest = layer.nest
+    extents = tuple(d.extent for d in nest.dims)
+    cut = nest.cut is not None and not nest.lanes and nest.kind in ("mac", "lookup") and extents[nest.cut] > nest.slice
+    ways, parts = _assignments(mesh.axes, len(targets) + cut)
+    sizes = [math.prod(extents[a:b]) for a, b in targets]
+    blocks = np.stack([-(-n // parts[:, i]) for i, n in enumerate(sizes)], axis=1)
+    ok = np.all((parts[:, : len(targets)] - 1) * blocks < np.array(sizes)[None, :] + blocks * (parts[:, : len(targets)] == 1), axis=1)
+    ok |= np.all(parts == 1, axis=1)
+    k_total = math.prod(extents[nest.parallel :])
+    if cut:
+        assert nest.cut is not None
+        slices = -(-extents[nest.cut] // nest.slice)
+        per = 2 ** np.ceil(np.log2(np.maximum(1, -(-slices // parts[:, -1])))).astype(np.int64)
+        kblock = np.where(parts[:, -1] > 1, per * nest.slice, extents[nest.cut])
+        ok &= (parts[:, -1] == 1) | ((parts[:, -1] <= slices) & (per * (parts[:, -1] - 1) < slices))
+        k = k_total // extents[nest.cut] * np.minimum(kblock, extents[nest.cut])
+    else:
+        kblock = np.zeros(len(ways), np.int64)
+        k = np.full(len(ways), k_total)
+    index = np.flatnonzero(ok)
+    if not len(index):
+        return None
+    blocks, kblock, k, parts = blocks[index], kblock[index], k[index], parts[index]
+    fixed = math.prod(d.extent for i, d in enumerate(nest.dims[: nest.parallel]) if not any(a <= i < b for a, b in targets))
+    m, n = blocks[:, :-1].prod(axis=1) * fixed, blocks[:, -1]
+    pair = nest.kind == "mac" and nest.dims[-1].extent == 2
+    split = parts[:, -1] > 1 if cut else np.zeros(len(index), bool)
+    epi = _weight(layer.epilogue)
+    cycles = work_cycles(nest, pair, m, n, k, _weight(layer.term), 0, machine).astype(np.float64)
+    vectors = m * -(-n // machine.f32_lanes)
+    cycles += np.where(split, vectors, vectors * (epi + 1)) + machine.launch_cycles
+    sram = (m * n * np.where(split, 4, layer.result.dtype.bytes)).astype(np.float64)
+    classes = parts.prod(axis=1)
+    for index_map, o, lay in zip(nest.maps, layer.operands, layouts, strict=True):
+        size, run, keyed = _windows(nest, index_map, o.shape, targets, blocks, kblock if cut else None, parts)
+        size = size * o.dtype.bytes
+        run = run * o.dtype.bytes
+        sram += size
+        if lay is None:
+            cycles += np.where(size > resident_bytes, size / machine.link_bytes_per_cycle, size / machine.link_bytes_per_cycle / 64)
+            continue
+        own = math.prod(lay.local_shape(o.shape)) * o.dtype.bytes
+        tail = lay.groups[-1].block * o.dtype.bytes if lay.groups and lay.groups[-1].axes else 1 << 30
+        run = np.minimum(run, tail)
+        packets = size / machine.packet_bytes * np.maximum(1, machine.packet_bytes / np.maximum(run, 1))
+        messages = np.minimum(size / max(own, 1) + 1, size / o.dtype.bytes)
+        if lay.groups and lay.groups[-1].axes:
+            messages = np.maximum(messages, np.minimum(size, o.dtype.bytes * extents[-1]) / np.maximum(run, 1))
+        links = packets * keyed * 12 / (4 * mesh.cores)
+        cycles += machine.launch_cycles + np.maximum(packets * 1.5, links) + 8 * messages + np.where(classes > 1, 100, 0)
+    # a split reduction sends f32 nodes to a second stage
+    nodes = m * n * 4 / machine.packet_bytes
+    cycles += np.where(split, machine.launch_cycles * 2 + nodes * 2 + 8 * (parts[:, -1] if cut else 1) + vectors * (epi + 2), 0)
+    used = (-(-np.array(sizes)[None, :] // blocks)).prod(axis=1) * np.where(split, -(-max(1, 1) * k_total // np.maximum(k, 1)), 1)
+    cycles = np.where(sram > 0.55 * machine.data_bytes, np.inf, cycles)
+    price = cycles * (1 + 2e-3 * (1 - np.minimum(used / mesh.cores, 1)))
+    at = int(np.argmin(price))
+    if not np.isfinite(cycles[at]):
+        return None
+    way = ways[int(index[at])]
+    axes = [[a for a, w in zip(mesh.names, way, strict=True) if w == i] for i in range(len(targets) + cut)]
+    held = [a for a, w in zip(mesh.names, way, strict=True) if w == len(targets) + cut]
+    rows = [*targets]
+    sizes_at = [int(b) for b in blocks[at]]
+    combine = None
+    if cut:
+        assert nest.cut is not None
+        rows.append((nest.cut, nest.cut + 1))
+        sizes_at.append(int(kblock[at]))
+        if axes[-1]:
+            combine = combine_plan(nest, targets, axes[:-1], axes[-1], held, mesh)
+    return Plan(layout_from(nest, rows, axes, sizes_at, held), combine, float(price[at]))
+
+
+def combine_plan(nest: Structured, targets: Sequence[tuple[int, int]], axes: Sequence[Sequence[str]], cut_axes: Sequence[str], held: Sequence[str], mesh: Mesh) -> Layout:
+    """The plan of the stage that adds the nodes of a split reduction: the cut's factors go to columns, else to rows, else idle."""
+    extents = tuple(d.extent for d in nest.dims)
+    stage = Structured((*nest.dims[: nest.parallel], nest.dims[-1]), "sum", (), (), 1)
+    chosen = [list(a) for a in axes]
+    idle = list(held)
+    for a in cut_axes:
+        n = mesh.sizes[mesh.index[a]]
+        room = [math.prod(extents[x:y]) // mesh.parts(tuple(c)) for (x, y), c in zip(targets, chosen, strict=True)]
+        if room[-1] >= 8 * n:
+            chosen[-1].append(a)
+        elif room[0] >= n:
+            chosen[0].append(a)
+        elif room[-1] >= n:
+            chosen[-1].append(a)
+        else:
+            idle.append(a)
+    blocks = [-(-math.prod(extents[x:y]) // mesh.parts(tuple(c))) for (x, y), c in zip(targets, chosen, strict=True)]
+    return layout_from(stage, list(targets), chosen, blocks, idle)
+
+
+def _windows(nest: Structured, index, shape: tuple[int, ...], targets: Sequence[tuple[int, int]], blocks: np.ndarray, kblock, parts: np.ndarray):  # type: ignore[no-untyped-def]
+    """Per candidate: elements of the operand's window, of its innermost component, and how many different windows there are."""
+    extents = tuple(d.extent for d in nest.dims)
+    ranges = list(targets)
+    if kblock is not None and nest.cut is not None:
+        ranges = [*ranges, (nest.cut, nest.cut + 1)]
+    groups: list[Group] = []
+    d = 0
+    for i, (a, b) in sorted(enumerate(ranges), key=lambda t: t[1]):
+        groups += [Group() for _ in range(d, a)]
+        groups.append(Group(b - a, (f"t{i}",), 1))
+        d = b
+    groups += [Group() for _ in range(d, len(extents))]
+    need = need_of(extents, index, shape, Layout(tuple(groups)))
+    size = np.ones(len(blocks), np.float64)
+    keyed = np.ones(len(blocks), np.float64)
+    length = np.ones(len(blocks), np.float64)
+    seen: set[int] = set()
+    for comp in need.components:
+        length = np.full(len(blocks), comp.rest_hi - comp.rest_lo + 1, np.float64)
+        for part in comp.parts:
+            i = int(part.axes[0][1:])
+            block = blocks[:, i] if i < blocks.shape[1] else np.minimum(kblock, extents[ranges[i][0]])
+            distinct, inverse = np.unique(block, return_inverse=True)
+            length += np.array([_reach(part.extents, part.coefs, int(b)) for b in distinct])[inverse]
+            if i not in seen:
+                seen.add(i)
+                keyed *= parts[:, i]
+        limit = math.prod(x for _, x in comp.pads) if comp.span > 1 else np.inf
+        length = np.minimum(length, limit)
+        size *= length
+    return size, length, keyed
+
+
+@cache
+def _reach(extents: tuple[int, ...], coefs: tuple[int, ...], block: int) -> int:
+    """How far apart the first and the last element of a share of `block` are in the component, at most."""
+    n = math.prod(extents)
+    start = np.arange(-(-n // block)) * block
+    stop = np.minimum(start + block, n) - 1
+
+    def value(x: np.ndarray) -> np.ndarray:
+        out, rest = np.zeros_like(x), x
+        for e, c in zip(reversed(extents), reversed(coefs), strict=True):
+            out, rest = out + c * (rest % e), rest // e
+        return out
+
+    return int(np.abs(value(stop) - value(start)).max())
+
+
+def random_plan(layer: Layer, rng: np.random.Generator, mesh: Mesh) -> Plan:
+    """A plan drawn to find errors: idle factors, blocks larger than needed, any order of factors, split reductions, flat rows."""
+    nest = layer.nest
+    extents = tuple(d.extent for d in nest.dims)
+    for _ in range(20):
+        flat = bool(rng.random() < 0.6)
+        targets = _targets(nest, layer, flat) or _targets(nest, layer, False)
+        assert targets is not None
+        if not flat:
+            targets = [(d, d + 1) for d in range(nest.parallel)]
+        cut = nest.cut is not None and nest.kind != "fma" and not nest.lanes
+        picks = rng.integers(0, len(targets) + cut + 1, len(mesh.axes))
+        axes = [[a for a, p in zip(mesh.names, picks, strict=True) if p == i] for i in range(len(targets) + cut)]
+        for a in axes:
+            rng.shuffle(a)
+        held = [a for a, p in zip(mesh.names, picks, strict=True) if p == len(targets) + cut]
+        blocks = []
+        for (a, b), ax in zip(targets, axes, strict=False):
+            n = math.prod(extents[a:b])
+            least = -(-n // mesh.parts(tuple(ax)))
+            blocks.append(int(rng.integers(least, n + 1)) if rng.random() < 0.3 else least)
+        rows, combine = list(targets), None
+        if cut:
+            assert nest.cut is not None
+            slices = -(-extents[nest.cut] // nest.slice)
+            per = 1 << max(0, -(-slices // mesh.parts(tuple(axes[-1]))) - 1).bit_length()
+            rows.append((nest.cut, nest.cut + 1))
+            blocks.append(per * nest.slice)
+            if axes[-1]:
+                combine = combine_plan(nest, targets, axes[: len(targets)], axes[-1], held, mesh)
+        plan = layout_from(nest, rows, axes, blocks, held)
+        try:
+            for m, o in zip(nest.maps, layer.operands, strict=True):
+                need_of(extents, m, o.shape, plan)
+        except LayoutError:
+            continue
+        return Plan(plan, combine, 0.0)
+    return Plan(Layout(tuple(Group() for _ in nest.dims), mesh.names), None, 0.0)
+
+
+def spread(shape: tuple[int, ...], mesh: Mesh) -> Layout:
+    """How inputs and gathered constants are kept: all dims but the last, flat, over all factors."""
+    if not shape:
+        return Layout((), mesh.names)
+    span = max(1, len(shape) - 1)
+    n = math.prod(shape[:span])
+    tail = tuple(Group() for _ in shape[span:])
+    return Layout((Group(span, mesh.names, -(-n // mesh.cores)), *tail))
+
+
+def accumulator_type(layer: Layer):  # type: ignore[no-untyped-def]
+    """The element type of the nodes of a split reduction."""
+    if layer.nest.kind == "lookup":
+        return layer.result.dtype
+    return dtype("f32") if layer.operands[0].dtype.is_float else dtype("i32")

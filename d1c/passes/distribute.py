@@ -1,0 +1,179 @@
+"""distribute: every layer gets a plan, every movement becomes an exchange.
+
+Before:
+    %y = graph.fused(%x, %w) {out = "f32"} ({ ... graph.matmul ... })
+After:
+    %a = dist.exchange(%x) : window<...>
+    %b = dist.const {name = "w"} : window<...>
+    %y = dist.compute(%a, %b) {nest = #nest"mac (m 8, n 16 | k 8, e 2) ...", plan = #layout"[0: nr / 4, 1: nc / 4, 2, 3]"}
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from d1c.analysis.layers import Layer, Layers, Stored, layers_of
+from d1c.analysis.plans import Plan, accumulator_type, choose, exchange_of, in_place, random_plan, spread
+from d1c.errors import DoesNotFit
+from d1c.ir.core import Block, Function, Module, Op, Value
+from d1c.ir.layout import Group, Layout, LayoutError, Mesh, Need, need_of
+from d1c.ir.structured import Dim, Entry, Structured
+from d1c.ir.types import TensorType, WindowType
+from d1c.ops.dist.compute import ComputeAttrs, DistConstAttrs, ExchangeAttrs, compute_type
+from d1c.target.machine import Machine
+
+RESIDENT_SHARE = 0.45
+"""Share of a core's SRAM that constants may take for good; the rest is for activations and gathered constants."""
+
+Chooser = Callable[[Layer, Sequence[Layout | None]], Plan]
+
+
+def run(module: Module, machine: Machine, seed: int | None = None) -> Module:
+    """The distributed module. `seed`: random plans instead of priced ones (tests)."""
+    mesh = Mesh(machine.axes)
+    layers = layers_of(module)
+    rng = np.random.default_rng(seed)
+    budget = RESIDENT_SHARE * machine.data_bytes
+    users = sum(any(o.constant for o in x.operands) for x in layers.layers)
+
+    def chooser(layer: Layer, layouts: Sequence[Layout | None]) -> Plan:
+        if seed is not None:
+            return random_plan(layer, rng, mesh)
+        try:
+            return choose(layer, layouts, machine, mesh, budget / max(users, 1))
+        except LayoutError as e:
+            size = sum(math.prod(o.shape) * o.dtype.bytes for o in (*layer.operands, layer.result))
+            raise DoesNotFit(
+                f"layer {layer.origin or layer.result.name} does not fit the machine {machine.name}", where=layer.origin,
+                rule=str(e), amounts={"operands and result, bytes": size, "SRAM for data of a core, bytes": machine.data_bytes},
+                remedy="use a larger --target, a smaller batch, or --precision bf16",
+            ) from e  # fmt: skip
+
+    return _Distributor(layers, mesh, chooser, budget).run(module, machine)
+
+
+@dataclass
+class _Distributor:
+    layers: Layers
+    mesh: Mesh
+    choose: Chooser
+    budget: float
+
+    def run(self, module: Module, machine: Machine) -> Module:
+        self.ops: list[Op] = []
+        self.values: dict[str, Value] = {}
+        self.windows: dict[tuple[str, Need, float | None], Value] = {}
+        self.resident = 0.0
+        args = []
+        for s in self.layers.inputs:
+            v = Value(TensorType(s.shape, s.dtype, spread(s.shape, self.mesh)), s.name)
+            args.append(v)
+            self.values[s.name] = v
+        for layer in self.layers.layers:
+            self.place(layer)
+        outputs = tuple(self.values[s.name] for s in self.layers.outputs)
+        self.ops.append(Op("dist.return", outputs))
+        used = {op.attrs.name for op in self.ops if op.name == "dist.const"}
+        return Module(
+            "dist", (Function("main", Block(tuple(args), tuple(self.ops))),),
+            {k: v for k, v in module.constants.items() if k in used},
+            {**module.attrs, "target": machine.name, "mesh": tuple(self.mesh.axes)},
+        )  # fmt: skip
+
+    def place(self, layer: Layer) -> None:
+        layouts = [None if o.constant else self.values[o.name].type.layout for o in layer.operands]  # type: ignore[union-attr]
+        plan = self.choose(layer, layouts)
+        nest = layer.nest
+        if plan.combine is None:
+            self.compute(layer, plan.plan, layer.result)
+            return
+        nodes = Stored(f"{layer.result.name}.nodes", (), accumulator_type(layer))
+        first = replace(nest, maps=nest.maps[: nest.n_term], fills=nest.fills[: nest.n_term])
+        made = self.compute(replace(layer, nest=first, operands=layer.operands[: nest.n_term], epilogue=Block()), plan.plan, nodes)
+        shape = made.type.shape  # type: ignore[union-attr]
+        slot = nest.parallel
+        own = tuple(Entry(((d, 1),)) for d in range(nest.parallel))
+        stage = Structured(
+            (*nest.dims[: nest.parallel], Dim("slot", shape[0], True)), {"mac": "sum", "lookup": "or"}.get(nest.kind, nest.kind),
+            ((Entry(((slot, 1),)), *own), *nest.maps[nest.n_term :]), (None, *nest.fills[nest.n_term :]), 1, slot, 1,
+        )  # fmt: skip
+        operands = (Stored(nodes.name, shape, nodes.dtype), *layer.operands[nest.n_term :])
+        self.compute(replace(layer, nest=stage, operands=operands, term=Block()), plan.combine, layer.result)
+
+    def compute(self, layer: Layer, plan: Layout, result: Stored) -> Value:
+        extents = tuple(d.extent for d in layer.nest.dims)
+        plan.check(extents, self.mesh)
+        operands = []
+        for o, index, fill in zip(layer.operands, layer.nest.maps, layer.nest.fills, strict=True):
+            need = need_of(extents, index, o.shape, plan)
+            operands.append(self.constant(o, need, fill, layer.origin) if o.constant else self.fetch(o, need, fill, layer.origin))
+        regions = [(n, b) for n, b in (("term", layer.term), ("epilogue", layer.epilogue)) if b.ops]
+        attrs = ComputeAttrs(layer.nest, plan, result.dtype.name, tuple(n for n, _ in regions))
+        value = Value(compute_type(attrs), result.name)
+        self.ops.append(Op("dist.compute", tuple(operands), attrs, (value,), tuple(b for _, b in regions), layer.origin))
+        self.values[result.name] = value
+        return value
+
+    def fetch(self, o: Stored, need: Need, fill: float | None, origin: str) -> Value:
+        """The tensor itself where every core owns what it needs; else a window, delivered by an exchange."""
+        source = self.values[o.name]
+        assert isinstance(source.type, TensorType) and source.type.layout is not None
+        x = exchange_of(source.type.layout, o.shape, need, self.mesh)
+        if in_place(x, source.type.layout, need):
+            return source
+        key = (o.name, need, fill if x.padded else None)
+        if key not in self.windows:
+            w = Value(WindowType(o.shape, o.dtype, need), f"{o.name}.w")
+            self.ops.append(Op("dist.exchange", (source,), ExchangeAttrs(fill if x.padded and fill is not None else 0.0), (w,), (), origin))
+            self.windows[key] = w
+        return self.windows[key]
+
+    def constant(self, o: Stored, need: Need, fill: float | None, origin: str) -> Value:
+        """A constant stays resident in its window while the budget lasts; larger ones are sharded and gathered for each use."""
+        key = (o.name, need, fill)
+        if key in self.windows:
+            return self.windows[key]
+        size = math.prod(need.local_shape(self.mesh)) * o.dtype.bytes
+        if self.resident + size <= self.budget:
+            self.resident += size
+            w = Value(WindowType(o.shape, o.dtype, need), o.name)
+            self.ops.append(Op("dist.const", (), DistConstAttrs(o.name), (w,), (), origin))
+            self.windows[key] = w
+            return w
+        if o.name not in self.values:
+            v = Value(TensorType(o.shape, o.dtype, shard(o.shape, need, self.mesh)), o.name)
+            self.ops.append(Op("dist.const", (), DistConstAttrs(o.name), (v,), (), origin))
+            self.values[o.name] = v
+        return self.fetch(o, need, fill, origin)
+
+
+def shard(shape: tuple[int, ...], need: Need, mesh: Mesh) -> Layout:
+    """A home for a gathered constant: cut where its user cuts it, and the dim with most rows over all other factors."""
+    groups: list[Group] = []
+    k = 0
+    for c in need.components:
+        plain = len(c.parts) == 1 and c.span == 1 and len(c.parts[0].extents) == 1 and c.parts[0].coefs == (1,) and c.rest_lo == 0 == c.rest_hi
+        if plain and c.parts[0].block * mesh.parts(c.parts[0].axes) >= c.shape[0]:
+            groups.append(Group(1, c.parts[0].axes, c.parts[0].block))
+        else:
+            groups += [Group() for _ in c.shape]
+        k += c.span
+    free = [a for a in mesh.names if not any(a in g.axes for g in groups)]
+    whole = [i for i, g in enumerate(groups) if not g.axes]
+    if whole and free:
+        # flatten a leading run of uncut dims, so that many factors find rows
+        run = [i for i in whole if i == whole[0] + whole.index(i)]
+        run = run[:-1] if len(run) > 1 and run[-1] == len(groups) - 1 else run
+        n = math.prod(shape[i] for i in run)
+        take: list[str] = []
+        for a in free:
+            if mesh.parts((*take, a)) <= n:
+                take.append(a)
+        if take:
+            groups[run[0] : run[-1] + 1] = [Group(len(run), tuple(take), -(-n // mesh.parts(tuple(take))))]
+        free = [a for a in free if a not in take]
+    return Layout(tuple(groups), tuple(free))
