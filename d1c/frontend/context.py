@@ -38,6 +38,7 @@ class ImportContext:
         self._ops: list[Op] = []
         self._names: dict[Value, str] = {}
         self._constants: dict[str, np.ndarray] = {}
+        self._wishes: dict[str, str] = {}
 
     # Names of the ONNX graph.
 
@@ -88,6 +89,7 @@ class ImportContext:
         except ValueError as error:
             raise UnsupportedOp(f"constant {base!r}: {error}", where=self.origin or base) from error
         self._constants[unique] = array
+        self._wishes[unique] = base
         self._arrays[value] = array
         self._ops.append(Op("graph.const", (), opdef("graph.const").attrs(name=unique), (value,), origin=self.origin))
         self._producers[value] = self._ops[-1]
@@ -236,8 +238,17 @@ class ImportContext:
                 kept.append(op)
         renamed: dict[Value, Value] = {a: a for a in args}
         ops: list[Op] = []
+        constants: dict[str, np.ndarray] = {}
+        taken = {op.attrs.name for op in kept if op.name == "graph.const"}
         kept.sort(key=lambda op: op.name == "graph.const")
         for op in reversed(kept):
+            if op.name == "graph.const":
+                # What a permuted initializer came from is gone as a rule: it takes over the name.
+                old, wish = op.attrs.name, self._wishes[op.attrs.name]
+                name = old if wish in constants or wish in taken else wish
+                constants[name] = self._constants[old]
+                self._names.setdefault(op.result, name)
+                op = replace(op, attrs=replace(op.attrs, name=name))
             for r in op.results:
                 renamed[r] = Value(r.type, _identifier(self._names.get(r, r.name)))
             ops.append(
@@ -246,8 +257,6 @@ class ImportContext:
                 )
             )
         ops.append(Op("graph.return", tuple(renamed[r] for r in results)))
-        names = {op.attrs.name for op in ops if op.name == "graph.const"}
-        constants = {n: a for n, a in self._constants.items() if n in names}
         return Module("graph", (Function("main", Block(tuple(args), tuple(ops))),), constants, dict(attrs))
 
 

@@ -13,6 +13,7 @@ from d1c.frontend.consteval import normal_axis
 from d1c.frontend.context import ImportContext, tensor
 from d1c.ir.core import Value
 from d1c.ops.opdef import Importer, OnnxRule
+from d1c.target.dtypes import BOOL, I32
 
 
 def given(cx: ImportContext, node: onnx.NodeProto, index: int = 0) -> Value:
@@ -34,7 +35,7 @@ def product(cx: ImportContext, a: Value, b: Value) -> Value:
         a = cx.reshape(a, (1, *left))
     if len(right) == 1:
         b = cx.reshape(b, (*right, 1))
-    out: Value = cx.emit("graph.matmul", [a, b], packed=False)
+    out = cx.cast(cx.emit("graph.matmul", [a, b], packed=False), tensor(a).dtype)
     shape = list(tensor(out).shape)
     if len(right) == 1:
         del shape[-1]
@@ -68,6 +69,8 @@ def reduce(cx: ImportContext, kind: str, x: Value, axes: tuple[int, ...], keepdi
     """graph.reduce_`kind` over `axes` (counted from 0); over none it is x itself."""
     if not axes:
         return x
+    if tensor(x).dtype == BOOL:
+        return cx.cast(reduce(cx, kind, cx.cast(x, I32), axes, keepdims), BOOL)
     out: Value = cx.emit(f"graph.reduce_{kind}", [x], axes=tuple(sorted(axes)), keepdims=keepdims)
     return cx.cast(out, tensor(x).dtype)
 
@@ -211,6 +214,10 @@ def power(cx: ImportContext, node: onnx.NodeProto) -> Value:
             case -1.0 if tensor(x).dtype.is_float:
                 inverse: Value = cx.emit("graph.reciprocal", [x])
                 return inverse
+    if not tensor(x).dtype.is_float:
+        raise cx.refuse(
+            "Pow of integers", rule="exponents of integers are constants from 1 to 4", remedy="cast to float"
+        )
     out: Value = cx.emit("graph.pow", [x, cx.cast(y, tensor(x).dtype)])
     return out
 

@@ -102,6 +102,7 @@ def conv(cx: ImportContext, node: onnx.NodeProto) -> Value:
     y = cx.emit(
         "graph.conv", [x, w], strides=win.strides, pads=win.pads, dilations=win.dilations, groups=groups, packed=False
     )  # fmt: skip
+    y = cx.cast(y, tensor(x).dtype)
     if bias is not None:
         y = cx.emit("graph.add", [y, bias])
     return to_first(cx, y)
@@ -142,7 +143,7 @@ def average_pool(cx: ImportContext, node: onnx.NodeProto) -> Value:
     win = window(cx, node, tensor(x).shape[2:], cx.attr(node, "kernel_shape"))
     y = _pool(cx, "graph.sum_pool", x, win)
     padded = bool(cx.attr(node, "count_include_pad", 0))
-    stated = cx.attr(node, "pads") or win.pads
+    stated = cx.attr(node, "pads") or (0,) * 2 * r
     if cx.attr(node, "auto_pad", "NOTSET") != "NOTSET":
         stated = win.pads
     counts = np.ones((1,) * (r + 2))
@@ -248,7 +249,8 @@ def depth_to_space(cx: ImportContext, node: onnx.NodeProto) -> Value:
 def space_to_depth(cx: ImportContext, node: onnx.NodeProto) -> Value:
     x, b = given(cx, node), cx.attr(node, "blocksize")
     n, c, h, w = tensor(x).shape
-    apart = cx.transpose(cx.reshape(x, (n, c, h // b, b, w // b, b)), (0, 3, 5, 1, 2, 4))
+    order = (0, 3, 5, 1, 2, 4) if cx.attr(node, "mode", "DCR") == "DCR" else (0, 1, 3, 5, 2, 4)
+    apart = cx.transpose(cx.reshape(x, (n, c, h // b, b, w // b, b)), order)
     return cx.reshape(apart, (n, c * b * b, h // b, w // b))
 
 
@@ -270,7 +272,9 @@ def lp_normalization(cx: ImportContext, node: onnx.NodeProto) -> Value:
         length = reduce(cx, "sum", cx.emit("graph.abs", [x]), axes, True)
     else:
         length = cx.emit("graph.sqrt", [reduce(cx, "sum", cx.emit("graph.mul", [x, x]), axes, True)])
-    out: Value = cx.emit("graph.div", [x, length])
+    # A vector of length 0 stays 0: its elements are divided by 1.
+    zero = cx.emit("graph.equal", [length, cx.scalar(0, length)])
+    out: Value = cx.emit("graph.div", [x, cx.emit("graph.where", [zero, cx.scalar(1, length), length])])
     return out
 
 
