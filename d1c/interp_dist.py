@@ -7,63 +7,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 
-from d1c.analysis.exchange import Messages, exchange
+from d1c.analysis.exchange import exchange
 from d1c.analysis.shares import Call, Read, call_of
 from d1c.errors import Trap
 from d1c.ir.core import Block, Module, Op, Value
-from d1c.ir.layout import Layout, Mesh, Need
+from d1c.ir.layout import Need, need_of
 from d1c.ir.types import TensorType, WindowType
+from d1c.target.mesh import Group, Layout, Mesh, place, whole
 from d1c.target.numerics import run_nest
-
-
-@dataclass
-class Held:
-    """What cores hold of a value: per core number one flat buffer; `classes` maps every core to the one whose buffer it shares
-    (windows that are equal along multicast factors are stored once)."""
-
-    buffers: dict[int, np.ndarray]
-
-
-def place(array: np.ndarray, layout: Layout, mesh: Mesh) -> dict[int, np.ndarray]:
-    """The owned buffers of a whole array."""
-    shape = array.shape
-    local = layout.local_shape(shape)
-    cores = mesh.core_offset(layout.axes, np.arange(mesh.parts(layout.axes)))
-    flat = array.reshape([n for _, _, _, n in layout.spans(shape)]) if shape else array
-    out = {}
-    for core in cores:
-        parts = []
-        for _, _, g, n in layout.spans(shape):
-            p = int(mesh.position(g.axes, np.array([core]))[0]) if g.axes else 0
-            parts.append(slice(min(p * g.block, n), min(p * g.block + g.block, n)) if g.axes else slice(0, n))
-        block = flat[tuple(parts)]
-        if block.size:
-            buf = np.zeros(local, array.dtype)
-            buf[tuple(slice(0, s) for s in block.shape)] = block
-            out[int(core)] = buf.reshape(-1)
-    return out
-
-
-def whole(held: Mapping[int, np.ndarray], type: TensorType, mesh: Mesh) -> np.ndarray:
-    """The array that the owned buffers make up; KeyError where a share is missing."""
-    layout, shape = type.layout, type.shape
-    assert layout is not None
-    spans = layout.spans(shape)
-    out = np.zeros([n for _, _, _, n in spans], type.dtype.numpy)
-    local = layout.local_shape(shape)
-    for core in mesh.core_offset(layout.axes, np.arange(mesh.parts(layout.axes))):
-        parts = []
-        for _, _, g, n in spans:
-            p = int(mesh.position(g.axes, np.array([core]))[0]) if g.axes else 0
-            parts.append(slice(min(p * g.block, n), min(p * g.block + g.block, n)) if g.axes else slice(0, n))
-        view = out[tuple(parts)]
-        if view.size:
-            view[...] = held[int(core)].reshape(local)[tuple(slice(0, s) for s in view.shape)]
-    return out.reshape(shape)
 
 
 def read_of(value: Value, need: Need) -> Read:
@@ -77,8 +31,6 @@ def read_of(value: Value, need: Need) -> Read:
 
 def compute_call(op: Op, mesh: Mesh) -> Call:
     """The kernel calls of a dist.compute."""
-    from d1c.ir.layout import need_of
-
     a = op.attrs
     extents = tuple(d.extent for d in a.nest.dims)
     regions = dict(zip(a.regions, op.regions, strict=True))
@@ -88,14 +40,13 @@ def compute_call(op: Op, mesh: Mesh) -> Call:
 
 def fill_windows(array: np.ndarray, need: Need, fill: float, mesh: Mesh) -> dict[int, np.ndarray]:
     """Windows of a constant, cut from the whole array."""
-    layout = Layout(tuple(_whole_groups(array.shape)), mesh.names)
+    layout = Layout(tuple(Group() for _ in array.shape), mesh.names)
     return deliver({0: np.ascontiguousarray(array).reshape(-1)}, layout, array.shape, need, fill, array.dtype, mesh, "constant")
 
 
-def _whole_groups(shape: tuple[int, ...]):  # type: ignore[no-untyped-def]
-    from d1c.ir.layout import Group
-
-    return [Group() for _ in shape]
+def _whole(held: Mapping[int, np.ndarray], t: TensorType, mesh: Mesh) -> np.ndarray:
+    assert t.layout is not None
+    return whole(held, t.layout, t.shape, t.dtype.numpy, mesh)
 
 
 def deliver(
@@ -105,7 +56,7 @@ def deliver(
     x = exchange(layout, shape, need, mesh)
     if not x.covers():
         raise Trap(f"exchange at {origin} does not cover its windows")
-    m: Messages = x.messages()
+    m = x.messages()
     windows = {int(c): np.full(x.window_elements, fill, dtype) for c in m.classes}
     count = {c: np.zeros(x.window_elements, np.int8) for c in windows}
     for i in range(len(m)):
@@ -135,7 +86,7 @@ def evaluate_dist(module: Module, inputs: Mapping[str, np.ndarray]) -> dict[str,
         if op.name == "dist.return":
             for name, v in zip(module.attrs["outputs"], op.operands, strict=True):
                 assert isinstance(v.type, TensorType)
-                out[name] = whole(held[v], v.type, mesh)
+                out[name] = _whole(held[v], v.type, mesh)
         elif op.name == "dist.const":
             array, t = module.constants[op.attrs.name], op.result.type
             if isinstance(t, WindowType):
@@ -151,7 +102,7 @@ def evaluate_dist(module: Module, inputs: Mapping[str, np.ndarray]) -> dict[str,
             held[op.result] = _compute(op, held, mesh)
             t = op.result.type
             assert isinstance(t, TensorType)
-            out[op.result.name] = whole(held[op.result], t, mesh)
+            out[op.result.name] = _whole(held[op.result], t, mesh)
     return out
 
 

@@ -15,13 +15,14 @@ from functools import cache, lru_cache
 
 import numpy as np
 
-from d1c.analysis.exchange import Exchange, exchange
+from d1c.analysis.exchange import exchange
 from d1c.analysis.layers import Layer
 from d1c.ir.core import Block
 from d1c.ir.layout import Group, Layout, LayoutError, Mesh, Need, need_of
 from d1c.ir.structured import Structured
 from d1c.target.dtypes import dtype
 from d1c.target.machine import Machine
+from d1c.target.movement import Exchange
 
 SLOW = {"exp": 15, "log": 18, "tanh": 20, "erf": 22, "sigmoid": 18, "pow": 40, "sin": 20, "cos": 20, "div": 4, "sqrt": 4}
 """Vector instructions of one elementwise op, roughly, where it is not one."""

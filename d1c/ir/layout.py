@@ -12,173 +12,11 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 from d1c.ir.structured import Entry, Map
-
-
-class LayoutError(ValueError):
-    """A layout or plan that the rules do not allow; says which rule."""
-
-
-@dataclass(frozen=True)
-class Mesh:
-    """The logical mesh: ordered factors (name, size), major to minor. A core's number is the mixed radix of its coordinates."""
-
-    axes: tuple[tuple[str, int], ...]
-
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        return tuple(n for n, _ in self.axes)
-
-    @cached_property
-    def sizes(self) -> tuple[int, ...]:
-        return tuple(s for _, s in self.axes)
-
-    @cached_property
-    def index(self) -> dict[str, int]:
-        return {n: i for i, n in enumerate(self.names)}
-
-    @cached_property
-    def cores(self) -> int:
-        return math.prod(self.sizes)
-
-    @cached_property
-    def stride(self) -> dict[str, int]:
-        """Per factor, how far apart in core numbers its neighbours are."""
-        return {n: math.prod(self.sizes[i + 1 :]) for i, n in enumerate(self.names)}
-
-    @cached_property
-    def coords(self) -> np.ndarray:
-        """[cores, factors] coordinates of every core."""
-        return np.indices(self.sizes, np.int64).reshape(len(self.sizes), self.cores).T
-
-    def parts(self, axes: tuple[str, ...]) -> int:
-        """How many positions an ordered factor list has."""
-        return math.prod(self.sizes[self.index[a]] for a in axes)
-
-    def position(self, axes: tuple[str, ...], cores: np.ndarray | None = None) -> np.ndarray:
-        """Mixed-radix position of each core (all, or those numbered `cores`) along `axes`."""
-        coords = self.coords if cores is None else self.coords[cores]
-        p = np.zeros(len(coords), np.int64)
-        for a in axes:
-            i = self.index[a]
-            p = p * self.sizes[i] + coords[:, i]
-        return p
-
-    def core_offset(self, axes: tuple[str, ...], position: np.ndarray) -> np.ndarray:
-        """Core number of the core at `position` along `axes` and at 0 along all other factors."""
-        out, p = np.zeros_like(position), position
-        for a in reversed(axes):
-            n = self.sizes[self.index[a]]
-            out = out + (p % n) * self.stride[a]
-            p = p // n
-        return out
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """`span` adjacent dims, cut by linear index in blocks of `block` over `axes` (major to minor); no axes: whole (block 0)."""
-
-    span: int = 1
-    axes: tuple[str, ...] = ()
-    block: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Groups covering the dims in order; `held`: factors along which only coordinate 0 holds (computes) anything. Factors that
-    are named nowhere are replicated: all their coordinates hold equal bits."""
-
-    groups: tuple[Group, ...]
-    held: tuple[str, ...] = ()
-
-    @property
-    def axes(self) -> tuple[str, ...]:
-        """All factors that cut something."""
-        return tuple(a for g in self.groups for a in g.axes)
-
-    def spans(self, shape: tuple[int, ...]) -> list[tuple[int, int, Group, int]]:
-        """Per group: first dim, last dim + 1, the group, its extent in elements."""
-        out, k = [], 0
-        for g in self.groups:
-            out.append((k, k + g.span, g, math.prod(shape[k : k + g.span])))
-            k += g.span
-        return out
-
-    def local_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Elements per group that the largest share takes: the buffer's dims on every core."""
-        return tuple((g.block if g.axes else n) for _, _, g, n in self.spans(shape))
-
-    def check(self, shape: tuple[int, ...], mesh: Mesh) -> None:
-        """Raises LayoutError where a rule of docs/layouts.md is broken."""
-        if sum(g.span for g in self.groups) != len(shape):
-            raise LayoutError(f"layout {self} covers {sum(g.span for g in self.groups)} dims, the tensor has {len(shape)}")
-        used = [*self.axes, *self.held]
-        for a in used:
-            if a not in mesh.index:
-                raise LayoutError(f"layout {self} names factor {a}, the mesh has {' '.join(mesh.names)}")
-            if used.count(a) > 1:
-                raise LayoutError(f"layout {self} uses factor {a} twice")
-        for _, _, g, n in self.spans(shape):
-            if g.axes and g.block * mesh.parts(g.axes) < n:
-                raise LayoutError(f"layout {self}: {mesh.parts(g.axes)} blocks of {g.block} do not cover {n} elements")
-
-    def __str__(self) -> str:
-        parts, k = [], 0
-        for g in self.groups:
-            dims = " ".join(str(d) for d in range(k, k + g.span))
-            parts.append(f"{dims}: {_axes_text(g.axes)} / {g.block}" if g.axes else dims)
-            k += g.span
-        return f"[{', '.join(parts)}{' | ' + _axes_text(self.held) if self.held else ''}]"
-
-    @classmethod
-    def parse(cls, text: str) -> Layout:
-        """The layout that prints as `text`; LayoutError with the offending piece."""
-        body = text.strip()
-        if not (body.startswith("[") and body.endswith("]")):
-            raise LayoutError(f"a layout is written in [ ], not {text!r}")
-        body, _, held = body[1:-1].partition("|")
-        groups: list[Group] = []
-        k = 0
-        for part in filter(None, (p.strip() for p in body.split(","))):
-            m = re.fullmatch(r"([\d ]+?)\s*(?::\s*([a-z][\w. -]*?)\s*/\s*(\d+))?", part)
-            if not m:
-                raise LayoutError(f"cannot read layout group {part!r}; expected e.g. '0 1: dr nr.0-1 / 126'")
-            dims = [int(d) for d in m[1].split()]
-            if dims != list(range(k, k + len(dims))):
-                raise LayoutError(f"layout group {part!r} must cover dims from {k} on, in order")
-            k += len(dims)
-            groups.append(Group(len(dims), _parse_axes(m[2] or ""), int(m[3] or 0)))
-        return cls(tuple(groups), _parse_axes(held))
-
-
-def _axes_text(axes: tuple[str, ...]) -> str:
-    """`nr.0 nr.1 nr.2` is written `nr.0-2`."""
-    out: list[list[str]] = []
-    for a in axes:
-        base, _, n = a.partition(".")
-        if n and out and out[-1][0] == base and int(out[-1][-1]) + 1 == int(n):
-            out[-1][2:] = [n]
-        else:
-            out.append([base, n] if n else [a])
-    return " ".join(o[0] if len(o) == 1 else f"{o[0]}.{'-'.join(o[1:])}" for o in out)
-
-
-def _parse_axes(text: str) -> tuple[str, ...]:
-    out: list[str] = []
-    for word in text.split():
-        m = re.fullmatch(r"([a-z]+)(?:\.(\d+)(?:-(\d+))?)?", word)
-        if not m:
-            raise LayoutError(f"cannot read factor {word!r}; expected e.g. 'dr' or 'nr.0-2'")
-        if m[2] is None:
-            out.append(m[1])
-        else:
-            out += [f"{m[1]}.{i}" for i in range(int(m[2]), int(m[3] or m[2]) + 1)]
-    return tuple(out)
-
+from d1c.target.mesh import Group, Layout, LayoutError, Mesh, axes_text, parse_axes
 
 @dataclass(frozen=True, slots=True)
 class Part:
@@ -242,7 +80,7 @@ class Component:
     def __str__(self) -> str:
         pads = "" if self.span == 1 else " pad " + " ".join(f"{b}+{e}" for b, e in self.pads)
         parts = "".join(
-            f" by {_axes_text(p.axes)} / {p.block} of {'x'.join(map(str, p.extents))} at {' '.join(map(str, p.coefs))}" for p in self.parts
+            f" by {axes_text(p.axes)} / {p.block} of {'x'.join(map(str, p.extents))} at {' '.join(map(str, p.coefs))}" for p in self.parts
         )
         return f"{'x'.join(map(str, self.shape))}{pads} rest {self.rest_lo} {self.rest_hi}{parts}"
 
@@ -258,7 +96,7 @@ class Component:
             q = re.fullmatch(r"(.*?) / (\d+) of ([\dx]+) at ([-\d ]+)", piece.strip())
             if not q:
                 raise LayoutError(f"cannot read need part {piece!r}")
-            parts.append(Part(tuple(map(int, q[3].split("x"))), tuple(map(int, q[4].split())), _parse_axes(q[1]), int(q[2])))
+            parts.append(Part(tuple(map(int, q[3].split("x"))), tuple(map(int, q[4].split())), parse_axes(q[1]), int(q[2])))
         return cls(shape, pads, tuple(parts), int(m[3]), int(m[4]))
 
 
@@ -280,8 +118,8 @@ class Need:
         return tuple(int((hi - lo).max()) for lo, hi in (c.intervals(mesh) for c in self.components))
 
     def __str__(self) -> str:
-        held = f" held {_axes_text(self.held)}" if self.held else ""
-        return f"[{', '.join(map(str, self.components))} | {_axes_text(self.plan_axes)}{held}]"
+        held = f" held {axes_text(self.held)}" if self.held else ""
+        return f"[{', '.join(map(str, self.components))} | {axes_text(self.plan_axes)}{held}]"
 
     @classmethod
     def parse(cls, text: str) -> Need:
@@ -290,7 +128,7 @@ class Need:
             raise LayoutError(f"a need is written [components | factors], not {text!r}")
         comps, _, tail = body[1:-1].partition("|")
         axes, _, held = tail.partition("held")
-        return cls(tuple(Component.parse(c) for c in comps.split(",") if c.strip()), _parse_axes(axes), _parse_axes(held))
+        return cls(tuple(Component.parse(c) for c in comps.split(",") if c.strip()), parse_axes(axes), parse_axes(held))
 
 
 def need_of(dims: tuple[int, ...], index: Map, shape: tuple[int, ...], plan: Layout) -> Need:

@@ -1,0 +1,187 @@
+"""Movements as the binary holds them: products of one-dimensional relations, expanded to messages by whoever needs them.
+
+A movement turns a tensor that is owned in parts into windows, one for every core of a plan. Each component is a relation
+between owned and needed linear intervals, kept as arrays of pieces; `messages` multiplies them out to strided boxes
+from one core to a class of cores (those that differ only along factors on which no window depends: a multicast).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from d1c.target.mesh import Mesh
+
+
+def ragged(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For counts [n]: (owner index, index within the owner) of sum(counts) items."""
+    owner = np.repeat(np.arange(len(counts)), counts)
+    start = np.cumsum(counts) - counts
+    return owner, np.arange(len(owner)) - np.repeat(start, counts)
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Runs of one component: target position `t` gets `count` runs of `length` elements from source position `s`, the i-th from
+    local offset soff + i * sstep to window offset doff + i * dstep. Sorted by t, then doff."""
+
+    t: np.ndarray
+    s: np.ndarray
+    soff: np.ndarray
+    doff: np.ndarray
+    length: np.ndarray
+    count: np.ndarray
+    sstep: np.ndarray
+    dstep: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+
+@dataclass(frozen=True)
+class ComponentExchange:
+    """One component: factors of target and source positions, extents of window and owned buffer (elements), pieces, and per
+    target position how many real elements it needs and how long its whole window is (the rest is padding)."""
+
+    target_axes: tuple[str, ...]
+    source_axes: tuple[str, ...]
+    window: int
+    owned: int
+    pieces: Pieces
+    real: np.ndarray
+    length: np.ndarray
+
+    @cached_property
+    def first(self) -> np.ndarray:
+        """[targets + 1] start of each target position's pieces."""
+        return np.searchsorted(self.pieces.t, np.arange(len(self.real) + 1))
+
+    def covers(self) -> bool:
+        """Every real element of every need arrives exactly once: the pieces tile it without gap or overlap."""
+        p = self.pieces
+        o, i = ragged(p.count)
+        at, n = p.doff[o] + i * p.dstep[o], p.length[o]
+        t = p.t[o]
+        order = np.lexsort((at, t))
+        at, n, t = at[order], n[order], t[order]
+        if len(at) and (n.min() <= 0 or at.min() < 0 or (at + n).max() > self.window):
+            return False
+        if np.any((t[1:] == t[:-1]) & (at[1:] < at[:-1] + n[:-1])):
+            return False
+        return bool(np.array_equal(np.bincount(t, n, len(self.real)).astype(np.int64), self.real))
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """The product of its components; `target_held` and `source_held` are factors held at 0 on either side."""
+
+    mesh: Mesh
+    components: tuple[ComponentExchange, ...]
+    source_held: tuple[str, ...]
+    target_held: tuple[str, ...]
+    plan_axes: tuple[str, ...]
+
+    @cached_property
+    def keyed(self) -> tuple[str, ...]:
+        """Factors that a window's content depends on, in mesh order."""
+        used = {a for c in self.components for a in c.target_axes}
+        return tuple(a for a in self.mesh.names if a in used)
+
+    @cached_property
+    def fan_axes(self) -> tuple[str, ...]:
+        """Plan factors on which no need depends: a message goes to all their coordinates (multicast)."""
+        return tuple(a for a in self.mesh.names if a in self.plan_axes and a not in self.keyed)
+
+    def covers(self) -> bool:
+        return all(c.covers() for c in self.components)
+
+    @cached_property
+    def window_elements(self) -> int:
+        return math.prod(c.window for c in self.components)
+
+    @property
+    def padded(self) -> bool:
+        """Some window holds elements outside the tensor."""
+        return any(bool((c.real != c.length).any()) for c in self.components)
+
+    @cached_property
+    def local(self) -> bool:
+        """Every core needs only what it owns, in the order in which it owns it: no message, the kernel reads the owned buffer."""
+        if self.padded or self.fan_axes or any(len(c.pieces) != np.count_nonzero(c.real) for c in self.components):
+            return False
+        if any((c.pieces.count != 1).any() for c in self.components):
+            return False
+        src = {a for c in self.components for a in c.source_axes}
+        if set(self.keyed) - src - set(self.source_held):  # replicated source factors would be fine, but nothing replicates
+            return False
+        for c in self.components:
+            mine = self.mesh.core_offset(c.target_axes, c.pieces.t)
+            theirs = self.mesh.core_offset(c.source_axes, c.pieces.s)
+            if not np.array_equal(mine, theirs):
+                return False
+        return True
+
+    def messages(self) -> Messages:
+        """All messages, one target class at a time; see Messages."""
+        mesh, keyed = self.mesh, self.keyed
+        classes = mesh.core_offset(keyed, np.arange(mesh.parts(keyed)))  # core number of each class's representative
+        cls = np.arange(len(classes))
+        picks: list[np.ndarray] = []
+        for c in self.components:
+            t = mesh.position(c.target_axes, classes)[cls]
+            owner, i = ragged(c.first[t + 1] - c.first[t])
+            cls = cls[owner]
+            picks = [p[owner] for p in picks]
+            picks.append(c.first[t][owner] + i)
+        src = np.zeros(len(cls), np.int64)
+        split = {a for c in self.components for a in c.source_axes}
+        same = [a for a in mesh.names if a not in split and a not in self.source_held]  # replicated: own coordinate
+        for a in same:
+            src += mesh.coords[classes[cls], mesh.index[a]] * mesh.stride[a]
+        for c, p in zip(self.components, picks, strict=True):
+            src += mesh.core_offset(c.source_axes, c.pieces.s[p])
+        soff, doff = np.zeros(len(cls), np.int64), np.zeros(len(cls), np.int64)
+        sizes, sstr, dstr = [], [], []
+        s_stride = d_stride = 1
+        one = np.ones(len(cls), np.int64)
+        for c, p in zip(reversed(self.components), reversed(picks), strict=True):
+            q = c.pieces
+            soff += q.soff[p] * s_stride
+            doff += q.doff[p] * d_stride
+            sizes += [q.length[p], q.count[p]]
+            sstr += [one * s_stride, q.sstep[p] * s_stride]
+            dstr += [one * d_stride, q.dstep[p] * d_stride]
+            s_stride *= c.owned
+            d_stride *= c.window
+        empty = np.zeros((0, len(cls)), np.int64)
+        return Messages(
+            classes, cls, src, soff, doff,
+            np.array(sizes, np.int64) if sizes else empty, np.array(sstr, np.int64) if sizes else empty,
+            np.array(dstr, np.int64) if sizes else empty,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Messages:
+    """Messages of an exchange, sorted by target class. `classes`: core number of each class's representative (the other cores
+    of a class differ along the exchange's fan factors). Message m goes from core `src[m]` to class `cls[m]`; it moves
+    prod(sizes[:, m]) elements, innermost first, by the strides (elements) on either side."""
+
+    classes: np.ndarray
+    cls: np.ndarray
+    src: np.ndarray
+    soff: np.ndarray
+    doff: np.ndarray
+    sizes: np.ndarray
+    sstride: np.ndarray
+    dstride: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.cls)
+
+    @cached_property
+    def elements(self) -> np.ndarray:
+        return np.asarray(self.sizes.prod(axis=0)) if len(self.sizes) else np.ones(len(self.cls), np.int64)
