@@ -48,7 +48,9 @@ PASSES: dict[str, Pass] = {
         Pass("fold-constants", "graph", "graph"),
         Pass("simplify-views", "graph", "graph"),
         Pass("sink-transposes", "graph", "graph"),
+        Pass("fold-pads", "graph", "graph"),
         Pass("fold-batchnorm", "graph", "graph"),
+        Pass("hoist-scales", "graph", "graph"),
         Pass("fuse", "graph", "graph"),
         Pass("precision", "graph", "graph", ("policy",)),
         Pass("pack-operands", "graph", "graph"),
@@ -59,6 +61,8 @@ PIPELINE: tuple[str, ...] = (
     "fold-constants",
     "simplify-views",
     "sink-transposes",  # before fold-batchnorm, which looks for channels in the last dim
+    "fold-pads",
+    "hoist-scales",  # before fold-batchnorm, which may find the scale a place in weights
     "fold-batchnorm",
     "fuse",
     "precision",  # after fuse: what a group stores is rounded, what stays inside is not

@@ -130,7 +130,7 @@ class Folder:
         result = Value(contraction.result.type, contraction.result.name if chain.shifts else last.result.name)
         self.to.append(replace(contraction, operands=(x, w), results=(result,)))
         if chain.shifts:
-            bias = self.to.const(shift, f"{last.result.name}_shift", last.origin)
+            bias = self.to.const(shift, f"{last.result.name or contraction.operands[1].name}_shift", last.origin)
             result = self.to.emit("graph.add", (result, bias), like=last)
         self.to.new[last.result] = result
         return True

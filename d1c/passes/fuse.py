@@ -55,10 +55,11 @@ Only shapes and the graph decide.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import heappop, heappush
 
 from d1c.ir.core import Block, Module, Op, Value
+from d1c.ir.rewrite import dead_code
 from d1c.ops.graph.structural import FusedAttrs, fused_type
 from d1c.ops.opdef import opdef
 from d1c.passes.rebuild import CONST, Rebuild, main_ops, shape, tensor, users
@@ -164,7 +165,7 @@ class Fuser:
         if any(self.kind[u] not in ("elementwise", "reduce") for u in self.readers[op.result]):
             return None
         wanted = shape(op.result)
-        large = [v for v in dict.fromkeys(op.operands) if shape(v) == wanted]
+        large = [v for v in dict.fromkeys(op.operands) if tensor(v).size == tensor(op.result).size]
         ops, leaves = [op], set[Value]()
         for v in large:
             p = self.free(v, wanted)
@@ -261,6 +262,7 @@ def emit(to: Rebuild, group: Group, operands: list[Value], ops: list[Op], root: 
 
 def run(module: Module) -> Module:
     """Put every elementwise operation, contraction, reduction and pool in a group."""
+    module = replace(module, functions=tuple(dead_code(f) for f in module.functions))  # dead readers would split groups
     fuser = Fuser(module)
     groups = fuser.run()
     to = Rebuild(module)

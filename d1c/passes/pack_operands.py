@@ -92,8 +92,8 @@ class Packer:
         if data is not None:
             return self.to.const(pack(data, pair), w.name, op.origin)
         if pair or any(v.name == "graph.transpose" for v in self.chain(w)):
-            return self.to.emit("graph.pack", (w,), like=op, label=w.name + "_p", pair=pair)
-        return self.to.reshape(w, (*shape(w), 1), op, w.name + "_p")
+            return self.to.emit("graph.pack", (w,), like=op, label=f"{w.name}_p" if w.name else "", pair=pair)
+        return self.to.reshape(w, (*shape(w), 1), op, f"{w.name}_p" if w.name else "")
 
     # -- views
 
@@ -107,7 +107,9 @@ class Packer:
 
     def copy(self, value: Value, op: Op) -> Value:
         if value not in self.copied:
-            self.copied[value] = self.to.emit("graph.copy", (value,), like=op, label=value.name + "_c")
+            self.copied[value] = self.to.emit(
+                "graph.copy", (value,), like=op, label=f"{value.name}_c" if value.name else ""
+            )
         return self.copied[value]
 
     def again(self, chain: list[Op], value: Value) -> Value:

@@ -124,7 +124,7 @@ def retyped(block: Block, types: Sequence[Value]) -> Block:
     for op in block.ops:
         row = opdef(op.name)
         attrs, operands = op.attrs, tuple(new[v] for v in op.operands)
-        if row.kind == "elementwise":
+        if row.kind == "elementwise" and op.name != "graph.cast":
             operands = tuple(widened(v) for v in operands)
         if op.name == "graph.cast" and attrs.to in ("f16", "f64"):
             attrs = replace(attrs, to="f32")

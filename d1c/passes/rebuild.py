@@ -101,7 +101,7 @@ class Rebuild:
         return out
 
     def const(self, data: np.ndarray, name: str, origin: str = "") -> Value:
-        """A constant with this data. In the end it is called `name` if no older constant is, otherwise with a number."""
+        """A constant with this data, called `name` in the end if no older constant is, otherwise with a number."""
         unique, i = name or "constant", 1
         while unique in self.constants:
             unique, i = f"{name or 'constant'}_{i}", i + 1

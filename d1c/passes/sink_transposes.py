@@ -93,7 +93,9 @@ class Sink:
         """The value in the old order; one transpose however many consumers pay."""
         key = (owed.value, owed.perm)
         if key not in self.paid:
-            self.paid[key] = self.to.transpose(owed.value, owed.perm, like, owed.value.name + "_t")
+            self.paid[key] = self.to.transpose(
+                owed.value, owed.perm, like, f"{owed.value.name}_t" if owed.value.name else ""
+            )
         return self.paid[key]
 
     def default(self, op: Op) -> None:
@@ -112,13 +114,13 @@ class Sink:
         self.owed[op.result] = Owed(result, perm)
 
     def vote(self, owed: Sequence[Owed], rank: int) -> Perm:
-        """The permutation that most elements owe. Inputs have no say: they are transposed once, at the boundary; nor
-        have constants and values for which every order is the same."""
+        """The permutation that most elements owe. Constants have no vote; inputs, which are transposed once, at the
+        boundary, and values for which every order is the same have one only where nobody else votes."""
         weight: dict[Perm, int] = {}
         for o in owed:
-            free = self.to.data(o.value) is not None or sum(n != 1 for n in o.shape) <= 1
-            if not free and len(o.perm) == rank:
-                weight[o.perm] = weight.get(o.perm, 0) + (0 if o.value in self.inputs else prod(o.shape))
+            if self.to.data(o.value) is None and len(o.perm) == rank:
+                free = o.value in self.inputs or sum(n != 1 for n in o.shape) <= 1
+                weight[o.perm] = weight.get(o.perm, 0) + (0 if free else prod(o.shape))
         return max(weight, key=lambda p: weight[p]) if weight else identity(rank)
 
     def padded(self, owed: Owed, rank: int, like: Op) -> Owed:
@@ -126,7 +128,7 @@ class Sink:
         more = rank - len(owed.perm)
         if not more:
             return owed
-        value = self.to.reshape(owed.value, (1,) * more + shape(owed.value), like, owed.value.name + "_r")
+        value = self.to.reshape(owed.value, (1,) * more + shape(owed.value), like, owed.value.name)
         return Owed(value, identity(more) + tuple(p + more for p in owed.perm))
 
     def matched(self, owed: Owed, perm: Perm, like: Op) -> Value:
@@ -187,10 +189,12 @@ def _per_dim(*names: str) -> Callable[[Sink, Op], None]:
 
 def dim_groups(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[int], list[int]]]:
     """Which dims of a reshape correspond: the finest split of both shapes in runs of equal product. Dims of size 1 of
-    `before` are left out; those of `after` join the run that precedes them (the first run where none does)."""
+    `before` are left out; those of `after` join the run that precedes them, and leading ones are in no group."""
     left = [i for i, n in enumerate(before) if n != 1]
     groups: list[tuple[list[int], list[int]]] = []
     i = j = 0
+    while j < len(after) and after[j] == 1:
+        j += 1
     while i < len(left):
         ins, a, b = [left[i]], before[left[i]], 1
         outs: list[int] = []
@@ -211,8 +215,20 @@ def dim_groups(before: Sequence[int], after: Sequence[int]) -> list[tuple[list[i
     return groups
 
 
+def _moved_units(before: Sequence[int], after: Sequence[int]) -> Perm | None:
+    """The permutation that does what a reshape does which only moves dims of size 1; None for other reshapes."""
+    if len(before) != len(after) or [n for n in before if n != 1] != [n for n in after if n != 1]:
+        return None
+    units = iter(i for i, n in enumerate(before) if n == 1)
+    others = iter(i for i, n in enumerate(before) if n != 1)
+    return tuple(next(units if n == 1 else others) for n in after)
+
+
 def _reshape(s: Sink, op: Op) -> None:
     o, to = s.get(op.operands[0]), shape(op.result)
+    if (moved := _moved_units(o.shape, to)) is not None:
+        s.owed[op.result] = Owed(o.value, tuple(o.perm[i] for i in moved))
+        return
     if 0 in to or prod(to) == 1 or o.perm == identity(len(o.perm)):
         s.owed[op.result] = Owed(s.to.reshape(s.pay(o, op), to, op), identity(len(to)))
         return
@@ -223,7 +239,8 @@ def _reshape(s: Sink, op: Op) -> None:
         s.owed[op.result] = Owed(s.to.reshape(s.pay(o, op), to, op), identity(len(to)))
         return
     in_order = sorted(range(len(groups)), key=lambda g: places[g][0])
-    dims = [d for g in in_order for d in groups[g][1]]  # the result's dims in stored order
+    dims = [d for g in in_order for d in groups[g][1]]
+    dims = [*range(len(to) - len(dims)), *dims]  # the result's dims in stored order
     s.owed[op.result] = Owed(s.to.reshape(o.value, [to[d] for d in dims], op), inverse(tuple(dims)))
 
 

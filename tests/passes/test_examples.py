@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
+from itertools import pairwise
 
 import pytest
 
@@ -30,5 +31,5 @@ def test_example_of_the_docstring(chosen) -> None:
 
 def test_the_pipeline_names_passes_and_their_levels_meet() -> None:
     steps = [PASSES[name] for name in PIPELINE]
-    assert all(a.level_out == b.level_in for a, b in zip(steps, steps[1:], strict=False))
+    assert all(a.level_out == b.level_in for a, b in pairwise(steps))
     assert all(p.summary for p in steps)
