@@ -82,7 +82,8 @@ def attention() -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     f = lambda *s: rng.normal(size=s).astype(np.float32)  # noqa: E731
     weights = {
         "wqkv": f(8, 24) / 3, "bqkv": f(24), "wo": f(8, 8) / 3, "g": f(8), "b": f(8), "s": np.array(0.7, np.float32),
-        "sh": np.array([1, 5, 3, 2, 4]), "back": np.array([1, 5, 8]), "sq": np.array([0]), "half": np.array(0.5, np.float32),
+        "sh": np.array([1, 5, 3, 2, 4]), "back": np.array([1, 5, 8]), "sq": np.array([0]),
+        "half": np.array(0.5, np.float32),
         "one": np.array(1, np.float32), "rt": np.array(2**0.5, np.float32),
     }  # fmt: skip
     nodes = [
