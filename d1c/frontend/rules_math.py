@@ -215,9 +215,7 @@ def power(cx: ImportContext, node: onnx.NodeProto) -> Value:
                 inverse: Value = cx.emit("graph.reciprocal", [x])
                 return inverse
     if not tensor(x).dtype.is_float:
-        raise cx.refuse(
-            "Pow of integers", rule="exponents of integers are constants from 1 to 4", remedy="cast to float"
-        )
+        raise cx.refuse("Pow of integers", rule="their exponents are constants from 1 to 4", remedy="cast to float")
     out: Value = cx.emit("graph.pow", [x, cx.cast(y, tensor(x).dtype)])
     return out
 
