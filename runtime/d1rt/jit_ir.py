@@ -174,8 +174,8 @@ class Function:
         o = self.const("i64", offset)
         return p if o.literal == 0 else self.op("ptr", f"getelementptr i8, {p}, {o}")
 
-    def load(self, type_: str, p: Value) -> Value:
-        return self.op(type_, f"load {type_}, {p}, align 1")
+    def load(self, type_: str, p: Value, volatile: bool = False) -> Value:
+        return self.op(type_, f"load {'volatile ' if volatile else ''}{type_}, {p}, align 1")
 
     def store(self, v: Value, p: Value) -> None:
         self.raw(f"store {v}, {p}, align 1")

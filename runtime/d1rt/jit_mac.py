@@ -23,14 +23,15 @@ MOST = 24
 
 @dataclass(frozen=True, slots=True)
 class Blocking:
-    """`shapes`: (vectors, rows) of the register blocks, widest first; `dot`: use the host's bf16 dot product."""
+    """`shapes`: the register blocks, widest first: (vectors, rows, rows of the block for few rows). `dot`: use the
+    host's bf16 dot product."""
 
-    shapes: tuple[tuple[int, int], ...]
+    shapes: tuple[tuple[int, int, int], ...]
     dot: bool
 
 
-AVX512 = ((4, 6), (2, 8), (1, 8))
-AVX2 = ((1, 6),)
+AVX512 = ((4, 6, 3), (2, 8, 4), (1, 8, 4))
+AVX2 = ((1, 6, 4),)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ def emit_mac(frame: Frame, blocking: Blocking) -> None:
     epilogue = _emit_epilogue(frame, shape)
     terms = [s for s in range(len(frame.slots)) if s != 2 and s in shape.columns]
 
-    def column(pointers: Pointers, start: Value, v: int, mr: int, n: Value | None) -> None:
+    def column(pointers: Pointers, start: Value, n: Value | None, v: int, mr: int, half: int) -> None:
         """All rows of v vectors of columns from `start`."""
         b = pointers[2] + frame.offset(2, lane, start)
 
@@ -113,7 +114,6 @@ def emit_mac(frame: Frame, blocking: Blocking) -> None:
                 "void", epilogue, frame.args, frame.scratch, entries, valid, start, count, fn.const("i64", v), *others
             )
 
-        half = max(1, mr // 2)
         done: Value = fn.const("i64", 0)
         if most > half:
 
@@ -127,12 +127,14 @@ def emit_mac(frame: Frame, blocking: Blocking) -> None:
     def columns(pointers: Pointers) -> None:
         trip = frame.trips[lane]
         done: Value = fn.const("i64", 0)
-        for v, mr in blocking.shapes:
+        for v, mr, half in blocking.shapes:
             if v * LANES > nest.loops[lane].extent:
                 continue
-            fn.loop(done, trip - (v * LANES - 1), v * LANES, [], lambda i, v=v, mr=mr: column(pointers, i, v, mr, None))
+            fn.loop(
+                done, trip - (v * LANES - 1), v * LANES, [], lambda i, a=(v, mr, half): column(pointers, i, None, *a)
+            )
             done = trip - fn.op("i64", f"srem {trip}, {v * LANES}")
-        fn.if_(done.compare("slt", trip), lambda: column(pointers, done, 1, blocking.shapes[-1][1], trip - done))
+        fn.if_(done.compare("slt", trip), lambda: column(pointers, done, trip - done, *blocking.shapes[-1]))
 
     frame.over(shape.outer, frame.bases(), columns)
 
@@ -207,8 +209,8 @@ def _multiply(
     fn, nest = frame.fn, frame.nest
     lane, last = nest.parallel - 1, len(nest.loops) - 1
     if shape.packed:
-        words = [load_raw(fn, 4, b + 64 * j, 4, LANES, n) for j in range(v)]
         if dot:
+            words = [load_raw(fn, 4, b + 64 * j, 4, LANES, n) for j in range(v)]
             brain = vec(2 * LANES, "bfloat")
             for i, p in enumerate(rows):
                 x = fn.splat(fn.load("i32", p), LANES).bitcast(brain)
@@ -217,12 +219,14 @@ def _multiply(
                         acc[0].type, "llvm.x86.avx512bf16.dpbf16ps.512", acc[i * v + j], x, words[j].bitcast(brain)
                     )
             return acc
-        # A bf16 is the upper half of its f32: element 2j is the lower half of the word.
-        pairs = [fn.splat(fn.load("i32", p), LANES) for p in rows]
-        for odd in (True, False):
+        # A bf16 is the upper half of its f32: element 2j is the lower half of the word. Each half is loaded anew: 16
+        # registers hold the accumulators and little more. Volatile keeps LLVM from loading once and spilling instead.
+        for odd in (1, 0):
+            words = [load_raw(fn, 4, b + 64 * j, 4, LANES, n, volatile=True) for j in range(v)]
             bs = [((w & -65536) if odd else (w << 16)).bitcast(acc[0].type) for w in words]
-            for i, w in enumerate(pairs):
-                x = ((w & -65536) if odd else (w << 16)).bitcast(acc[0].type)
+            for i, p in enumerate(rows):
+                w = fn.splat(fn.load("i16", p + 2 * odd), 2 * LANES).bitcast(vec(LANES, "i32"))
+                x = (w & -65536).bitcast(acc[0].type)
                 for j in range(v):
                     acc[i * v + j] = fn.intrinsic("fma", x, bs[j], acc[i * v + j])
         return acc
@@ -258,20 +262,19 @@ def _emit_epilogue(outer: Frame, shape: _Shape) -> str:
     size = 8 if element(t) == "i64" else 4
     lane = nest.parallel - 1
 
-    def row(i: Value) -> None:
-        entry = entries + i * shape.entry
-        offset = {c: fn.load("i64", entry + 8 * c) for c in {shape.columns[s] for s in used}}
-        pointers = [
-            given[s] + offset[shape.columns[s]] if s in used else frame.scratch for s in range(len(frame.slots))
-        ]
-        accs = frame.scratch + i * pitch * (LANES * size)
+    def block(pointers: Pointers, w: int, n: Value | None, _: int, at: Value) -> None:
+        accs = frame.scratch + at * size
 
-        def block(p: Pointers, w: int, n: Value | None, _: int, at: Value) -> None:
-            acc = fn.load(vec(w, element(t)), accs + at * size)
-            frame.finish(lane, p, acc, n)
+        def row(i: Value) -> None:
+            entry = entries + i * shape.entry
+            offset = {c: fn.load("i64", entry + 8 * c) for c in {shape.columns[s] for s in used}}
+            placed = [p + offset[shape.columns[s]] if s in used else p for s, p in enumerate(pointers)]
+            acc = fn.load(vec(w, element(t)), accs + i * pitch * (LANES * size))
+            frame.finish(lane, placed, acc, n)
 
-        frame.lane_blocks(lane, pointers, 1, block, used, start, lanes)
+        fn.loop(0, rows, 1, [], row)
 
-    fn.loop(0, rows, 1, [], row)
+    bases = [given.get(s, frame.scratch) for s in range(len(frame.slots))]
+    frame.lane_blocks(lane, bases, 1, block, used, start, lanes)
     fn.raw("ret void")
     return "epilogue"

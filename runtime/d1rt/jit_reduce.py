@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from d1rt.jit_ir import Value, element, vec
+from d1rt.jit_ir import Value, element, vec, width
 from d1rt.jit_loops import Frame, Pointers, acc_type, only_first
-from d1rt.jit_vector import LANES, emit_body, extremum, first, load_raw, store_raw, widen
+from d1rt.jit_vector import LANES, emit_body, first, key, load_raw, store_raw, widen
 
 WIDE = 4
 """Vectors that a block accumulates side by side: one chain of dependent adds leaves most of the unit idle."""
@@ -26,22 +26,44 @@ def combine(frame: Frame, left: Value, right: Value) -> Value:
     """One step of the reduction, left before right."""
     kind = frame.nest.kind
     if kind in ("max", "min"):
-        return extremum(frame.fn, left, right, kind == "max")
+        if element(left.type) == "i1":
+            return left | right if kind == "max" else left & right
+        return frame.fn.intrinsic("smax" if kind == "max" else "smin", left, right)
     return left + right
+
+
+def _ordered(frame: Frame, x: Value) -> Value:
+    """A term of max or min as the integer that is accumulated: floats by their order, NaN beyond all."""
+    if element(x.type) != "float" or frame.nest.kind not in ("max", "min"):
+        return x
+    order = key(x)
+    return x.compare("uno", x).select(frame.fn.const(order.type, _bounds(32)[frame.nest.kind == "max"]), order)
+
+
+def _value(frame: Frame, acc: Value) -> Value:
+    """What `_ordered` stands for."""
+    t = acc_type(frame.nest, width(acc.type))
+    return acc if acc.type == t else key(acc).bitcast(t)
+
+
+def _bounds(bits: int) -> tuple[int, int]:
+    return -(1 << (bits - 1)), (1 << (bits - 1)) - 1
 
 
 def start(frame: Frame, w: int) -> Value:
     """The accumulator before the first term: for sum, max and min the neutral element, +0 for products."""
     t, kind = acc_type(frame.nest, w), frame.nest.kind
     scalar = element(t)
-    if kind == "fma" or (kind == "sum" and scalar != "float"):
+    if kind == "sum" and scalar == "float":
+        return frame.fn.const(t, -0.0)
+    if kind in ("fma", "sum"):
         return frame.fn.zero(t)
-    if scalar == "float":
-        return frame.fn.const(t, {"sum": -0.0, "max": float("-inf"), "min": float("inf")}[kind])
-    bits = int(scalar[1:])
-    if bits == 1:
+    if scalar == "i1":
         return frame.fn.const(t, int(kind == "min"))
-    return frame.fn.const(t, -(1 << (bits - 1)) if kind == "max" else (1 << (bits - 1)) - 1)
+    if scalar == "float":
+        infinity = frame.fn.const(t, float("-inf") if kind == "max" else float("inf"))
+        return key(infinity)
+    return frame.fn.const(t, _bounds(int(scalar[1:]))[kind == "min"])
 
 
 def _term(frame: Frame, acc: Value, values: Sequence[Value], w: int) -> Value:
@@ -50,7 +72,7 @@ def _term(frame: Frame, acc: Value, values: Sequence[Value], w: int) -> Value:
         a, b = values
         return fn.intrinsic("fma", a, b, acc) if element(a.type) == "float" else acc + a * b
     x = emit_body(fn, nest.term, values, w) if nest.term is not None else values[0]
-    return combine(frame, acc, x)
+    return combine(frame, acc, _ordered(frame, x))
 
 
 def reduce_order(frame: Frame) -> list[int]:
@@ -80,7 +102,7 @@ def _emit_columns(frame: Frame) -> None:
         types = [acc_type(nest, w)] * u
         acc = frame.sliced(types, frame.scratch, partial, lambda a, b: combine(frame, a, b))
         for j in range(u):
-            frame.finish(lane, pointers, acc[j], n, j)
+            frame.finish(lane, pointers, _value(frame, acc[j]), n, j)
 
     wide = WIDE if nest.loops[lane].extent >= WIDE * LANES else 1
     frame.over(range(lane), frame.bases(), lambda p: frame.lane_blocks(lane, p, wide, block))
@@ -136,7 +158,7 @@ def _emit_lanes(frame: Frame) -> None:
             return [_tree(frame, frame.fold(spans, pointers, terms, [start(frame, LANES)], row)[0], end - begin)]
 
         acc = frame.sliced([t], frame.scratch, partial, lambda a, b: combine(frame, a, b))[0]
-        frame.finish(nest.parallel - 1, pointers, fn.shuffle(acc, acc, [0]), None)
+        frame.finish(nest.parallel - 1, pointers, _value(frame, fn.shuffle(acc, acc, [0])), None)
 
     frame.over(range(nest.parallel), frame.bases(), block)
 

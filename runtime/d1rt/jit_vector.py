@@ -6,6 +6,8 @@ d1c.target.vector says of them; where the host differs (max, min, conversions, s
 
 from __future__ import annotations
 
+import math
+import struct
 from collections.abc import Callable, Sequence
 
 from d1c.target.kernel import COMPUTE_TYPE, Body
@@ -35,7 +37,9 @@ QUIET = 0x7FC00000
 # ---- memory ---------------------------------------------------------------------------------------------------------
 
 
-def load_raw(fn: Function, size: int, p: Value, stride: int | Sequence[Value], w: int, n: Value | None) -> Value:
+def load_raw(
+    fn: Function, size: int, p: Value, stride: int | Sequence[Value], w: int, n: Value | None, volatile: bool = False
+) -> Value:
     """w elements of `size` bytes as integers, `stride` bytes apart (or at the byte offsets of a list). With `n`: only
     the first n (0 < n < w) are read, the others are 0; then the stride must be `size` or 0."""
     scalar = f"i{8 * size}"
@@ -47,7 +51,7 @@ def load_raw(fn: Function, size: int, p: Value, stride: int | Sequence[Value], w
     if stride == 0:
         return fn.splat(fn.load(scalar, p), w)
     if n is None:
-        return fn.load(vec(w, scalar), p)
+        return fn.load(vec(w, scalar), p, volatile)
     if size >= 4:
         t = vec(w, scalar)
         return fn.call(t, f"llvm.masked.load.v{w}{scalar}.p0", p_align(p), first(fn, n, w), fn.zero(t))
@@ -160,7 +164,7 @@ def convert(fn: Function, x: Value, to: str) -> Value:
 # ---- instructions ---------------------------------------------------------------------------------------------------
 
 
-def _key(x: Value) -> Value:
+def key(x: Value) -> Value:
     """Integers that order like the floats do, -0 below +0."""
     bits = x.bitcast(like(x.type, "i32"))
     return bits ^ (bits.binary("ashr", 31) & 0x7FFFFFFF)
@@ -173,8 +177,21 @@ def extremum(fn: Function, a: Value, b: Value, greatest: bool) -> Value:
         return a | b if greatest else a & b
     if element(a.type) != "float":
         return a.compare(order, b).select(a, b)
-    chosen = _key(a).compare(order, _key(b)).select(a, b)
+    chosen = key(a).compare(order, key(b)).select(a, b)
     return a.compare("uno", b).select(fn.const(a.type, float("nan")), chosen)
+
+
+def bound(fn: Function, x: Value, c: float, greatest: bool) -> Value | None:
+    """max(x, +0) or min(x, c >= +0) by one test of the bits, None for another constant."""
+    if not math.copysign(1, c) > 0 or math.isnan(c) or (greatest and c != 0):
+        return None
+    bits = x.bitcast(like(x.type, "i32"))
+    if greatest:  # 0x80000000 (-0) to 0xFF800000 (-inf) give way; the NaNs above and the positive stay
+        keep = bits.compare("sgt", -(1 << 23))
+    else:  # above c to 0x7F800000 (inf)
+        low = struct.unpack("<i", struct.pack("<f", c))[0]
+        keep = (bits - (low + 1)).compare("uge", 0x7F800000 - low)
+    return keep.select(x, fn.const(x.type, c))
 
 
 def _divide(fn: Function, a: Value, b: Value, op: str) -> Value:
@@ -255,5 +272,10 @@ def emit_body(fn: Function, body: Body, inputs: Sequence[Value], w: int) -> Valu
                     else v
                     for a, v in zip(i.args, args, strict=True)
                 ]
-            values.append(_EMIT[i.op](fn, *args))
+            short = None
+            if i.type == "f32" and i.op in ("max", "min"):
+                known = [a in constants for a in i.args]
+                if known[0] != known[1]:
+                    short = bound(fn, args[known[0]], constants[i.args[known[1]]], i.op == "max")
+            values.append(short or _EMIT[i.op](fn, *args))
     return values[body.result]

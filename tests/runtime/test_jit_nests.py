@@ -37,7 +37,9 @@ def data(rng: np.random.Generator, name: str, n: int, special: bool = True) -> n
         if special:
             scale = rng.choice([0, 0, 0, 0, 30, -30, 63, -63, -75, 100], n)
             x = np.ldexp(x, scale)
-            odd = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1e-40, -1e-40, 2.0**-126, -(2.0**-126)], np.float32)
+            odd = np.array(
+                [0.0, -0.0, np.inf, -np.inf, np.nan, -np.nan, 1e-40, -1e-40, 2.0**-126, -(2.0**-126)], np.float32
+            )
             x = np.where(rng.random(n) < 0.08, rng.choice(odd, n), x).astype(np.float32)
             if rng.random() < 0.6:  # most sums should not end as NaN
                 x = np.where(np.isfinite(x), x, np.float32(1.5))
@@ -218,6 +220,20 @@ def test_polynomials(folder: Path) -> None:
         one = (Operand("f32", (1,), (None,)),)
         cases.append((Nest("map", (Loop("n", 1000),), 1, one, Operand("bf16", (1,), (None,)), 0, epilogue=body), []))
         cases.append((Nest("map", (Loop("n", 1000),), 1, one, one[0], 0, epilogue=body), []))
+    run_all(folder, cases)
+
+
+@pytest.mark.parametrize("limit", [0.0, -0.0, 6.0, -2.0, float("inf"), 1e-40])
+def test_limits(folder: Path, limit: float) -> None:
+    """max and min with a constant, on either side."""
+    cases: list[tuple[Nest, list[np.ndarray]]] = []
+    for name in ("max", "min"):
+        for swap in (False, True):
+            r = Recorder("f32")
+            args = (r.inputs[0], r.const(limit))
+            body = r.body(r.emit(name, args[::-1] if swap else args, "f32"))
+            io = Operand("f32", (1,), (None,))
+            cases.append((Nest("map", (Loop("n", 999),), 1, (io,), io, 0, epilogue=body), []))
     run_all(folder, cases)
 
 
