@@ -18,7 +18,7 @@ def build(
     constants: Mapping[str, np.ndarray] | None = None,
     opset: int = 17,
 ) -> onnx.ModelProto:
-    """A model; `inputs` are arrays (their type and shape count) or shapes of f32 tensors, constants become initializers."""
+    """A model; `inputs` are arrays (for their types) or shapes of f32 tensors, constants are initializers."""
     infos = []
     for name, value in inputs.items():
         if isinstance(value, np.ndarray):

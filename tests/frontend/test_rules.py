@@ -31,7 +31,7 @@ def run_ort(proto: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.nda
 
 
 def check(proto: onnx.ModelProto, feeds: dict[str, np.ndarray], tolerance: float = 3e-6) -> Any:
-    """Import and evaluate; every output must have onnxruntime's type and shape and agree within `tolerance` of its size."""
+    """Import and evaluate; outputs have onnxruntime's types and shapes and agree within `tolerance` of their size."""
     module = import_onnx(proto, {n: a.shape for n, a in feeds.items()})
     got = evaluate(module, feeds)
     for (name, ours), theirs in zip(got.items(), run_ort(proto, feeds), strict=True):
@@ -41,7 +41,7 @@ def check(proto: onnx.ModelProto, feeds: dict[str, np.ndarray], tolerance: float
     return module
 
 
-# (op, input arrays by name, initializers by name, attributes, opset); the node reads inputs, then initializers, in order
+# (op, input arrays, initializers, attributes, opset); the node reads the inputs, then the initializers, in order
 X = rand(2, 4, 9, 8)
 T = rand(2, 3, 6)
 CASES: dict[str, tuple[str, dict[str, np.ndarray], dict[str, np.ndarray], dict[str, Any], int]] = {
@@ -53,7 +53,8 @@ CASES: dict[str, tuple[str, dict[str, np.ndarray], dict[str, np.ndarray], dict[s
     "conv_grouped": ("Conv", {"x": X}, {"w": rand(6, 2, 3, 3)}, {"group": 2}, 17),
     "conv_grouped_odd": ("Conv", {"x": rand(1, 6, 5, 5)}, {"w": rand(4, 3, 3, 3)}, {"group": 2}, 17),
     "conv_multiplier": ("Conv", {"x": X}, {"w": rand(8, 1, 3, 3)}, {"group": 4}, 17),
-    "conv_1d": ("Conv", {"x": rand(2, 3, 20)}, {"w": rand(4, 3, 5), "b": rand(4)}, {"strides": [3], "pads": [2, 1]}, 17),
+    "conv_1d": (
+        "Conv", {"x": rand(2, 3, 20)}, {"w": rand(4, 3, 5), "b": rand(4)}, {"strides": [3], "pads": [2, 1]}, 17),
     "conv_3d": ("Conv", {"x": rand(1, 2, 4, 5, 3)}, {"w": rand(3, 2, 2, 2, 2)}, {}, 17),
     "conv_runtime_weights": ("Conv", {"x": X, "w": rand(3, 4, 2, 2)}, {}, {}, 17),
     "max_pool": ("MaxPool", {"x": X}, {}, {"kernel_shape": [3, 2], "pads": [1, 0, 1, 1], "strides": [2, 2]}, 17),
@@ -64,20 +65,24 @@ CASES: dict[str, tuple[str, dict[str, np.ndarray], dict[str, np.ndarray], dict[s
     "average_pool_include": (
         "AveragePool", {"x": X}, {}, {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1}, 17),
     "average_pool_ceil": (
-        "AveragePool", {"x": X}, {}, {"kernel_shape": [3, 3], "strides": [2, 3], "ceil_mode": 1, "count_include_pad": 1}, 19),
+        "AveragePool", {"x": X}, {}, {"kernel_shape": [3, 3], "strides": [2, 3], "ceil_mode": 1,
+        "count_include_pad": 1}, 19),
     "average_pool_same": ("AveragePool", {"x": X}, {}, {"kernel_shape": [3, 3], "auto_pad": "SAME_UPPER"}, 17),
     "global_average_pool": ("GlobalAveragePool", {"x": X}, {}, {}, 17),
     "global_max_pool": ("GlobalMaxPool", {"x": X}, {}, {}, 17),
     "batch_norm": (
-        "BatchNormalization", {"x": X}, {"g": rand(4), "b": rand(4), "m": rand(4), "v": rand(4) ** 2}, {"epsilon": 0.01}, 15),
-    "batch_norm_9": ("BatchNormalization", {"x": X}, {"g": rand(4), "b": rand(4), "m": rand(4), "v": rand(4) ** 2}, {}, 9),
+        "BatchNormalization", {"x": X}, {"g": rand(4), "b": rand(4), "m": rand(4), "v": rand(4) ** 2},
+        {"epsilon": 0.01}, 15),
+    "batch_norm_9": (
+        "BatchNormalization", {"x": X}, {"g": rand(4), "b": rand(4), "m": rand(4), "v": rand(4) ** 2}, {}, 9),
     "batch_norm_runtime": (
         "BatchNormalization", {"x": X, "g": rand(4), "b": rand(4), "m": rand(4), "v": rand(4) ** 2}, {}, {}, 15),
     "instance_norm": ("InstanceNormalization", {"x": X}, {"g": rand(4), "b": rand(4)}, {}, 17),
     "layer_norm": ("LayerNormalization", {"x": T}, {"g": rand(6), "b": rand(6)}, {"epsilon": 1e-3}, 17),
     "layer_norm_axis": ("LayerNormalization", {"x": T}, {"g": rand(3, 6)}, {"axis": 1}, 17),
     "gemm": ("Gemm", {"x": rand(3, 5)}, {"w": rand(4, 5), "b": rand(4)}, {"transB": 1}, 17),
-    "gemm_scaled": ("Gemm", {"x": rand(5, 3), "w": rand(5, 4), "b": rand(1)}, {}, {"transA": 1, "alpha": 0.5, "beta": 2.0}, 17),
+    "gemm_scaled": (
+        "Gemm", {"x": rand(5, 3), "w": rand(5, 4), "b": rand(1)}, {}, {"transA": 1, "alpha": 0.5, "beta": 2.0}, 17),
     "matmul": ("MatMul", {"x": T}, {"w": rand(6, 5)}, {}, 17),
     "matmul_batch": ("MatMul", {"x": rand(2, 1, 3, 5), "y": rand(4, 5, 2)}, {}, {}, 17),
     "matmul_vectors": ("MatMul", {"x": rand(5), "y": rand(5)}, {}, {}, 17),
@@ -128,7 +133,9 @@ CASES: dict[str, tuple[str, dict[str, np.ndarray], dict[str, np.ndarray], dict[s
     "expand": ("Expand", {"x": rand(3, 1)}, {"s": np.array([2, 1, 6])}, {}, 17),
     "tile": ("Tile", {"x": T}, {"r": np.array([2, 1, 3])}, {}, 17),
     "concat": ("Concat", {"x": T, "y": rand(2, 5, 6)}, {"z": rand(2, 1, 6)}, {"axis": -2}, 17),
-    "slice": ("Slice", {"x": T}, {"s": np.array([-1, 5]), "e": np.array([-99, 1]), "a": np.array([1, 2]), "t": np.array([-1, -2])},
+    "slice": (
+        "Slice", {"x": T},
+        {"s": np.array([-1, 5]), "e": np.array([-99, 1]), "a": np.array([1, 2]), "t": np.array([-1, -2])},
               {}, 17),
     "slice_attr": ("Slice", {"x": T}, {}, {"starts": [1], "ends": [99], "axes": [2]}, 9),
     "gather_scalar": ("Gather", {"x": T}, {"i": np.array(-1)}, {"axis": 1}, 17),
@@ -143,8 +150,10 @@ CASES: dict[str, tuple[str, dict[str, np.ndarray], dict[str, np.ndarray], dict[s
     "pad_reflect": ("Pad", {"x": T}, {"p": np.array([0, 1, 2, 0, 2, 3])}, {"mode": "reflect"}, 13),
     "resize_scales": ("Resize", {"x": X}, {"r": np.zeros(0, np.float32), "s": np.array([1, 1, 2, 3], np.float32)},
                       {"coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}, 13),
-    "resize_half_pixel": ("Resize", {"x": X}, {"r": np.zeros(0, np.float32), "s": np.array([1, 1, 2, 0.5], np.float32)}, {}, 13),
-    "resize_sizes": ("Resize", {"x": X}, {"r": np.zeros(0, np.float32), "s": np.zeros(0, np.float32), "n": np.array([2, 4, 18, 5])},
+    "resize_half_pixel": (
+        "Resize", {"x": X}, {"r": np.zeros(0, np.float32), "s": np.array([1, 1, 2, 0.5], np.float32)}, {}, 13),
+    "resize_sizes": (
+        "Resize", {"x": X}, {"r": np.zeros(0, np.float32), "s": np.zeros(0, np.float32), "n": np.array([2, 4, 18, 5])},
                      {}, 13),
     "upsample": ("Upsample", {"x": X}, {"s": np.array([1, 1, 2, 2], np.float32)}, {}, 9),
     "where": ("Where", {"c": T > 0, "x": T, "y": rand(6)}, {}, {}, 17),
