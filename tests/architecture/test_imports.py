@@ -22,8 +22,8 @@ ALLOWED: dict[str, set[str]] = {
     "analysis": {"ops", "ir", "target", "errors"},
     "interp": {"ops", "ir", "target", "errors"},
     "frontend": {"ops", "ir", "target", "errors"},
-    "emit": {"ops", "ir", "target", "errors"},
-    "passes": {"analysis", "interp", "ops", "ir", "target", "errors"},
+    "emit": {"analysis", "ops", "ir", "target", "errors"},
+    "passes": {"analysis", "interp", "emit", "ops", "ir", "target", "errors"},
 }
 LOW = set(ALLOWED)
 ALLOWED["pipeline"] = LOW

@@ -1,0 +1,36 @@
+"""A program together with what its movements are made of: what the lowering returns, and what the tile level prints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from d1c.analysis.exchange import exchange
+from d1c.ir.layout import Layout, Need
+from d1c.target.mesh import Mesh
+from d1c.target.movement import Exchange
+from d1c.target.program import Program
+
+
+@dataclass(frozen=True, slots=True)
+class Movement:
+    """A movement as it is written: a tensor of `shape`, owned as `source`, becomes the windows of `need`."""
+
+    source: Layout
+    shape: tuple[int, ...]
+    need: Need
+
+    def exchange(self, mesh: Mesh) -> Exchange:
+        """The pieces; LayoutError where source and need do not cover the same dims."""
+        return exchange(self.source, self.shape, self.need, mesh)
+
+
+@dataclass(frozen=True, slots=True)
+class TileProgram:
+    """`movements[i]` is what `program.exchanges[i]` was made of."""
+
+    program: Program
+    movements: tuple[Movement, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.movements) != len(self.program.exchanges):
+            raise ValueError(f"{len(self.program.exchanges)} exchanges but {len(self.movements)} movements")
