@@ -220,13 +220,13 @@ def _multiply(
                     )
             return acc
         # A bf16 is the upper half of its f32: element 2j is the lower half of the word. Each half is loaded anew: 16
-        # registers hold the accumulators and little more. Volatile keeps LLVM from loading once and spilling instead.
+        # registers hold the accumulators and little more. Volatile (and two types) keep LLVM from loading once and spilling.
         for odd in (1, 0):
             words = [load_raw(fn, 4, b + 64 * j, 4, LANES, n, volatile=True) for j in range(v)]
             bs = [((w & -65536) if odd else (w << 16)).bitcast(acc[0].type) for w in words]
             for i, p in enumerate(rows):
-                w = fn.splat(fn.load("i16", p + 2 * odd), 2 * LANES).bitcast(vec(LANES, "i32"))
-                x = (w & -65536).bitcast(acc[0].type)
+                w = fn.splat(fn.load("i32" if odd else "float", p), LANES).bitcast(vec(LANES, "i32"))
+                x = ((w & -65536) if odd else (w << 16)).bitcast(acc[0].type)
                 for j in range(v):
                     acc[i * v + j] = fn.intrinsic("fma", x, bs[j], acc[i * v + j])
         return acc
