@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from d1c.analysis.exchange import exchange
-from d1c.analysis.shares import Call, Read, call_of
+from d1c.analysis.shares import Read, Shares, call_of
 from d1c.errors import Trap
 from d1c.ir.core import Block, Module, Op, Value
 from d1c.ir.layout import Need, need_of
@@ -29,7 +29,7 @@ def read_of(value: Value, need: Need) -> Read:
     return Read(t.shape, t.dtype, need, t.layout)
 
 
-def compute_call(op: Op, mesh: Mesh) -> Call:
+def compute_call(op: Op, mesh: Mesh) -> Shares:
     """The kernel calls of a dist.compute."""
     a = op.attrs
     extents = tuple(d.extent for d in a.nest.dims)

@@ -33,10 +33,11 @@ class Read:
 
 
 @dataclass(frozen=True)
-class Call:
+class Shares:
     """The kernel call of every active core. `cores`: their numbers; `trips` [cores, loops]; `bases` [cores, operands]: first
     element that the kernel addresses; `tables`: per table the distinct rows [n, loop extent]; `table_rows` [cores, tables]:
-    which row a core uses; `scalars` [cores, n]."""
+    which row a core uses; `scalars` [cores, n]. `positions`: the cores' positions along the plan's factors; `all_trips`
+    [positions, loops] also those of positions whose share is empty (some trip count is 0)."""
 
     nest: Nest
     cores: np.ndarray
@@ -45,6 +46,8 @@ class Call:
     tables: tuple[np.ndarray, ...]
     table_rows: np.ndarray
     scalars: np.ndarray
+    positions: np.ndarray
+    all_trips: np.ndarray
 
 
 def trace(block: Block, inputs: Sequence[str]) -> Body | None:
@@ -60,7 +63,7 @@ def trace(block: Block, inputs: Sequence[str]) -> Body | None:
     return r.body(env[block.ops[-1].operands[0]])
 
 
-def call_of(nest: Structured, plan: Layout, out: DType, reads: Sequence[Read], term: Block, epilogue: Block, mesh: Mesh) -> Call:
+def call_of(nest: Structured, plan: Layout, out: DType, reads: Sequence[Read], term: Block, epilogue: Block, mesh: Mesh) -> Shares:
     """The calls of a compute with this nest and plan. Raises ValueError where a map cannot be addressed."""
     extents = tuple(d.extent for d in nest.dims)
     groups = plan.spans(extents)
@@ -70,12 +73,14 @@ def call_of(nest: Structured, plan: Layout, out: DType, reads: Sequence[Read], t
         p = mesh.position(g.axes, cores)
         starts.append(p * g.block)
         trips.append(np.clip(n - p * g.block, 0, g.block) if g.axes else np.full(len(cores), n))
+    everywhere = trips
     alive = np.all(np.array(trips) > 0, axis=0)
     cores, starts, trips = cores[alive], [s[alive] for s in starts], [t[alive] for t in trips]
     keep = [
         i
         for i, (a, b, g, n) in enumerate(groups)
-        if (g.block if g.axes else n) > 1 or b == nest.parallel or nest.dims[a].reduce and (a == nest.cut or nest.kind == "mac" and a >= len(extents) - 2)
+        # a share may be empty: its trip count of 0 is how a core knows
+        if (g.block if g.axes else n) > 1 or everywhere[i].min() == 0 or b == nest.parallel or nest.dims[a].reduce and (a == nest.cut or nest.kind == "mac" and a >= len(extents) - 2)
     ]  # fmt: skip
     lanes_last = nest.lanes and len(groups) - 1 not in keep
     if lanes_last:
@@ -116,9 +121,10 @@ def call_of(nest: Structured, plan: Layout, out: DType, reads: Sequence[Read], t
     if nest.kind == "lookup":
         scalars = starts[next(i for i, g in enumerate(groups) if g[0] == nest.cut)][:, None]
     made = Nest(nest.kind, loops, parallel, tuple(operands), target, nest.n_term, *bodies, cut, nest.slice if cut is not None else 0, nest.lanes)
-    return Call(
+    return Shares(
         made, cores, np.stack([trips[i] for i in keep], axis=1), np.stack(bases, axis=1) if bases else np.zeros((len(cores), 0), np.int64),
         tuple(tables), np.stack(rows, axis=1) if rows else np.zeros((len(cores), 0), np.int64), scalars,
+        np.flatnonzero(alive), np.stack([everywhere[i] for i in keep], axis=1),
     )  # fmt: skip
 
 
