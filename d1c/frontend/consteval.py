@@ -102,7 +102,7 @@ def reshape_target(shape: tuple[int, ...], wanted: Sequence[int], allowzero: boo
             f"shape {list(shape)} does not reshape to {[int(d) for d in wanted]}",
             where=where,
             rule="the number of elements stays",
-            remedy="the model was exported for other input shapes: bind those with --shape, or export it with dynamic dims",
+            remedy="the model was exported for other input shapes: bind those with --shape, or export it dynamic",
         )
     return tuple(out)
 
