@@ -34,14 +34,26 @@ def compute_call(op: Op, mesh: Mesh) -> Shares:
     a = op.attrs
     extents = tuple(d.extent for d in a.nest.dims)
     regions = dict(zip(a.regions, op.regions, strict=True))
-    reads = [read_of(v, need_of(extents, m, v.type.shape, a.plan)) for v, m in zip(op.operands, a.nest.maps, strict=True)]  # type: ignore[union-attr]
-    return call_of(a.nest, a.plan, op.result.type.dtype, reads, regions.get("term", Block()), regions.get("epilogue", Block()), mesh)  # type: ignore[union-attr]
+    reads = [
+        read_of(v, need_of(extents, m, v.type.shape, a.plan)) for v, m in zip(op.operands, a.nest.maps, strict=True)
+    ]  # type: ignore[union-attr]
+    return call_of(
+        a.nest,
+        a.plan,
+        op.result.type.dtype,
+        reads,
+        regions.get("term", Block()),
+        regions.get("epilogue", Block()),
+        mesh,
+    )  # type: ignore[union-attr]
 
 
 def fill_windows(array: np.ndarray, need: Need, fill: float, mesh: Mesh) -> dict[int, np.ndarray]:
     """Windows of a constant, cut from the whole array."""
     layout = Layout(tuple(Group() for _ in array.shape), mesh.names)
-    return deliver({0: np.ascontiguousarray(array).reshape(-1)}, layout, array.shape, need, fill, array.dtype, mesh, "constant")
+    return deliver(
+        {0: np.ascontiguousarray(array).reshape(-1)}, layout, array.shape, need, fill, array.dtype, mesh, "constant"
+    )
 
 
 def _whole(held: Mapping[int, np.ndarray], t: TensorType, mesh: Mesh) -> np.ndarray:
@@ -97,7 +109,9 @@ def evaluate_dist(module: Module, inputs: Mapping[str, np.ndarray]) -> dict[str,
         elif op.name == "dist.exchange":
             (x,), w = op.operands, op.result.type
             assert isinstance(x.type, TensorType) and x.type.layout is not None and isinstance(w, WindowType)
-            held[op.result] = deliver(held[x], x.type.layout, x.type.shape, w.need, op.attrs.fill, w.dtype.numpy, mesh, op.origin)
+            held[op.result] = deliver(
+                held[x], x.type.layout, x.type.shape, w.need, op.attrs.fill, w.dtype.numpy, mesh, op.origin
+            )
         else:
             held[op.result] = _compute(op, held, mesh)
             t = op.result.type
@@ -122,6 +136,8 @@ def _compute(op: Op, held: Mapping[Value, Mapping[int, np.ndarray]], mesh: Mesh)
             operands.append(held[v][c][int(call.bases[i, j]) :])
         tables = [t[call.table_rows[i, k]].astype(np.uint32) for k, t in enumerate(call.tables)]
         result = np.zeros(size, t.dtype.numpy)
-        run_nest(call.nest, result, operands, tables, [int(n) for n in call.trips[i]], [int(s) for s in call.scalars[i]])
+        run_nest(
+            call.nest, result, operands, tables, [int(n) for n in call.trips[i]], [int(s) for s in call.scalars[i]]
+        )
         out[int(core)] = result
     return out

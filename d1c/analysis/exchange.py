@@ -33,7 +33,9 @@ def exchange(source: Layout, shape: tuple[int, ...], need: Need, mesh: Mesh) -> 
             reach = max([b for a, b, _ in [*owned, *wanted] if a < end and b > k])
             grow, end = reach > end, reach
         comps.append(
-            _component([w for a, _, w in wanted if k <= a < end], [g for a, _, g in owned if k <= a < end], shape[k:end], mesh)
+            _component(
+                [w for a, _, w in wanted if k <= a < end], [g for a, _, g in owned if k <= a < end], shape[k:end], mesh
+            )
         )
         k = end
     return Exchange(mesh, tuple(comps), source.held, need.held, need.plan_axes)
@@ -66,11 +68,19 @@ def _component(wanted: list[Component], owned: list[Group], shape: tuple[int, ..
         soff = soff + (idx - pos * b) * stride
     axes = tuple(a for g in owned for a in g.axes)
     return ComponentExchange(
-        tuple(a for c in wanted for a in c.axes), axes, window, math.prod(blocks), _grouped(t, s, soff, doff, n), real, length
+        tuple(a for c in wanted for a in c.axes),
+        axes,
+        window,
+        math.prod(blocks),
+        _grouped(t, s, soff, doff, n),
+        real,
+        length,
     )
 
 
-def _needed_runs(wanted: list[Component], mesh: Mesh) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
+def _needed_runs(
+    wanted: list[Component], mesh: Mesh
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
     """Runs of real elements: target position, linear index in the tensor's dims, window offset, length; per position the
     number of real elements and of window elements; the window's extent."""
     t = np.zeros(1, np.int64)
@@ -98,11 +108,17 @@ def _needed_runs(wanted: list[Component], mesh: Mesh) -> tuple[np.ndarray, np.nd
         q = first[pc[joint]] + r
         t, lin = joint, olin[e] * size + clin[q]
         doff, n = odoff[e] * width + cdoff[q], cn[q]
-        real, length, window = np.repeat(real, cpos) * np.tile(per, pos), np.repeat(length, cpos) * np.tile(hi - lo, pos), window * width
+        real, length, window = (
+            np.repeat(real, cpos) * np.tile(per, pos),
+            np.repeat(length, cpos) * np.tile(hi - lo, pos),
+            window * width,
+        )
     return t, lin, doff, n, real, length, window
 
 
-def _component_runs(c: Component, lo: np.ndarray, hi: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _component_runs(
+    c: Component, lo: np.ndarray, hi: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Runs of the real elements of one component's intervals: position, linear index, window offset, length."""
     position = np.arange(len(lo))
     if all(b == 0 and x == e for (b, x), e in zip(c.pads, c.shape, strict=True)):
@@ -162,7 +178,11 @@ def _grouped(t: np.ndarray, s: np.ndarray, soff: np.ndarray, doff: np.ndarray, n
     ds, dd = np.diff(soff), np.diff(doff)
     joined = np.zeros(m, bool)  # run i continues the piece of run i - 1
     # a piece goes on while its steps stay those of its first two runs
-    go = same & np.concatenate(([True], ~(same[:-1] & same[1:]) | ((ds[1:] == ds[:-1]) & (dd[1:] == dd[:-1])))) if m > 1 else same
+    go = (
+        same & np.concatenate(([True], ~(same[:-1] & same[1:]) | ((ds[1:] == ds[:-1]) & (dd[1:] == dd[:-1]))))
+        if m > 1
+        else same
+    )
     joined[1:] = go
     head = np.flatnonzero(~joined)
     count = np.diff(np.append(head, m))

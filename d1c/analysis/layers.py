@@ -115,8 +115,10 @@ def compose(outer: Map, shape: tuple[int, ...], inner: Map) -> Map | None:
         strides = [math.prod(shape[k + j + 1 : k + n]) for j in range(n)]
         coefs = dict(_trim(e, shape).terms)
         unit = next((coefs[k + j] // strides[j] for j in range(n) if k + j in coefs), 0)
-        if e.span == 1 and set(coefs) == {k + j for j in range(n) if shape[k + j] != 1} and all(
-            coefs.get(k + j, unit * strides[j]) == unit * strides[j] for j in range(n)
+        if (
+            e.span == 1
+            and set(coefs) == {k + j for j in range(n) if shape[k + j] != 1}
+            and all(coefs.get(k + j, unit * strides[j]) == unit * strides[j] for j in range(n))
         ):  # the spanned dims are one stored dim, row-major
             out.append(substitute(Entry(((0, unit),), e.offset), [replace(s, span=1)]))
             i += 1
@@ -229,7 +231,7 @@ class _Builder:
         reach = _result_entries(shape, nest)
         before = [o for o in inner if o is not anchor and _feeds(o, anchor, inner)]
         after = [o for o in inner if o is not anchor and o not in before]
-        if row.kind == "map" or anchor is op and nest.kind == "map":
+        if row.kind == "map" or (anchor is op and nest.kind == "map"):
             self.map_layer(op, anchor, nest, outer, result)
             return
         if not before:
@@ -287,9 +289,11 @@ class _Builder:
         nest = replace(nest, maps=tuple(m for _, m, _ in reads), fills=tuple(f for _, _, f in reads))
         if nest.parallel == 0:  # a scalar result: one iteration
             up = [tuple(Entry(tuple((d + 1, c) for d, c in e.terms), e.offset, e.span) for e in m) for m in nest.maps]
-            nest = replace(nest, dims=(Dim("u", 1), *nest.dims), maps=tuple(up), cut=None if nest.cut is None else nest.cut + 1)
+            nest = replace(
+                nest, dims=(Dim("u", 1), *nest.dims), maps=tuple(up), cut=None if nest.cut is None else nest.cut + 1
+            )
         maps, bases = [], []
-        for (v, m, f) in reads:
+        for v, m, f in reads:
             view = self.views[v]
             up_m = nest.maps[len(maps)]
             made = compose(up_m, view.shape, view.entries)

@@ -24,7 +24,18 @@ from d1c.target.dtypes import dtype
 from d1c.target.machine import Machine
 from d1c.target.movement import Exchange
 
-SLOW = {"exp": 15, "log": 18, "tanh": 20, "erf": 22, "sigmoid": 18, "pow": 40, "sin": 20, "cos": 20, "div": 4, "sqrt": 4}
+SLOW = {
+    "exp": 15,
+    "log": 18,
+    "tanh": 20,
+    "erf": 22,
+    "sigmoid": 18,
+    "pow": 40,
+    "sin": 20,
+    "cos": 20,
+    "div": 4,
+    "sqrt": 4,
+}
 """Vector instructions of one elementwise op, roughly, where it is not one."""
 
 
@@ -56,7 +67,11 @@ def _assignments(axes: tuple[tuple[str, int], ...], targets: int) -> tuple[tuple
     interchangeable. Returns per way the target of every factor, and [ways, targets] how many parts each target gets."""
     runs: list[list[int]] = []
     for i, (name, size) in enumerate(axes):
-        if runs and axes[runs[-1][0]] == (axes[runs[-1][0]][0], size) and axes[runs[-1][0]][0].split(".")[0] == name.split(".")[0]:
+        if (
+            runs
+            and axes[runs[-1][0]] == (axes[runs[-1][0]][0], size)
+            and axes[runs[-1][0]][0].split(".")[0] == name.split(".")[0]
+        ):
             runs[-1].append(i)
         else:
             runs.append([i])
@@ -77,7 +92,9 @@ def _targets(nest: Structured, layer: Layer, flat: bool) -> list[tuple[int, int]
         if len(rows) < 2:
             return None
         a, b = rows[0], rows[-1] + 1
-        probe = Layout((*(Group() for _ in range(a)), Group(b - a, ("probe",), 1), *(Group() for _ in range(len(nest.dims) - b))))
+        probe = Layout(
+            (*(Group() for _ in range(a)), Group(b - a, ("probe",), 1), *(Group() for _ in range(len(nest.dims) - b)))
+        )
         try:
             for m, o in zip(nest.maps, layer.operands, strict=True):
                 need_of(tuple(d.extent for d in nest.dims), m, o.shape, probe)
@@ -88,7 +105,13 @@ def _targets(nest: Structured, layer: Layer, flat: bool) -> list[tuple[int, int]
     return [*((d, d + 1) for d in rows), (last, last + 1)]
 
 
-def layout_from(nest: Structured, targets: Sequence[tuple[int, int]], axes: Sequence[Sequence[str]], blocks: Sequence[int], held: Sequence[str]) -> Layout:
+def layout_from(
+    nest: Structured,
+    targets: Sequence[tuple[int, int]],
+    axes: Sequence[Sequence[str]],
+    blocks: Sequence[int],
+    held: Sequence[str],
+) -> Layout:
     """The plan that cuts target i in `blocks[i]` over `axes[i]`."""
     groups: list[Group] = []
     d = 0
@@ -104,7 +127,16 @@ def _weight(block: Block) -> int:
     return sum(SLOW.get(o.name.split(".")[1], 1) for o in block.ops[:-1])
 
 
-def work_cycles(nest: Structured, pair: bool, m: np.ndarray, n: np.ndarray, k: np.ndarray, term: int, epilogue: int, machine: Machine) -> np.ndarray:
+def work_cycles(
+    nest: Structured,
+    pair: bool,
+    m: np.ndarray,
+    n: np.ndarray,
+    k: np.ndarray,
+    term: int,
+    epilogue: int,
+    machine: Machine,
+) -> np.ndarray:
     """Issue cycles of one core that computes m rows x n columns with k reduce iterations (pairs counted twice)."""
     vectors = m * -(-n // machine.f32_lanes)
     if nest.kind == "mac" and pair:
@@ -159,7 +191,9 @@ def _inherit(nest: Structured, layout: Layout) -> Layout | None:
     return plan
 
 
-def _exact(layer: Layer, plan: Layout, layouts: Sequence[Layout | None], machine: Machine, mesh: Mesh, resident_bytes: float) -> Plan | None:
+def _exact(
+    layer: Layer, plan: Layout, layouts: Sequence[Layout | None], machine: Machine, mesh: Mesh, resident_bytes: float
+) -> Plan | None:
     """The price of one given plan, with exact windows and without the movements that are none."""
     nest = layer.nest
     extents = tuple(d.extent for d in nest.dims)
@@ -188,11 +222,20 @@ def _exact(layer: Layer, plan: Layout, layouts: Sequence[Layout | None], machine
         return None
     pair = nest.kind == "mac" and nest.dims[-1].extent == 2
     one = np.array
-    cycles = work_cycles(nest, pair, one([rows]), one([sizes[last]]), one([kk]), _weight(layer.term), _weight(layer.epilogue), machine)
+    cycles = work_cycles(
+        nest, pair, one([rows]), one([sizes[last]]), one([kk]), _weight(layer.term), _weight(layer.epilogue), machine
+    )
     return Plan(plan, None, float(cycles[0]) + comm + machine.launch_cycles)
 
 
-def _family(layer: Layer, targets: list[tuple[int, int]], layouts: Sequence[Layout | None], machine: Machine, mesh: Mesh, resident_bytes: float) -> Plan | None:
+def _family(
+    layer: Layer,
+    targets: list[tuple[int, int]],
+    layouts: Sequence[Layout | None],
+    machine: Machine,
+    mesh: Mesh,
+    resident_bytes: float,
+) -> Plan | None:
     """The cheapest assignment of factors to these targets and, where the reduction may be cut, to its cut."""
     nest = layer.nest
     extents = tuple(d.extent for d in nest.dims)
@@ -200,7 +243,10 @@ def _family(layer: Layer, targets: list[tuple[int, int]], layouts: Sequence[Layo
     ways, parts = _assignments(mesh.axes, len(targets) + cut)
     sizes = [math.prod(extents[a:b]) for a, b in targets]
     blocks = np.stack([-(-n // parts[:, i]) for i, n in enumerate(sizes)], axis=1)
-    ok = np.all((parts[:, : len(targets)] - 1) * blocks < np.array(sizes)[None, :] + blocks * (parts[:, : len(targets)] == 1), axis=1)
+    ok = np.all(
+        (parts[:, : len(targets)] - 1) * blocks < np.array(sizes)[None, :] + blocks * (parts[:, : len(targets)] == 1),
+        axis=1,
+    )
     ok |= np.all(parts == 1, axis=1)
     k_total = math.prod(extents[nest.parallel :])
     if cut:
@@ -217,7 +263,9 @@ def _family(layer: Layer, targets: list[tuple[int, int]], layouts: Sequence[Layo
     if not len(index):
         return None
     blocks, kblock, k, parts = blocks[index], kblock[index], k[index], parts[index]
-    fixed = math.prod(d.extent for i, d in enumerate(nest.dims[: nest.parallel]) if not any(a <= i < b for a, b in targets))
+    fixed = math.prod(
+        d.extent for i, d in enumerate(nest.dims[: nest.parallel]) if not any(a <= i < b for a, b in targets)
+    )
     m, n = blocks[:, :-1].prod(axis=1) * fixed, blocks[:, -1]
     pair = nest.kind == "mac" and nest.dims[-1].extent == 2
     split = parts[:, -1] > 1 if cut else np.zeros(len(index), bool)
@@ -233,7 +281,9 @@ def _family(layer: Layer, targets: list[tuple[int, int]], layouts: Sequence[Layo
         run = run * o.dtype.bytes
         sram += size
         if lay is None:
-            cycles += np.where(size > resident_bytes, size / machine.link_bytes_per_cycle, size / machine.link_bytes_per_cycle / 64)
+            cycles += np.where(
+                size > resident_bytes, size / machine.link_bytes_per_cycle, size / machine.link_bytes_per_cycle / 64
+            )
             continue
         own = math.prod(lay.local_shape(o.shape)) * o.dtype.bytes
         tail = lay.groups[-1].block * o.dtype.bytes if lay.groups and lay.groups[-1].axes else 1 << 30
@@ -243,11 +293,17 @@ def _family(layer: Layer, targets: list[tuple[int, int]], layouts: Sequence[Layo
         if lay.groups and lay.groups[-1].axes:
             messages = np.maximum(messages, np.minimum(size, o.dtype.bytes * extents[-1]) / np.maximum(run, 1))
         links = packets * keyed * 12 / (4 * mesh.cores)
-        cycles += machine.launch_cycles + np.maximum(packets * 1.5, links) + 8 * messages + np.where(classes > 1, 100, 0)
+        cycles += (
+            machine.launch_cycles + np.maximum(packets * 1.5, links) + 8 * messages + np.where(classes > 1, 100, 0)
+        )
     # a split reduction sends f32 nodes to a second stage
     nodes = m * n * 4 / machine.packet_bytes
-    cycles += np.where(split, machine.launch_cycles * 2 + nodes * 2 + 8 * (parts[:, -1] if cut else 1) + vectors * (epi + 2), 0)
-    used = (-(-np.array(sizes)[None, :] // blocks)).prod(axis=1) * np.where(split, -(-max(1, 1) * k_total // np.maximum(k, 1)), 1)
+    cycles += np.where(
+        split, machine.launch_cycles * 2 + nodes * 2 + 8 * (parts[:, -1] if cut else 1) + vectors * (epi + 2), 0
+    )
+    used = (-(-np.array(sizes)[None, :] // blocks)).prod(axis=1) * np.where(
+        split, -(-max(1, 1) * k_total // np.maximum(k, 1)), 1
+    )
     cycles = np.where(sram > 0.55 * machine.data_bytes, np.inf, cycles)
     price = cycles * (1 + 2e-3 * (1 - np.minimum(used / mesh.cores, 1)))
     at = int(np.argmin(price))
@@ -268,7 +324,14 @@ def _family(layer: Layer, targets: list[tuple[int, int]], layouts: Sequence[Layo
     return Plan(layout_from(nest, rows, axes, sizes_at, held), combine, float(price[at]))
 
 
-def combine_plan(nest: Structured, targets: Sequence[tuple[int, int]], axes: Sequence[Sequence[str]], cut_axes: Sequence[str], held: Sequence[str], mesh: Mesh) -> Layout:
+def combine_plan(
+    nest: Structured,
+    targets: Sequence[tuple[int, int]],
+    axes: Sequence[Sequence[str]],
+    cut_axes: Sequence[str],
+    held: Sequence[str],
+    mesh: Mesh,
+) -> Layout:
     """The plan of the stage that adds the nodes of a split reduction: the cut's factors go to columns, else to rows, else idle."""
     extents = tuple(d.extent for d in nest.dims)
     stage = Structured((*nest.dims[: nest.parallel], nest.dims[-1]), "sum", (), (), 1)
@@ -289,7 +352,15 @@ def combine_plan(nest: Structured, targets: Sequence[tuple[int, int]], axes: Seq
     return layout_from(stage, list(targets), chosen, blocks, idle)
 
 
-def _windows(nest: Structured, index, shape: tuple[int, ...], targets: Sequence[tuple[int, int]], blocks: np.ndarray, kblock, parts: np.ndarray):  # type: ignore[no-untyped-def]
+def _windows(
+    nest: Structured,
+    index,
+    shape: tuple[int, ...],
+    targets: Sequence[tuple[int, int]],
+    blocks: np.ndarray,
+    kblock,
+    parts: np.ndarray,
+):  # type: ignore[no-untyped-def]
     """Per candidate: elements of the operand's window, of its innermost component, and how many different windows there are."""
     extents = tuple(d.extent for d in nest.dims)
     ranges = list(targets)

@@ -63,7 +63,9 @@ def trace(block: Block, inputs: Sequence[str]) -> Body | None:
     return r.body(env[block.ops[-1].operands[0]])
 
 
-def call_of(nest: Structured, plan: Layout, out: DType, reads: Sequence[Read], term: Block, epilogue: Block, mesh: Mesh) -> Shares:
+def call_of(
+    nest: Structured, plan: Layout, out: DType, reads: Sequence[Read], term: Block, epilogue: Block, mesh: Mesh
+) -> Shares:
     """The calls of a compute with this nest and plan. Raises ValueError where a map cannot be addressed."""
     extents = tuple(d.extent for d in nest.dims)
     groups = plan.spans(extents)
@@ -80,12 +82,15 @@ def call_of(nest: Structured, plan: Layout, out: DType, reads: Sequence[Read], t
         i
         for i, (a, b, g, n) in enumerate(groups)
         # a share may be empty: its trip count of 0 is how a core knows
-        if (g.block if g.axes else n) > 1 or everywhere[i].min() == 0 or b == nest.parallel or nest.dims[a].reduce and (a == nest.cut or nest.kind == "mac" and a >= len(extents) - 2)
+        if (g.block if g.axes else n) > 1 or everywhere[i].min() == 0 or b == nest.parallel or (nest.dims[a].reduce and (a == nest.cut or (nest.kind == "mac" and a >= len(extents) - 2)))
     ]  # fmt: skip
     lanes_last = nest.lanes and len(groups) - 1 not in keep
     if lanes_last:
         keep.append(len(groups) - 1)
-    loops = tuple(Loop("_".join(nest.dims[d].name for d in range(a, b)), g.block if g.axes else n) for a, b, g, n in (groups[i] for i in keep))
+    loops = tuple(
+        Loop("_".join(nest.dims[d].name for d in range(a, b)), g.block if g.axes else n)
+        for a, b, g, n in (groups[i] for i in keep)
+    )
     tables: list[np.ndarray] = []
     rows: list[np.ndarray] = []
     operands, bases = [], []
@@ -120,7 +125,18 @@ def call_of(nest: Structured, plan: Layout, out: DType, reads: Sequence[Read], t
     scalars = np.zeros((len(cores), 0), np.int64)
     if nest.kind == "lookup":
         scalars = starts[next(i for i, g in enumerate(groups) if g[0] == nest.cut)][:, None]
-    made = Nest(nest.kind, loops, parallel, tuple(operands), target, nest.n_term, *bodies, cut, nest.slice if cut is not None else 0, nest.lanes)
+    made = Nest(
+        nest.kind,
+        loops,
+        parallel,
+        tuple(operands),
+        target,
+        nest.n_term,
+        *bodies,
+        cut,
+        nest.slice if cut is not None else 0,
+        nest.lanes,
+    )
     return Shares(
         made, cores, np.stack([trips[i] for i in keep], axis=1), np.stack(bases, axis=1) if bases else np.zeros((len(cores), 0), np.int64),
         tuple(tables), np.stack(rows, axis=1) if rows else np.zeros((len(cores), 0), np.int64), scalars,

@@ -18,6 +18,7 @@ import numpy as np
 from d1c.ir.structured import Entry, Map
 from d1c.target.mesh import Group, Layout, LayoutError, Mesh, axes_text, parse_axes
 
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """A plan group's share of a component: iteration extents, the coefficients of its dims in the component's (padded) linear
@@ -80,7 +81,8 @@ class Component:
     def __str__(self) -> str:
         pads = "" if self.span == 1 else " pad " + " ".join(f"{b}+{e}" for b, e in self.pads)
         parts = "".join(
-            f" by {axes_text(p.axes)} / {p.block} of {'x'.join(map(str, p.extents))} at {' '.join(map(str, p.coefs))}" for p in self.parts
+            f" by {axes_text(p.axes)} / {p.block} of {'x'.join(map(str, p.extents))} at {' '.join(map(str, p.coefs))}"
+            for p in self.parts
         )
         return f"{'x'.join(map(str, self.shape))}{pads} rest {self.rest_lo} {self.rest_hi}{parts}"
 
@@ -96,7 +98,9 @@ class Component:
             q = re.fullmatch(r"(.*?) / (\d+) of ([\dx]+) at ([-\d ]+)", piece.strip())
             if not q:
                 raise LayoutError(f"cannot read need part {piece!r}")
-            parts.append(Part(tuple(map(int, q[3].split("x"))), tuple(map(int, q[4].split())), parse_axes(q[1]), int(q[2])))
+            parts.append(
+                Part(tuple(map(int, q[3].split("x"))), tuple(map(int, q[4].split())), parse_axes(q[1]), int(q[2]))
+            )
         return cls(shape, pads, tuple(parts), int(m[3]), int(m[4]))
 
 
@@ -148,12 +152,22 @@ def need_of(dims: tuple[int, ...], index: Map, shape: tuple[int, ...], plan: Lay
     runs: list[list[int]] = []  # entries joined in one component: those that share a flat group, and what lies between
     for i, e in enumerate(index):
         mine = {group_of[d] for d, _ in e.terms if d in group_of} & flat
-        join = next((j for j, r in enumerate(runs) if mine & {group_of[d] for q in r for d, _ in index[q].terms if d in group_of}), None)
+        join = next(
+            (
+                j
+                for j, r in enumerate(runs)
+                if mine & {group_of[d] for q in r for d, _ in index[q].terms if d in group_of}
+            ),
+            None,
+        )
         if join is None:
             runs.append([i])
         else:
             runs[join:] = [[q for r in runs[join:] for q in r] + [i]]
-    comps = tuple(_component(dims, [index[i] for i in r], shape[bounds[r[0]][0] : bounds[r[-1]][1]], groups, group_of) for r in runs)
+    comps = tuple(
+        _component(dims, [index[i] for i in r], shape[bounds[r[0]][0] : bounds[r[-1]][1]], groups, group_of)
+        for r in runs
+    )
     return Need(comps, plan.axes, plan.held)
 
 
@@ -170,7 +184,13 @@ def linear(entries: Sequence[Entry], pads: tuple[tuple[int, int], ...]) -> tuple
     return const, coefs
 
 
-def _component(dims: tuple[int, ...], entries: list[Entry], shape: tuple[int, ...], groups: list[tuple[int, int, Group]], group_of: dict[int, int]) -> Component:
+def _component(
+    dims: tuple[int, ...],
+    entries: list[Entry],
+    shape: tuple[int, ...],
+    groups: list[tuple[int, int, Group]],
+    group_of: dict[int, int],
+) -> Component:
     pads: list[tuple[int, int]] = []
     k = 0
     for e in entries:
@@ -191,7 +211,9 @@ def _component(dims: tuple[int, ...], entries: list[Entry], shape: tuple[int, ..
             reach = 0
             for n, c in zip(reversed(part.extents), reversed(part.coefs), strict=True):
                 if c < reach or c < 0:
-                    raise LayoutError(f"flat dims {a}..{b - 1} are not monotone in an operand (coefficients {part.coefs})")
+                    raise LayoutError(
+                        f"flat dims {a}..{b - 1} are not monotone in an operand (coefficients {part.coefs})"
+                    )
                 reach += c * (n - 1)
         parts.append(part)
     for d, c in coefs.items():

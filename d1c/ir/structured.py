@@ -89,7 +89,10 @@ class Structured:
     @classmethod
     def parse(cls, text: str) -> Structured:
         """The structured op that prints as `text`; ValueError with the piece that cannot be read."""
-        m = re.fullmatch(r"(\w+) \(([^)|]*)(?:\|([^)]*))?\)(?: cut (\w+) / (\d+))?( lanes)? term (\d+)((?: \[[^\]]*\])*)", text.strip())
+        m = re.fullmatch(
+            r"(\w+) \(([^)|]*)(?:\|([^)]*))?\)(?: cut (\w+) / (\d+))?( lanes)? term (\d+)((?: \[[^\]]*\])*)",
+            text.strip(),
+        )
         if not m:
             raise ValueError(f"cannot read structured op {text!r}")
         dims = []

@@ -93,7 +93,9 @@ class _Distributor:
             return
         nodes = Stored(f"{layer.result.name}.nodes", (), accumulator_type(layer))
         first = replace(nest, maps=nest.maps[: nest.n_term], fills=nest.fills[: nest.n_term])
-        made = self.compute(replace(layer, nest=first, operands=layer.operands[: nest.n_term], epilogue=Block()), plan.plan, nodes)
+        made = self.compute(
+            replace(layer, nest=first, operands=layer.operands[: nest.n_term], epilogue=Block()), plan.plan, nodes
+        )
         shape = made.type.shape  # type: ignore[union-attr]
         slot = nest.parallel
         own = tuple(Entry(((d, 1),)) for d in range(nest.parallel))
@@ -110,11 +112,15 @@ class _Distributor:
         operands = []
         for o, index, fill in zip(layer.operands, layer.nest.maps, layer.nest.fills, strict=True):
             need = need_of(extents, index, o.shape, plan)
-            operands.append(self.constant(o, need, fill, layer.origin) if o.constant else self.fetch(o, need, fill, layer.origin))
+            operands.append(
+                self.constant(o, need, fill, layer.origin) if o.constant else self.fetch(o, need, fill, layer.origin)
+            )
         regions = [(n, b) for n, b in (("term", layer.term), ("epilogue", layer.epilogue)) if b.ops]
         attrs = ComputeAttrs(layer.nest, plan, result.dtype.name, tuple(n for n, _ in regions))
         value = Value(compute_type(attrs), result.name)
-        self.ops.append(Op("dist.compute", tuple(operands), attrs, (value,), tuple(b for _, b in regions), layer.origin))
+        self.ops.append(
+            Op("dist.compute", tuple(operands), attrs, (value,), tuple(b for _, b in regions), layer.origin)
+        )
         self.values[result.name] = value
         return value
 
@@ -128,7 +134,16 @@ class _Distributor:
         key = (o.name, need, fill if x.padded else None)
         if key not in self.windows:
             w = Value(WindowType(o.shape, o.dtype, need), f"{o.name}.w")
-            self.ops.append(Op("dist.exchange", (source,), ExchangeAttrs(fill if x.padded and fill is not None else 0.0), (w,), (), origin))
+            self.ops.append(
+                Op(
+                    "dist.exchange",
+                    (source,),
+                    ExchangeAttrs(fill if x.padded and fill is not None else 0.0),
+                    (w,),
+                    (),
+                    origin,
+                )
+            )
             self.windows[key] = w
         return self.windows[key]
 
@@ -156,7 +171,13 @@ def shard(shape: tuple[int, ...], need: Need, mesh: Mesh) -> Layout:
     groups: list[Group] = []
     k = 0
     for c in need.components:
-        plain = len(c.parts) == 1 and c.span == 1 and len(c.parts[0].extents) == 1 and c.parts[0].coefs == (1,) and c.rest_lo == 0 == c.rest_hi
+        plain = (
+            len(c.parts) == 1
+            and c.span == 1
+            and len(c.parts[0].extents) == 1
+            and c.parts[0].coefs == (1,)
+            and c.rest_lo == 0 == c.rest_hi
+        )
         if plain and c.parts[0].block * mesh.parts(c.parts[0].axes) >= c.shape[0]:
             groups.append(Group(1, c.parts[0].axes, c.parts[0].block))
         else:

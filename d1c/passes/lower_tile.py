@@ -9,7 +9,6 @@ come, and all cores meet at a barrier, which is the credit for everybody's next 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -198,7 +197,9 @@ class _Lowering:
         data = np.zeros((len(rows), size), array.dtype)
         for row, (core, values) in enumerate(rows.items()):
             data[row] = values
-            index[np.searchsorted(cores, core) if np.all(np.diff(cores) > 0) else np.flatnonzero(cores == core)[0]] = row
+            index[np.searchsorted(cores, core) if np.all(np.diff(cores) > 0) else np.flatnonzero(cores == core)[0]] = (
+                row
+            )
         held = t.layout.held if isinstance(t, TensorType) and t.layout is not None else ()
         self.put(number, data, CoreInt.over(axes, index, self.mesh), held)
 
@@ -374,7 +375,9 @@ def pack(buffers: list[_Buffer]) -> tuple[list[int], int]:
     for i in order:
         b = buffers[i]
         busy = sorted(
-            (address[j], address[j] + buffers[j].bytes) for j in done if buffers[j].first <= b.last and b.first <= buffers[j].last
+            (address[j], address[j] + buffers[j].bytes)
+            for j in done
+            if buffers[j].first <= b.last and b.first <= buffers[j].last
         )
         at = 0
         for lo, hi in busy:
@@ -384,5 +387,3 @@ def pack(buffers: list[_Buffer]) -> tuple[list[int], int]:
         address[i] = at
         done.append(i)
     return address, max((address[i] + b.bytes for i, b in enumerate(buffers)), default=0)
-
-

@@ -111,7 +111,9 @@ class Layout:
     def check(self, shape: tuple[int, ...], mesh: Mesh) -> None:
         """Raises LayoutError where a rule of docs/layouts.md is broken."""
         if sum(g.span for g in self.groups) != len(shape):
-            raise LayoutError(f"layout {self} covers {sum(g.span for g in self.groups)} dims, the tensor has {len(shape)}")
+            raise LayoutError(
+                f"layout {self} covers {sum(g.span for g in self.groups)} dims, the tensor has {len(shape)}"
+            )
         used = [*self.axes, *self.held]
         for a in used:
             if a not in mesh.index:
@@ -189,7 +191,9 @@ def place(array: np.ndarray, layout: Layout, mesh: Mesh) -> dict[int, np.ndarray
     return out
 
 
-def whole(held: Mapping[int, np.ndarray], layout: Layout, shape: tuple[int, ...], dtype: np.dtype, mesh: Mesh) -> np.ndarray:
+def whole(
+    held: Mapping[int, np.ndarray], layout: Layout, shape: tuple[int, ...], dtype: np.dtype, mesh: Mesh
+) -> np.ndarray:
     """The array that the owned buffers (by core) make up; KeyError where a share is missing."""
     out = np.zeros([n for _, _, _, n in layout.spans(shape)], dtype)
     local = layout.local_shape(shape)

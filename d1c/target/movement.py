@@ -115,7 +115,9 @@ class Exchange:
         if any((c.pieces.count != 1).any() for c in self.components):
             return False
         src = {a for c in self.components for a in c.source_axes}
-        if set(self.keyed) - src - set(self.source_held):  # replicated source factors would be fine, but nothing replicates
+        if (
+            set(self.keyed) - src - set(self.source_held)
+        ):  # replicated source factors would be fine, but nothing replicates
             return False
         for c in self.components:
             mine = self.mesh.core_offset(c.target_axes, c.pieces.t)

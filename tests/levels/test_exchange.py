@@ -119,9 +119,21 @@ def E(*terms, off=0, span=1):
 def test_matmul_rows_and_columns_multicast():
     dims = (6, 9, 4)  # m, n, k
     plan = Layout((Group(1, ("dr", "nr.0"), 2), Group(1, ("nc",), 3), Group()), ("nr.1",))
-    a, _ = check(dims, (E((0, 1)), E((2, 1))), (6, 4), plan, Layout((Group(1, ("nr.1", "dr"), 2), Group(1, ("nc",), 2)), ("nr.0",)))
+    a, _ = check(
+        dims,
+        (E((0, 1)), E((2, 1))),
+        (6, 4),
+        plan,
+        Layout((Group(1, ("nr.1", "dr"), 2), Group(1, ("nc",), 2)), ("nr.0",)),
+    )
     assert a.keyed == ("dr", "nr.0") and a.fan_axes == ("nc",)
-    check(dims, (E((2, 1)), E((1, 1))), (4, 9), plan, Layout((Group(1, ("nr.0",), 2), Group(1, ("dr", "nc"), 2)), ("nr.1",)))
+    check(
+        dims,
+        (E((2, 1)), E((1, 1))),
+        (4, 9),
+        plan,
+        Layout((Group(1, ("nr.0",), 2), Group(1, ("dr", "nc"), 2)), ("nr.1",)),
+    )
 
 
 @pytest.mark.parametrize("flat", [False, True])
@@ -149,7 +161,7 @@ def test_conv_flat_hull_matches_the_worked_case():
     index = (E((0, 1)), E((1, 2), (4, 1), off=-1), E((2, 2), (5, 1), off=-1), E((6, 1)))
     mesh = Mesh((("nr", 16),))
     plan = Layout((Group(3, ("nr",), 98), Group(), Group(), Group(), Group()))
-    (hull, _), = [c.intervals(mesh) for c in need_of(dims, index, (2, 56, 56, 1), plan).components[:1]]
+    ((hull, _),) = [c.intervals(mesh) for c in need_of(dims, index, (2, 56, 56, 1), plan).components[:1]]
     first = [np.unravel_index(p * 98, (2, 28, 28)) for p in range(16)]
     assert [int(v) for v in hull] == [((nn * 57 + 2 * hh) * 57) + 2 * ww for nn, hh, ww in first]
 
@@ -158,19 +170,43 @@ def test_views_address_several_dims_linearly():
     # (B,T,HD) read as heads: entry h*D+d of one dim; and (h, d) dims read at a linear index
     dims = (2, 4, 3, 5)  # b, h, t, d
     plan = Layout((Group(1, ("dr",), 1), Group(1, ("nr.0", "nr.1"), 1), Group(1, ("nc",), 1), Group()))
-    check(dims, (E((0, 1)), E((2, 1)), E((1, 5), (3, 1))), (2, 3, 20), plan, Layout((Group(2, ("dr", "nc"), 1), Group(1, ("nr.0",), 10)), ("nr.1",)))
+    check(
+        dims,
+        (E((0, 1)), E((2, 1)), E((1, 5), (3, 1))),
+        (2, 3, 20),
+        plan,
+        Layout((Group(2, ("dr", "nc"), 1), Group(1, ("nr.0",), 10)), ("nr.1",)),
+    )
     dims = (3, 20)
     plan = Layout((Group(1, ("nc",), 1), Group(1, ("nr.0", "dr"), 5)), ("nr.1",))
-    check(dims, (E((0, 1)), E((1, 1), span=2)), (3, 4, 5), plan, Layout((Group(), Group(1, ("dr", "nc"), 1), Group(1, ("nr.1",), 3)), ("nr.0",)))
+    check(
+        dims,
+        (E((0, 1)), E((1, 1), span=2)),
+        (3, 4, 5),
+        plan,
+        Layout((Group(), Group(1, ("dr", "nc"), 1), Group(1, ("nr.1",), 3)), ("nr.0",)),
+    )
 
 
 def test_concat_and_broadcast_and_flip():
     dims = (4, 12)
     plan = Layout((Group(1, ("nr.0",), 2), Group(1, ("nc", "dr"), 2)), ("nr.1",))
-    check(dims, (E((0, 1)), E((1, 1), off=-7)), (4, 5), plan, Layout((Group(), Group(1, ("nc",), 2)), ("dr", "nr.0", "nr.1")))
+    check(
+        dims,
+        (E((0, 1)), E((1, 1), off=-7)),
+        (4, 5),
+        plan,
+        Layout((Group(), Group(1, ("nc",), 2)), ("dr", "nr.0", "nr.1")),
+    )
     check(dims, (E((1, 1)),), (12,), plan, Layout((Group(1, ("nr.0", "nr.1"), 3),), ("dr", "nc")))
     check(dims, (E((0, 1)), E((1, -1), off=11)), (4, 12), plan, Layout((Group(2, ("nc", "nr.1", "dr"), 4),), ("nr.0",)))
-    check(dims, (E(off=3), E((0, 2), off=1)), (5, 9), plan, Layout((Group(1, ("nc",), 2), Group(1, ("dr",), 5)), ("nr.0", "nr.1")))
+    check(
+        dims,
+        (E(off=3), E((0, 2), off=1)),
+        (5, 9),
+        plan,
+        Layout((Group(1, ("nc",), 2), Group(1, ("dr",), 5)), ("nr.0", "nr.1")),
+    )
 
 
 def test_same_place_needs_no_message():
@@ -178,7 +214,9 @@ def test_same_place_needs_no_message():
     plan = Layout((Group(1, ("dr", "nr.0"), 2), Group(1, ("nc",), 3)), ("nr.1",))
     x, _ = check(dims, (E((0, 1)), E((1, 1))), dims, plan, plan)
     assert x.local
-    y, _ = check(dims, (E((0, 1)), E((1, 1))), dims, plan, Layout((Group(1, ("nr.0", "dr"), 2), Group(1, ("nc",), 3)), ("nr.1",)))
+    y, _ = check(
+        dims, (E((0, 1)), E((1, 1))), dims, plan, Layout((Group(1, ("nr.0", "dr"), 2), Group(1, ("nc",), 3)), ("nr.1",))
+    )
     assert not y.local
 
 
