@@ -2,8 +2,8 @@
 
 All cores share one role. Thread 0 computes: it waits for its windows, calls the layer's kernel, says that the result is
 ready. Thread 1 sends: it waits until a tensor is ready and pushes it to where it is needed. Memory is recycled by
-epochs: within an epoch no byte is used twice; between epochs a core frees what is dead, fills the padding of the windows to
-come, and all cores meet at a barrier, which is the credit for everybody's next pushes.
+epochs: within an epoch no byte is used twice; between epochs a core frees what is dead, fills the padding of the
+windows to come, and all cores meet at a barrier, which is the credit for everybody's next pushes.
 """
 
 from __future__ import annotations
@@ -195,11 +195,10 @@ class _Lowering:
         cores = self.mesh.core_offset(axes, np.arange(self.mesh.parts(axes)))
         index = np.full(len(cores), -1)
         data = np.zeros((len(rows), size), array.dtype)
+        position = {int(core): i for i, core in enumerate(cores)}
         for row, (core, values) in enumerate(rows.items()):
             data[row] = values
-            index[np.searchsorted(cores, core) if np.all(np.diff(cores) > 0) else np.flatnonzero(cores == core)[0]] = (
-                row
-            )
+            index[position[core]] = row
         held = t.layout.held if isinstance(t, TensorType) and t.layout is not None else ()
         self.put(number, data, CoreInt.over(axes, index, self.mesh), held)
 
