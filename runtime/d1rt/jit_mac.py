@@ -23,15 +23,19 @@ MOST = 24
 
 @dataclass(frozen=True, slots=True)
 class Blocking:
-    """`shapes`: the register blocks, widest first: (vectors, rows, rows of the block for few rows). `dot`: use the
-    host's bf16 dot product."""
+    """`shapes`: the register blocks, widest first: (vectors, rows, rows of the block for few rows), the last for fewer
+    than 16 lanes; `one_row`: the same where no call has more than one row; `dot`: use the host's bf16 dot product."""
 
     shapes: tuple[tuple[int, int, int], ...]
+    one_row: tuple[tuple[int, int, int], ...]
     dot: bool
 
 
-AVX512 = ((4, 6, 3), (2, 8, 4), (1, 8, 4))
-AVX2 = ((1, 6, 4),)
+def blocking(wide: bool, dot: bool) -> Blocking:
+    """Blocks for 32 registers of 64 bytes (`wide`) or 16 of 32."""
+    if wide:
+        return Blocking(((4, 6, 3), (2, 8, 4), (1, 8, 4)), ((8, 1, 1), (2, 1, 1), (1, 1, 1)), dot)
+    return Blocking(((1, 6, 4), (1, 6, 4)), ((4, 1, 1), (1, 1, 1), (1, 1, 1)), dot)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +91,7 @@ def scratch_layout(nest: Nest) -> tuple[int, int, int]:
     return block, table, table + shape.entry * (rows + 8)
 
 
-def emit_mac(frame: Frame, blocking: Blocking) -> None:
+def emit_mac(frame: Frame, blocks: Blocking) -> None:
     """out[r, n] = epilogue(sum over k of a[r, k] * b[k, n])."""
     nest, fn, shape = frame.nest, frame.fn, _shape(frame.nest)
     lane = nest.parallel - 1
@@ -95,6 +99,9 @@ def emit_mac(frame: Frame, blocking: Blocking) -> None:
     table = frame.scratch + at_table
     rows = _fill_table(frame, shape, table)
     most = prod(nest.loops[i].extent for i in shape.rows)
+    shapes = blocks.shapes if most > 1 else blocks.one_row
+    extent = nest.loops[lane].extent
+    ragged = extent % LANES != 0
     epilogue = _emit_epilogue(frame, shape)
     terms = [s for s in range(len(frame.slots)) if s != 2 and s in shape.columns]
 
@@ -103,7 +110,7 @@ def emit_mac(frame: Frame, blocking: Blocking) -> None:
         b = pointers[2] + frame.offset(2, lane, start)
 
         def block(row: Value, r: int) -> None:
-            name = _emit_block(frame, shape, blocking.dot, r, v, n is not None)
+            name = _emit_block(frame, shape, blocks.dot, r, v, n is not None)
             entries = table + row * shape.entry
             fn.call("void", name, frame.args, frame.scratch, entries, pointers[1], b, *([n] if n is not None else []))
             left = rows - row
@@ -115,26 +122,36 @@ def emit_mac(frame: Frame, blocking: Blocking) -> None:
             )
 
         done: Value = fn.const("i64", 0)
-        if most > half:
+        few = 0 < most % mr <= half and (n is None or ragged)
+        if most > half or not few:
 
             def full(row: Value, _: Value) -> Sequence[Value]:
                 block(row, mr)
                 return [row + fn.const("i64", mr)]
 
-            done = fn.loop(0, rows - half, mr, [done], full)[0]
-        fn.if_(done.compare("slt", rows), lambda: block(done, half))
+            done = fn.loop(0, rows - half if few else rows, mr, [done], full)[0]
+        if few:
+            fn.if_(done.compare("slt", rows), lambda: block(done, half))
 
     def columns(pointers: Pointers) -> None:
         trip = frame.trips[lane]
         done: Value = fn.const("i64", 0)
-        for v, mr, half in blocking.shapes:
-            if v * LANES > nest.loops[lane].extent:
-                continue
-            fn.loop(
-                done, trip - (v * LANES - 1), v * LANES, [], lambda i, a=(v, mr, half): column(pointers, i, None, *a)
-            )
-            done = trip - fn.op("i64", f"srem {trip}, {v * LANES}")
-        fn.if_(done.compare("slt", trip), lambda: column(pointers, done, trip - done, *blocking.shapes[-1]))
+        rest = extent
+        for v, mr, half in shapes[:-1]:
+            # Only blocks that the largest call needs: the last shape covers what other trip counts leave.
+            if rest >= v * LANES:
+                fn.loop(
+                    done, trip - (v * LANES - 1), v * LANES, [],
+                    lambda i, a=(v, mr, half): column(pointers, i, None, *a),
+                )  # fmt: skip
+                done = done + (trip - done & -(v * LANES))
+                rest %= v * LANES
+
+        def tail(i: Value) -> None:
+            left = trip - i
+            column(pointers, i, left.compare("slt", LANES).select(left, fn.const("i64", LANES)), *shapes[-1])
+
+        fn.loop(done, trip, LANES, [], tail)
 
     frame.over(shape.outer, frame.bases(), columns)
 
@@ -220,7 +237,7 @@ def _multiply(
                     )
             return acc
         # A bf16 is the upper half of its f32: element 2j is the lower half of the word. Each half is loaded anew: 16
-        # registers hold the accumulators and little more. Volatile (and two types) keep LLVM from loading once and spilling.
+        # registers hold the accumulators and little more. Volatile and two types keep LLVM from sharing loads.
         for odd in (1, 0):
             words = [load_raw(fn, 4, b + 64 * j, 4, LANES, n, volatile=True) for j in range(v)]
             bs = [((w & -65536) if odd else (w << 16)).bitcast(acc[0].type) for w in words]

@@ -17,7 +17,7 @@ import numpy as np
 from d1c.target.kernel import Nest
 from d1rt.jit_ir import Function, Module, vec
 from d1rt.jit_loops import Frame, levels
-from d1rt.jit_mac import AVX2, AVX512, Blocking, emit_mac, scratch_layout
+from d1rt.jit_mac import Blocking, blocking, emit_mac, scratch_layout
 from d1rt.jit_map import emit_lookup, emit_map
 from d1rt.jit_object import Host, Library, ObjectCache, compile_all, default_folder, host
 from d1rt.jit_reduce import WIDE, emit_reduce
@@ -83,7 +83,7 @@ def scratch_bytes(nest: Nest) -> int:
     return levels(nest) * WIDE * LANES * 8
 
 
-def nest_text(nest: Nest, blocking: Blocking) -> str:
+def nest_text(nest: Nest, blocks: Blocking) -> str:
     """The LLVM module of one nest; its function is called `kernel`."""
     module = Module()
     fn = Function(module, "kernel", ["ptr noalias", "ptr noalias"])
@@ -93,7 +93,7 @@ def nest_text(nest: Nest, blocking: Blocking) -> str:
     elif nest.kind == "lookup":
         emit_lookup(frame)
     elif nest.kind == "mac":
-        emit_mac(frame, blocking)
+        emit_mac(frame, blocks)
     elif nest.kind in ("fma", "sum", "max", "min", "or"):
         emit_reduce(frame)
     else:
@@ -103,21 +103,23 @@ def nest_text(nest: Nest, blocking: Blocking) -> str:
 
 
 def build(
-    nests: Mapping[str, Nest], cpu: str | None = None, use_dot: bool | None = None,
+    nests: Mapping[str, Nest], cpu: str | None = None, use_dot: bool | None = None, wide: bool | None = None,
     folder: Path | None = None, cached: bool = True,
 ) -> Kernels:  # fmt: skip
     """Compile nests by name. `cpu`: an LLVM cpu name instead of the host's; `use_dot`: whether to use the bf16 dot
-    product (default: where the host has it and it passes its test); `folder`: the object cache (the user's)."""
+    product (default: where the host has it and it passes its test); `wide`: blocks for AVX-512 (default: by the cpu);
+    `folder`: the object cache (default: the user's). No choice changes any bit of the results."""
     target = host() if cpu is None else Host(cpu, "")
     cache_ = ObjectCache((folder or default_folder()) if cached else None)
     dot = (cpu is None and dot_works()) if use_dot is None else use_dot
-    wide = target.has("avx512f") or cpu in ("skylake-avx512", "sapphirerapids", "znver4", "znver5")
-    blocking = Blocking(AVX512 if wide else AVX2, dot)
+    if wide is None:
+        wide = target.has("avx512f") or cpu in ("skylake-avx512", "sapphirerapids", "znver4", "znver5")
+    blocks = blocking(wide, dot)
     symbols: dict[str, str] = {}
     texts: dict[str, str] = {}
     known: dict[str, str] = {}
     for name, nest in nests.items():
-        text = nest_text(nest, blocking)
+        text = nest_text(nest, blocks)
         symbols[name] = known.setdefault(text, f"kernel{len(known)}")
         texts[symbols[name]] = text
     texts["mxcsr"] = _mxcsr_text()

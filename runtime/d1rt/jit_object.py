@@ -9,7 +9,6 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -47,7 +46,7 @@ def _initialize() -> None:
 
 
 def target_machine(target: Host, opt: int = 2) -> Any:
-    """An LLVM target machine; one per thread, they are not shared."""
+    """An LLVM target machine."""
     _initialize()
     triple = llvm.Target.from_default_triple()
     return triple.create_target_machine(
@@ -134,27 +133,22 @@ class ObjectCache:
 def compile_text(text: str, target: Host) -> bytes:
     """One module to a native object. No pass pipeline: it gains nothing on text that is already SSA."""
     _initialize()
-    # A context of its own lets threads compile side by side.
+    # A context of its own is freed with the module.
     module = llvm.parse_assembly(text, context=llvm.create_context())
     module.verify()
     data: bytes = target_machine(target).emit_object(module)
     return data
 
 
-def compile_all(texts: Iterable[str], target: Host, cache: ObjectCache, threads: int = 2) -> list[bytes]:
-    """The objects of many modules, from the cache or compiled on a few threads."""
+def compile_all(texts: Iterable[str], target: Host, cache: ObjectCache) -> list[bytes]:
+    """The objects of many modules, from the cache or compiled. One by one: llvmlite holds a lock over every call."""
     version = f"{llvmlite.__version__} {llvm.llvm_version_info}"
 
     def one(text: str) -> bytes:
         key = hashlib.sha256("\0".join((text, target.cpu, target.features, version)).encode()).hexdigest()
         return cache.get(key, lambda: compile_text(text, target))
 
-    work = list(texts)
-    if len(work) < 2:
-        objects = [one(t) for t in work]
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            objects = list(pool.map(one, work))
+    objects = [one(t) for t in texts]
     if cache.misses:
         cache.trim()
     return objects

@@ -41,7 +41,7 @@ def load_raw(
     fn: Function, size: int, p: Value, stride: int | Sequence[Value], w: int, n: Value | None, volatile: bool = False
 ) -> Value:
     """w elements of `size` bytes as integers, `stride` bytes apart (or at the byte offsets of a list). With `n`: only
-    the first n (0 < n < w) are read, the others are 0; then the stride must be `size` or 0."""
+    the first n (0 < n <= w) are read, the others are 0; then the stride must be `size` or 0."""
     scalar = f"i{8 * size}"
     if not isinstance(stride, int) or stride not in (0, size):
         v = fn.zero(vec(w, scalar))
@@ -84,7 +84,7 @@ def first(fn: Function, n: Value, w: int) -> Value:
 
 
 def _tail(module: Module, size: int, load: bool) -> str:
-    """A local function that moves n < 16 small elements: AVX2 has no masked moves for them. By parts of 8, 4, 2, 1."""
+    """A local function that moves n <= 16 small elements by halves: AVX2 has no masked moves for them."""
     name = f"{'load' if load else 'store'}_tail_{size}"
     if any(f.name == name for f in module.functions):
         return name
@@ -94,7 +94,7 @@ def _tail(module: Module, size: int, load: bool) -> str:
     buffer = fn.op("ptr", f"alloca {t}, align 64")
     fn.store(fn.zero(t) if load else fn.args[0], buffer)
     at = fn.const("i64", 0)
-    for part in (8, 4, 2, 1):
+    for part in (16, 8, 4, 2, 1):
         moved = f"i{8 * size * part}"
         done = at
 

@@ -328,7 +328,7 @@ def random_mac(rnd: random.Random) -> tuple[Nest, list[np.ndarray]]:
     loops += tuple(Loop(f"m{i}", rnd.choice([1, 2, 3, 5, 7])) for i in range(rows))
     if rnd.random() < 0.3:  # the order of the parallel loops is free
         loops = tuple(rnd.sample(loops, len(loops)))
-    loops += (Loop("n", rnd.choice([1, 5, 16, 23, 32, 53, 80])),)
+    loops += (Loop("n", rnd.choice([1, 5, 16, 23, 32, 53, 64, 80, 130])),)
     parallel = len(loops)
     loops += tuple(Loop(f"t{i}", rnd.choice([1, 3])) for i in range(taps))
     loops += (Loop("c", rnd.choice([1, 2, 5, 8, 17])), Loop("e", pair))
@@ -367,9 +367,10 @@ def random_mac(rnd: random.Random) -> tuple[Nest, list[np.ndarray]]:
     return Nest("mac", loops, parallel, tuple(operands), out, 2, None, epilogue, cut, length), tables
 
 
-def test_mac(folder: Path) -> None:
-    rnd = random.Random(4)
-    run_all(folder, [random_mac(rnd) for _ in range(30)], pair=True, use_dot=False)
+@pytest.mark.parametrize("wide", [False, True])
+def test_mac(folder: Path, wide: bool) -> None:
+    rnd = random.Random(4 + wide)
+    run_all(folder, [random_mac(rnd) for _ in range(30)], pair=True, use_dot=False, wide=wide)
 
 
 @pytest.mark.skipif(not dot_works(), reason="the host has no bf16 dot product")
