@@ -1,0 +1,432 @@
+"""What a program must keep before anything of it runs: `check` looks at everything that can be seen without running.
+
+References, sizes and types, addresses against SRAM, per-core tables against the mesh, movements, the arguments of
+kernel calls, semaphores. What depends on the order of events (credits, uninitialised reads, deadlock) the engines trap.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import NoReturn
+
+import numpy as np
+
+from d1c.errors import LoadError, UsageError
+from d1c.target import numerics
+from d1c.target.dtypes import DType, dtype
+from d1c.target.machine import Machine
+from d1c.target.mesh import CoreInt, LayoutError, Mesh
+from d1c.target.movement import ComponentExchange, Exchange
+from d1c.target.program import (
+    Arrive,
+    Barrier,
+    Buffer,
+    Call,
+    Command,
+    Fill,
+    Free,
+    Port,
+    Post,
+    Program,
+    Push,
+    Role,
+    Send,
+    To,
+    Wait,
+)
+
+MAX_CORES = 1 << 20
+"""More than an ExaPOD has: a bound against absurd files."""
+MAX_MESSAGES = 1 << 27
+KINDS = ("owned", "window", "constant", "table")
+REMEDY = "compile the model again with this version of d1c; if that does not help, report this text as a bug of d1c"
+
+
+def check(program: Program, where: str = "program") -> None:
+    """Raises LoadError for the first rule that `program` breaks: what, where, and what to do."""
+    _Check(program, where).run()
+
+
+def barrier_axes(mesh: Mesh) -> tuple[tuple[str, ...], ...]:
+    """The mesh's axes, first first: each the factors that share a name before the dot."""
+    axes: dict[str, tuple[str, ...]] = {}
+    for name in mesh.names:
+        base = name.partition(".")[0]
+        axes[base] = (*axes.get(base, ()), name)
+    return tuple(axes.values())
+
+
+def role_cores(role: Role, mesh: Mesh) -> np.ndarray:
+    """Numbers of the role's cores, ascending."""
+    inside = np.ones(mesh.cores, bool)
+    for axis, lo, hi in role.cores:
+        c = mesh.coords[:, mesh.index[axis]]
+        inside &= (c >= lo) & (c < hi)
+    return np.flatnonzero(inside)
+
+
+class _Check:
+    def __init__(self, program: Program, where: str) -> None:
+        self.p, self.mesh, self.where = program, program.mesh, where
+        self.at = ""
+
+    def bad(self, what: str, rule: str = "", **amounts: int) -> NoReturn:
+        raise LoadError(
+            f"{self.at}: {what}" if self.at else what, where=self.where, rule=rule, amounts=amounts, remedy=REMEDY
+        )
+
+    def run(self) -> None:
+        self.machine()
+        for i, b in enumerate(self.p.buffers):
+            self.buffer(i, b)
+        for n, x in enumerate(self.p.exchanges):
+            self.at = f"exchange {n}"
+            self.exchange(x)
+        self.placements()
+        for kind, ports in (("input", self.p.inputs), ("output", self.p.outputs)):
+            names: set[str] = set()
+            for port in ports:
+                self.at = f"{kind} {port.name!r}"
+                self.port(port, kind)
+                if port.name in names:
+                    self.bad("occurs twice")
+                names.add(port.name)
+        self.roles()
+        self.pairs()
+        self.shared_semaphores()
+
+    # ---- the machine and data ---------------------------------------------------------------------------------------
+
+    def machine(self) -> None:
+        self.at = "machine"
+        m = self.p.machine
+        for name in ("sram_bytes", "semaphores", "threads"):
+            if type(m.get(name)) is not int or not 0 < m[name] < 2**48:
+                self.bad(f"{name} is {m.get(name)!r}, expected a positive integer")
+        self.sram, self.semaphores, self.threads = m["sram_bytes"], m["semaphores"], m["threads"]
+        if len(set(self.mesh.names)) != len(self.mesh.names) or any(s < 1 for s in self.mesh.sizes):
+            self.bad(f"mesh {self.mesh.axes}: factors must have different names and positive sizes")
+        if self.mesh.cores > MAX_CORES:
+            self.bad(f"mesh of {self.mesh.cores:,} cores, more than {MAX_CORES:,}")
+        if "die_rows" in m:
+            try:
+                axes = Machine.from_dict(m).axes
+            except (UsageError, TypeError, ValueError) as e:
+                self.bad(f"no machine description: {getattr(e, 'message', e)}")
+            if axes != self.mesh.axes:
+                self.bad(f"its factors are {axes}, the program's mesh has {self.mesh.axes}")
+        self.at = "info"
+        version = self.p.info.get("numerics", numerics.VERSION)
+        if version != numerics.VERSION:
+            self.bad(
+                f"numerics version {version!r}, this runtime computes version {numerics.VERSION}",
+                rule="results keep their bits only under the version that the program was compiled for",
+            )
+
+    def dtype(self, name: str) -> DType:
+        try:
+            return dtype(name)
+        except ValueError as e:
+            self.bad(str(e))
+
+    def buffer(self, number: int, b: Buffer) -> None:
+        self.at = f"buffer {number} ({b.name})"
+        width = self.dtype(b.dtype).bytes
+        if b.kind not in KINDS:
+            self.bad(f"kind {b.kind!r}; kinds are {', '.join(KINDS)}")
+        if b.elements < 1:
+            self.bad(f"{b.elements} elements")
+        if b.address < 0 or b.address % width or b.address + b.bytes > self.sram:
+            self.bad(
+                "does not lie in SRAM on a multiple of its element size",
+                rule="0 <= address, address + bytes <= sram_bytes",
+                address=b.address, bytes=b.bytes, sram_bytes=self.sram,
+            )  # fmt: skip
+
+    def of(self, number: int, what: str) -> Buffer:
+        if not 0 <= number < len(self.p.buffers):
+            self.bad(f"{what} is buffer {number}, the program has {len(self.p.buffers)}")
+        return self.p.buffers[number]
+
+    def axes(self, names: Iterable[str], what: str) -> None:
+        names = list(names)
+        for a in names:
+            if a not in self.mesh.index:
+                self.bad(f"{what} names factor {a!r}, the mesh has {' '.join(self.mesh.names)}")
+        if len(set(names)) != len(names):
+            self.bad(f"{what} names a factor twice: {' '.join(names)}")
+
+    def core_int(self, value: CoreInt, what: str, low: int | None = 0, high: int | None = None) -> None:
+        self.axes(value.axes, what)
+        parts = self.mesh.parts(value.axes)
+        if len(value.values) != parts:
+            self.bad(f"{what} has {len(value.values)} values for {parts} positions along its factors")
+        for v in (min(value.values), max(value.values)):
+            if (low is not None and v < low) or (high is not None and v > high):
+                self.bad(f"{what} is {v}, expected {low} to {'any' if high is None else high}")
+
+    def placements(self) -> None:
+        for i, p in enumerate(self.p.placements):
+            self.at = f"placement {i} ({p.array})"
+            b = self.of(p.buffer, "its target")
+            array = self.p.weights.get(p.array)
+            if array is None:
+                self.bad("there is no weight tensor of that name")
+            if array.ndim != 2 or array.dtype != self.dtype(b.dtype).numpy:
+                self.bad(f"weights are {array.dtype} of rank {array.ndim}, buffer {b.name} needs rows of {b.dtype}")
+            if array.shape[1] > b.elements:
+                self.bad(f"does not fit buffer {b.name}", row_elements=array.shape[1], buffer_elements=b.elements)
+            self.core_int(p.index, "index", -1, array.shape[0] - 1)
+            self.axes(p.held, "held")
+
+    def port(self, port: Port, kind: str) -> None:
+        b = self.of(port.buffer, "its buffer")
+        if any(n < 0 for n in port.shape):
+            self.bad(f"shape {port.shape}")
+        if self.dtype(port.dtype) != self.dtype(b.dtype):
+            self.bad(f"is {port.dtype}, its buffer {b.name} {b.dtype}")
+        try:
+            port.layout.check(port.shape, self.mesh)
+        except LayoutError as e:
+            self.bad(str(e))
+        if any(g.block < 1 for g in port.layout.groups if g.axes):
+            self.bad(f"layout {port.layout} has a block below 1")
+        size = math.prod(port.layout.local_shape(port.shape))
+        if size > b.elements:
+            self.bad(f"a core's share does not fit buffer {b.name}", share_elements=size, buffer_elements=b.elements)
+
+    # ---- movements --------------------------------------------------------------------------------------------------
+
+    def exchange(self, x: Exchange) -> None:
+        if x.mesh != self.mesh:
+            self.bad("is laid over another mesh")
+        for what, names in (("source_held", x.source_held), ("target_held", x.target_held), ("plan_axes", x.plan_axes)):
+            self.axes(names, what)
+        if set(x.target_held) & set(x.plan_axes):
+            self.bad("a factor both cuts the plan and is held at 0")
+        name = self.at
+        for k, c in enumerate(x.components):
+            self.at = f"{name} component {k}"
+            self.component(c)
+        self.at = name
+        sources = [a for c in x.components for a in c.source_axes]
+        self.axes([*sources, *x.source_held], "the source")
+        if not set(x.keyed) <= set(x.plan_axes):
+            self.bad(f"windows depend on {' '.join(x.keyed)}, the plan has only {' '.join(x.plan_axes)}")
+        if not x.covers():
+            self.bad("pieces do not deliver every needed element exactly once")
+        classes = self.mesh.core_offset(x.keyed, np.arange(self.mesh.parts(x.keyed)))
+        count = np.ones(len(classes))
+        for c in x.components:
+            count *= np.diff(c.first)[self.mesh.position(c.target_axes, classes)]
+        if count.sum() > MAX_MESSAGES:
+            self.bad(f"{count.sum():.3g} messages, more than {MAX_MESSAGES:,}")
+
+    def component(self, c: ComponentExchange) -> None:
+        self.axes(c.target_axes, "target_axes")
+        self.axes(c.source_axes, "source_axes")
+        p, targets = c.pieces, self.mesh.parts(c.target_axes)
+        if not len(c.real) == len(c.length) == targets:
+            self.bad(f"real and length have {len(c.real)} and {len(c.length)} entries for {targets} target positions")
+        if np.any(c.real < 0) or np.any(c.real > c.length) or np.any(c.length > c.window):
+            self.bad(f"needs must satisfy 0 <= real <= length <= window {c.window}")
+        fields = (p.t, p.s, p.soff, p.doff, p.length, p.count, p.sstep, p.dstep)
+        if any(f.ndim != 1 or len(f) != len(p) for f in fields):
+            self.bad("arrays of pieces differ in length")
+        if not len(p):
+            return
+        if np.any(np.diff(p.t) < 0):
+            self.bad("pieces are not sorted by target position")
+        inside = _range(p.t, targets) & _range(p.s, self.mesh.parts(c.source_axes)) & (p.length >= 1) & (p.count >= 1)
+        inside &= p.length * p.count <= c.window  # before anything is expanded
+        for off, step, extent in ((p.soff, p.sstep, c.owned), (p.doff, p.dstep, c.window)):
+            last = off + (p.count - 1) * step
+            inside &= (np.minimum(off, last) >= 0) & (np.maximum(off, last) + p.length <= extent)
+        if not inside.all():
+            self.bad(f"piece {int(np.argmin(inside))} leaves its window of {c.window} or owned extent of {c.owned}")
+
+    # ---- roles and commands -----------------------------------------------------------------------------------------
+
+    def roles(self) -> None:
+        self.at = ""
+        taken = np.full(self.mesh.cores, -1)
+        barriers = set()
+        for number, r in enumerate(self.p.roles):
+            self.at = f"role {r.name!r}"
+            self.axes([a for a, _, _ in r.cores], "its range of cores")
+            for a, lo, hi in r.cores:
+                if not 0 <= lo < hi <= self.mesh.sizes[self.mesh.index[a]]:
+                    self.bad(f"cores {lo} to {hi} of factor {a}, which has {self.mesh.sizes[self.mesh.index[a]]}")
+            cores = role_cores(r, self.mesh)
+            if np.any(taken[cores] >= 0):
+                self.bad(f"shares cores with role {self.p.roles[int(taken[cores].max())].name!r}")
+            taken[cores] = number
+            if len(r.threads) > self.threads:
+                self.bad(f"{len(r.threads)} threads", threads=self.threads)
+            counts = [sum(isinstance(c, Barrier) for c in t) for t in r.threads]
+            if sum(n > 0 for n in counts) > 1:
+                self.bad("more than one of its threads meets at barriers", rule="one thread of a core speaks for it")
+            barriers.add(sum(counts))
+            for t, thread in enumerate(r.threads):
+                for i, c in enumerate(thread):
+                    name = ", ".join(filter(None, (type(c).__name__, c.origin)))
+                    self.at = f"role {r.name!r} thread {t} command {i} ({name})"
+                    self.command(c)
+        self.at = "roles"
+        if len(barriers) > 1 or (any(barriers) and np.any(taken < 0)):
+            self.bad("not all cores meet at equally many barriers", rule="all cores of the mesh meet at a barrier")
+
+    def semaphore(self, *numbers: int) -> None:
+        for n in numbers:
+            if not 0 <= n < self.semaphores:
+                self.bad(f"semaphore {n}, a core has {self.semaphores}")
+
+    def movement(self, number: int) -> Exchange:
+        if not 0 <= number < len(self.p.exchanges):
+            self.bad(f"exchange {number}, the program has {len(self.p.exchanges)}")
+        return self.p.exchanges[number]
+
+    def to(self, to: tuple[To, ...]) -> None:
+        self.axes([t.axis for t in to], "its destination")
+        for t in to:
+            if t.mode not in ("+", "=", "*"):
+                self.bad(f"destination mode {t.mode!r}; modes are + = *")
+
+    def command(self, c: Command) -> None:
+        if not -1 <= c.layer < len(self.p.layers):
+            self.bad(f"layer {c.layer}, the program has {len(self.p.layers)}")
+        match c:
+            case Call():
+                self.call(c)
+            case Push():
+                source, target = self.of(c.source, "source"), self.of(c.target, "target")
+                self.window(self.movement(c.exchange), target)
+                owned = math.prod(k.owned for k in self.movement(c.exchange).components)
+                if owned > source.elements:
+                    self.bad(f"reads more than buffer {source.name} has", owned=owned, buffer_elements=source.elements)
+                if source.dtype != target.dtype:
+                    self.bad(f"moves {source.dtype} of {source.name} to {target.dtype} of {target.name}")
+                self.semaphore(c.semaphore)
+            case Arrive():
+                self.movement(c.exchange)
+                self.semaphore(c.semaphore)
+            case Send():
+                source, target = self.of(c.source, "source"), self.of(c.target, "target")
+                if source.dtype != target.dtype:
+                    self.bad(f"moves {source.dtype} of {source.name} to {target.dtype} of {target.name}")
+                self.core_int(c.source_offset, "source_offset", 0, source.elements)
+                self.core_int(c.target_offset, "target_offset", 0, target.elements)
+                self.core_int(c.elements, "elements", 0, min(source.elements, target.elements))
+                n = c.elements.of(self.mesh)
+                for b, offset in ((source, c.source_offset), (target, c.target_offset)):
+                    if np.any(offset.of(self.mesh) + n > b.elements):
+                        self.bad(f"reaches behind the {b.elements} elements of buffer {b.name}")
+                self.to(c.to)
+                self.semaphore(c.semaphore)
+            case Wait():
+                self.core_int(c.count, "count", 0, 2**32 - 1)
+                self.semaphore(c.semaphore)
+            case Post():
+                self.to(c.to)
+                self.semaphore(c.semaphore)
+            case Free():
+                for number in c.buffers:
+                    if self.of(number, "one to be freed").kind not in ("owned", "window"):
+                        self.bad(f"frees {self.p.buffers[number].kind} {self.p.buffers[number].name}")
+            case Fill():
+                target = self.of(c.buffer, "its target")
+                if c.exchange != -1:
+                    self.window(self.movement(c.exchange), target)
+            case Barrier():
+                axes = barrier_axes(self.mesh)
+                self.semaphore(*c.up, c.release)
+                if len(c.up) != len(axes) or len({*c.up, c.release}) != len(axes) + 1:
+                    self.bad(f"needs {len(axes)} semaphores for the mesh's axes and one more, all different")
+
+    def window(self, x: Exchange, target: Buffer) -> None:
+        if x.window_elements > target.elements:
+            self.bad(f"does not fit buffer {target.name}", window=x.window_elements, buffer_elements=target.elements)
+
+    def call(self, c: Call) -> None:
+        if not 0 <= c.kernel < len(self.p.kernels):
+            self.bad(f"kernel {c.kernel}, the program has {len(self.p.kernels)}")
+        name, nest = self.p.kernels[c.kernel]
+        counts = (
+            ("operands", len(c.operands), len(nest.operands)), ("bases", len(c.bases), len(nest.operands)),
+            ("tables", len(c.tables), nest.tables), ("trips", len(c.trips), len(nest.loops)),
+            ("scalars", len(c.scalars), nest.scalars),
+        )  # fmt: skip
+        for what, given, wanted in counts:
+            if given != wanted:
+                self.bad(f"{given} {what}, kernel {name} takes {wanted}")
+        for k, (number, operand) in enumerate(zip((c.out, *c.operands), (nest.out, *nest.operands), strict=True)):
+            what = f"operand {k - 1}" if k else "out"
+            b = self.of(number, what)
+            if self.dtype(b.dtype).bytes != dtype(operand.dtype).bytes:
+                self.bad(f"{what} is buffer {b.name} of {b.dtype}, kernel {name} takes {operand.dtype}")
+            if k:
+                self.core_int(c.bases[k - 1], f"base of {what}", 0, b.elements - 1)
+        if self.of(c.out, "out").kind not in ("owned", "window"):
+            self.bad(f"writes {self.p.buffers[c.out].kind} {self.p.buffers[c.out].name}")
+        for number in c.tables:
+            if self.dtype(self.of(number, "a table").dtype).name != "u32":
+                self.bad(f"table {self.p.buffers[number].name} is {self.p.buffers[number].dtype}, not u32")
+        for loop, trip in zip(nest.loops, c.trips, strict=True):
+            self.core_int(trip, f"trips of loop {loop.name}", 0, loop.extent)
+        for k, scalar in enumerate(c.scalars):
+            self.core_int(scalar, f"scalar {k}", None)
+        self.axes(c.held, "held")
+
+    # ---- commands together ------------------------------------------------------------------------------------------
+
+    def commands(self, kind: Callable[[Command], bool]) -> Iterator[tuple[str, Command]]:
+        for r in self.p.roles:
+            for t, thread in enumerate(r.threads):
+                for i, c in enumerate(thread):
+                    if kind(c):
+                        yield f"role {r.name!r} thread {t} command {i} ({type(c).__name__})", c
+
+    def pairs(self) -> None:
+        """What one command waits for another one of the program must send, to the same buffer by the same semaphore."""
+        pushed: dict[int, tuple[int, int]] = {}
+        for at, c in self.commands(lambda c: isinstance(c, Push)):
+            assert isinstance(c, Push)
+            self.at = at
+            if pushed.setdefault(c.exchange, (c.target, c.semaphore)) != (c.target, c.semaphore):
+                self.bad(f"exchange {c.exchange} is pushed to two targets or by two semaphores")
+        for at, c in self.commands(lambda c: isinstance(c, (Arrive, Fill))):
+            self.at = at
+            if isinstance(c, Arrive) and pushed.get(c.exchange, (-1, -1))[1] != c.semaphore:
+                self.bad(f"nobody pushes exchange {c.exchange} by semaphore {c.semaphore}")
+            if isinstance(c, Fill) and c.exchange >= 0 and pushed.get(c.exchange, (c.buffer, 0))[0] != c.buffer:
+                self.bad(f"exchange {c.exchange} goes to another buffer than {self.p.buffers[c.buffer].name}")
+        self.targets = {x: target for x, (target, _) in pushed.items()}
+
+    def shared_semaphores(self) -> None:
+        """Between two barriers of a thread a semaphore counts the arrivals of one buffer. A thread without barriers is
+        one stretch if the program has none; else its pushes are seen where the thread with barriers waits for them."""
+        barriers = any(True for _ in self.commands(lambda c: isinstance(c, Barrier)))
+        for r in self.p.roles:
+            for t, thread in enumerate(r.threads):
+                if barriers and not any(isinstance(c, Barrier) for c in thread):
+                    continue
+                used: dict[int, int] = {}
+                for i, c in enumerate(thread):
+                    if isinstance(c, Barrier):
+                        used = {}
+                    if not isinstance(c, (Push, Send, Arrive)):
+                        continue
+                    target = self.targets[c.exchange] if isinstance(c, Arrive) else c.target
+                    first = used.setdefault(c.semaphore, target)
+                    if first != target:
+                        self.at = f"role {r.name!r} thread {t} command {i} ({type(c).__name__})"
+                        a, b = self.p.buffers[first].name, self.p.buffers[target].name
+                        self.bad(
+                            f"semaphore shared: {c.semaphore} counts arrivals for buffers {a} and {b}",
+                            rule="between two barriers, an arrival semaphore belongs to one target buffer",
+                        )
+
+
+def _range(values: np.ndarray, end: int) -> np.ndarray:
+    return (values >= 0) & (values < end)

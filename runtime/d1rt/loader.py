@@ -1,0 +1,149 @@
+"""Loading a program and running it: names, shapes and types of inputs are checked here, once for all engines."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+
+from d1c.errors import InputError, UsageError
+from d1c.target import program_io
+from d1c.target.dtypes import dtype
+from d1c.target.mesh import Layout, whole
+from d1c.target.program import Port, Program
+from d1c.target.program_check import check
+
+ENGINES = ("jit", "numpy")
+Kept = dict[int, dict[int, np.ndarray]]
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a run gives. `outputs`: whole arrays by output name. `kept`: per layer that was asked for, per core that computed
+    a share of it, a copy of its result buffer (all its elements, in storage form) after the layer's last call."""
+
+    outputs: dict[str, np.ndarray]
+    kept: Kept = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """What executes a program; made for one program, runs it any number of times, each time from its initial state.
+
+    Engines are built as Engine(program, threads, shuffle). `inputs` are checked: every name, with its port's shape and
+    type. `keep`: True for all layers, or layer numbers. Raises Trap and Deadlock."""
+
+    def run(self, inputs: Mapping[str, np.ndarray], keep: bool | Collection[int] = ()) -> Result: ...
+
+
+def load(path_or_program: str | Path | Program) -> Loaded:
+    """A program ready to run. Raises LoadError where it is not well-formed, UsageError where there is no such file."""
+    if isinstance(path_or_program, Program):
+        check(path_or_program)
+        return Loaded(path_or_program)
+    return Loaded(program_io.load(path_or_program))
+
+
+class Loaded:
+    """A checked program with its engines. `inputs` and `outputs`: its ports by name; `kept`: of the last run."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.inputs: dict[str, Port] = {p.name: p for p in program.inputs}
+        self.outputs: dict[str, Port] = {p.name: p for p in program.outputs}
+        self.kept: Kept = {}
+        self._engines: dict[tuple[str, int | None, int | None], Engine] = {}
+
+    def run(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        engine: str = "jit",
+        threads: int | None = None,
+        shuffle: int | None = None,
+        keep: bool | Collection[int] = (),
+    ) -> dict[str, np.ndarray]:
+        """The outputs by name.
+
+        engine   "jit", or "numpy": slow, and the definition of what a program means.
+        threads  host threads of the jit engine (default: as many as the host has).
+        shuffle  seed of the order in which cores, threads and messages take their turns (default: round robin); results
+                 never depend on it.
+        keep     layers (numbers, or True for all) whose values `layer_value(loaded.kept, layer)` gives afterwards.
+        Raises InputError for a wrong input, Trap and Deadlock from the emulated machine, UsageError for an unknown engine.
+        """
+        checked = self.check_inputs(inputs)
+        result = self.engine(engine, threads, shuffle).run(checked, keep)
+        self.kept = result.kept
+        return result.outputs
+
+    def engine(self, name: str, threads: int | None = None, shuffle: int | None = None) -> Engine:
+        """The engine of that name for this program; made once, since making one may mean compiling kernels."""
+        key = (name, threads, shuffle)
+        if key not in self._engines:
+            if name == "jit":
+                from d1rt import engine_jit
+
+                self._engines[key] = engine_jit.Engine(self.program, threads, shuffle)
+            elif name == "numpy":
+                from d1rt import engine_numpy
+
+                self._engines[key] = engine_numpy.Engine(self.program, threads, shuffle)
+            else:
+                raise UsageError(f"unknown engine {name!r}", rule=f"engines are {', '.join(ENGINES)}")
+        return self._engines[key]
+
+    def check_inputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The inputs as arrays in row-major order; InputError where names, shapes or types are not the program's."""
+        listed = ", ".join(f"{p.name} {p.dtype}{list(p.shape)}" for p in self.inputs.values()) or "none"
+        for name in inputs:
+            if name not in self.inputs:
+                raise InputError(
+                    f"the program has no input {name!r}", rule=f"its inputs are: {listed}", remedy="remove it"
+                )
+        out = {}
+        for name, port in self.inputs.items():
+            if name not in inputs:
+                raise InputError(
+                    f"input {name!r} is missing", rule=f"the inputs are: {listed}", remedy="give every input"
+                )
+            array, want = np.asarray(inputs[name]), dtype(port.dtype).numpy
+            if array.shape != port.shape:
+                raise InputError(
+                    f"input {name!r} has shape {list(array.shape)}, expected {list(port.shape)}",
+                    rule="shapes are fixed when a model is compiled",
+                    remedy="reshape or pad the input, or compile the model for this shape",
+                )
+            if array.dtype != want:
+                raise InputError(
+                    f"input {name!r} has type {array.dtype}, expected {want}",
+                    rule="types are never converted silently",
+                    remedy=f"convert it with .astype({str(want)!r}) if that is what you want",
+                )
+            out[name] = np.ascontiguousarray(array).reshape(port.shape)
+        return out
+
+    def layer_value(self, kept: Kept, layer: int) -> np.ndarray:
+        """The whole result of a layer that a run has kept. UsageError where it was not kept."""
+        if layer not in kept:
+            raise UsageError(f"layer {layer} was not kept", remedy=f"run with keep=True or keep=[{layer}]")
+        record = self.program.layers[layer]
+        layout, shape = Layout.parse(str(record["layout"])), tuple(int(n) for n in record["shape"])
+        size = int(np.prod(layout.local_shape(shape), dtype=np.int64))
+        shares = {core: values[:size] for core, values in kept[layer].items()}
+        return whole(shares, layout, shape, dtype(str(record["dtype"])).numpy, self.program.mesh)
+
+    def close(self) -> None:
+        """Drop the engines and what they hold."""
+        self._engines.clear()
+        self.kept = {}
+
+    def __enter__(self) -> Loaded:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
