@@ -1,0 +1,268 @@
+"""The Python interface: compile a model, look at its levels, save and run the program.
+
+    import d1c
+    program = d1c.compile("model.onnx", dims={"batch": 8})
+    print(program)                       # the compile summary
+    print(program.module("dist"))        # any level as text
+    program.save("model.d1x")
+    outputs = program.run({"image": images})
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from d1c.errors import UsageError
+from d1c.ir.core import LEVELS, Module
+from d1c.ir.text import parse
+from d1c.ir.verify import verify
+from d1c.pipeline import PIPELINE, run_pipeline
+from d1c.target.machine import Machine, machine
+
+if TYPE_CHECKING:
+    import numpy as np
+    import onnx
+
+    from d1c.emit.tile_program import TileProgram
+
+__all__ = ["STAGES", "Program", "compile", "import_onnx", "lower", "parse"]
+
+STAGES = ("import", *(name for name in PIPELINE), "distribute", "lower-tile")
+"""What `compile` does, in order: names for `stop_after` and `print_after`."""
+PRECISIONS = ("bf16", "f32")
+
+Model = "str | Path | bytes | onnx.ModelProto | Module"
+OnPrint = Callable[[str, Module], None]
+
+
+def import_onnx(
+    model: str | Path | bytes | onnx.ModelProto,
+    *,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    dims: Mapping[str, int] | None = None,
+    freeze: Mapping[str, np.ndarray] | None = None,
+) -> Module:
+    """The model as a module of level graph, every shape static.
+
+    shapes  whole input shapes by name; dims: values of symbolic dimensions; freeze: inputs that become constants.
+    Raises ImportFailed, UnsupportedOp, ShapeUnbound, TypeMismatch.
+    """
+    from d1c.frontend.importer import import_onnx as run
+
+    return run(model, {k: tuple(v) for k, v in (shapes or {}).items()}, dims or {}, freeze or {})
+
+
+def lower(module: Module, to: str = "kern", *, target: str | Path | Machine = "d1-tile", precision: str = "bf16") -> Module:
+    """The module of level `to` (graph, dist, tile or kern) that `module` (graph or dist) becomes on `target`.
+
+    A graph module goes through the graph passes first, unless it has been through them (it then knows its precision).
+    Raises UsageError for a level that is not below the module's, and what the passes raise.
+    """
+    if to not in LEVELS:
+        raise UsageError(f"no level {to!r}", rule=f"levels are {', '.join(LEVELS)}")
+    if module.level not in ("graph", "dist") or LEVELS.index(to) < LEVELS.index(module.level):
+        raise UsageError(
+            f"a {module.level} module does not become a {to} module",
+            rule="lowering goes " + " -> ".join(LEVELS) + " and starts at graph or dist",
+        )
+    return compile(module, target=target, precision=precision, stop_after=_LAST_STAGE[to]).module(to)
+
+
+_LAST_STAGE = {"graph": PIPELINE[-1], "dist": "distribute", "tile": "lower-tile", "kern": "lower-tile"}
+
+
+def compile(
+    model: str | Path | bytes | onnx.ModelProto | Module,
+    *,
+    target: str | Path | Machine = "d1-tile",
+    precision: str = "bf16",
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    dims: Mapping[str, int] | None = None,
+    stop_after: str | None = None,
+    print_after: Collection[str] = (),
+    on_print: OnPrint | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Program:
+    """Compile `model` (an ONNX file, its bytes, a ModelProto, or a graph or dist module) for `target`.
+
+    target      a preset's name, a .toml file, or a Machine.
+    precision   how values are stored: "bf16" or "f32"; arithmetic between them is f32 either way (docs/numerics.md).
+    shapes, dims  as for `import_onnx`.
+    stop_after  the last of STAGES to run. print_after: stages (or "all") after which `on_print` gets (stage, module);
+                without `on_print` the module is printed.
+    progress    gets each stage's name as it starts.
+    Raises the typed refusals of d1c.errors: among others ImportFailed, UnsupportedOp, ShapeUnbound, DoesNotFit.
+    """
+    if precision not in PRECISIONS:
+        raise UsageError(f"no precision {precision!r}", rule=f"precisions are {', '.join(PRECISIONS)}")
+    for name in (*([stop_after] if stop_after else []), *print_after):
+        if name not in STAGES and name != "all":
+            raise UsageError(f"no pass {name!r}", rule=f"passes are {', '.join(STAGES)}")
+    chosen = target if isinstance(target, Machine) else machine(target)
+    run = _Run(chosen, precision, stop_after, frozenset(print_after), on_print or _print, progress or (lambda name: None))
+    return run.all(model, shapes, dims)
+
+
+def _print(name: str, module: Module) -> None:
+    print(f"// after {name}\n{module}")
+
+
+@dataclass
+class _Run:
+    """One compilation: the stages one after another, timed."""
+
+    machine: Machine
+    precision: str
+    stop_after: str | None
+    print_after: frozenset[str]
+    on_print: OnPrint
+    progress: Callable[[str], None]
+
+    def all(
+        self,
+        model: str | Path | bytes | onnx.ModelProto | Module,
+        shapes: Mapping[str, Sequence[int]] | None,
+        dims: Mapping[str, int] | None,
+    ) -> Program:
+        self.passes: list[dict[str, Any]] = []
+        self.modules: dict[str, Module] = {}
+        self.compiled: TileProgram | None = None
+        if isinstance(model, Module):
+            if shapes or dims:
+                raise UsageError("a module has its shapes already", remedy="give shapes and dims to import_onnx")
+            module = model
+        else:
+            module = self.stage("import", lambda: import_onnx(model, shapes=shapes, dims=dims))
+            if isinstance(model, (str, Path)):
+                module = replace(module, attrs={**module.attrs, "model": Path(model).name})
+        if module.level not in ("graph", "dist"):
+            raise UsageError(f"compile takes a graph or dist module, this one is at level {module.level}")
+        self.modules[module.level] = module
+        if module.level == "graph" and "precision" not in module.attrs and not self.done("import"):
+            module = self.graph_passes(module)
+        self.precision = str(module.attrs.get("precision", self.precision))
+        if module.level == "graph" and not any(self.done(name) for name in ("import", *PIPELINE)):
+            from d1c.passes import distribute
+
+            module = self.stage("distribute", lambda: distribute.run(module, self.machine))
+            self.modules["dist"] = module
+        if module.level == "dist" and not self.done("distribute"):
+            self.lower_tile(module)
+        return Program(self.machine, self.precision, self.modules, self.compiled, tuple(self.passes))
+
+    def done(self, name: str) -> bool:
+        """Whether `name` was the last stage to run."""
+        return self.stop_after == name
+
+    def stage(self, name: str, run: Callable[[], Module]) -> Module:
+        self.progress(name)
+        started = time.perf_counter()
+        module = run()
+        self.passes.append({"name": name, "seconds": time.perf_counter() - started})
+        verify(module, after=name)
+        self.print(name, module)
+        return module
+
+    def print(self, name: str, module: Module) -> None:
+        if name in self.print_after or "all" in self.print_after:
+            self.on_print(name, module)
+
+    def graph_passes(self, module: Module) -> Module:
+        done = run_pipeline(
+            module, PIPELINE, options={"policy": self.precision},
+            stop_after=self.stop_after if self.stop_after in PIPELINE else None,
+            print_after=self.print_after & {"all", *PIPELINE}, on_print=self.on_print, on_start=self.progress,
+        )  # fmt: skip
+        self.passes += [{"name": r.name, "seconds": r.seconds, "verify_seconds": r.verify_seconds} for r in done.reports]
+        self.modules["graph"] = done.module
+        return done.module
+
+    def lower_tile(self, module: Module) -> None:
+        from d1c.passes import lower_tile
+
+        self.progress("lower-tile")
+        started = time.perf_counter()
+        self.compiled = lower_tile.lower(module, self.machine)
+        self.passes.append({"name": "lower-tile", "seconds": time.perf_counter() - started})
+        if self.print_after & {"all", "lower-tile"}:
+            program = Program(self.machine, self.precision, self.modules, self.compiled)
+            for level in ("tile", "kern"):
+                self.on_print("lower-tile", program.module(level))
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled model: its module at every level, and the program for the machine.
+
+    modules   by level, graph and dist; those of tile and kern are made when `module` asks for them.
+    compiled  the program with the movements that it was made of; None where compilation stopped earlier.
+    passes    per pass its name and seconds.
+    """
+
+    machine: Machine
+    precision: str
+    modules: Mapping[str, Module]
+    compiled: TileProgram | None = None
+    passes: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def target(self) -> Any:
+        """The d1c.target.program.Program. UsageError where compilation stopped earlier."""
+        if self.compiled is None:
+            last = self.passes[-1]["name"] if self.passes else "import"
+            raise UsageError(f"there is no program: compilation stopped after {last}", remedy="compile without stop_after")
+        return self.compiled.program
+
+    def module(self, level: str | None = None) -> Module:
+        """The module of a level; without one, of the lowest level that compilation reached as a module."""
+        if level is None:
+            level = list(self.modules)[-1]
+        if level in self.modules:
+            return self.modules[level]
+        if level not in LEVELS:
+            raise UsageError(f"no level {level!r}", rule=f"levels are {', '.join(LEVELS)}")
+        if level in ("tile", "kern") and self.compiled is not None:
+            return self._lowest[level]
+        raise UsageError(f"there is no {level} module", rule=f"this program has {', '.join(self.modules)}")
+
+    @cached_property
+    def _lowest(self) -> dict[str, Module]:
+        from d1c.emit.modules import to_modules
+
+        tile, kern = to_modules(self.compiled)
+        return {"tile": tile, "kern": kern}
+
+    def save(self, path: str | Path) -> None:
+        """Write the .d1x: beside its place, then renamed. The same model and options give the same bytes."""
+        from d1c.target import program_io
+
+        program_io.save(self.target, Path(path))
+
+    def run(
+        self, inputs: Mapping[str, np.ndarray], *, engine: str = "jit", threads: int | None = None, shuffle: int | None = None
+    ) -> dict[str, np.ndarray]:
+        """Execute on the emulator: outputs by name. Raises InputError, Deadlock, Trap."""
+        import d1rt
+
+        outputs: dict[str, np.ndarray] = d1rt.load(self.target).run(inputs, engine=engine, threads=threads, shuffle=shuffle)
+        return outputs
+
+    def summary(self) -> dict[str, Any]:
+        """The compile summary as plain JSON values (docs/cli.md has the keys)."""
+        from d1rt.timing import layer_times
+
+        from d1c.report import summarize
+
+        return summarize(self.target, layer_times(self.target), self.passes)
+
+    def __str__(self) -> str:
+        if self.compiled is None:
+            return str(self.module())
+        from d1c.report import text
+
+        return text(self.summary())

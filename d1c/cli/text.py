@@ -1,0 +1,69 @@
+"""`d1c opt` and `d1c asm`: IR text in, IR text or a program out."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from d1c.cli.shell import check_folder
+from d1c.errors import UsageError
+from d1c.ir.core import Module
+from d1c.ir.text import parse
+from d1c.ir.verify import verify
+
+
+def read_text(path: Path) -> str:
+    """The file's text (`-`: standard input). UsageError where it cannot be read."""
+    try:
+        return sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot read {path}: {error.strerror or error}", remedy="check the path") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not UTF-8 text", rule="a .d1 file is text; d1c dis shows a .d1x") from None
+
+
+def opt(path: Path, passes: str, target: str, precision: str) -> None:
+    """Print what the passes make of a module."""
+    from d1c.pipeline import PASSES, run_pipeline
+    from d1c.target.machine import machine
+
+    names = [name.strip() for name in passes.split(",") if name.strip()]
+    known = (*PASSES, *(n for n in ("distribute",) if n not in PASSES))
+    for name in names:
+        if name not in known:
+            raise UsageError(f"unknown pass {name!r}", rule=f"passes are {', '.join(known)}")
+    module = parse(read_text(path), filename=str(path), origins=True)
+    verify(module)
+    for name in names:
+        if name in PASSES:
+            options = {"policy": precision, "machine": machine(target)}
+            module = run_pipeline(module, (name,), options=options).module
+        else:
+            module = _distribute(module, target)
+    print(module)
+
+
+def _distribute(module: Module, target: str) -> Module:
+    from d1c.passes import distribute
+    from d1c.target.machine import machine
+
+    if module.level != "graph":
+        raise UsageError(f"pass distribute takes a graph module, this one is at level {module.level}")
+    if "outputs" not in module.attrs:  # hand-written modules may leave the names of results out
+        results = module.function().block.ops[-1].operands
+        module = replace(module, attrs={**module.attrs, "outputs": tuple(v.name for v in results)})
+    done = distribute.run(module, machine(target))
+    verify(done, after="distribute")
+    return done
+
+
+def assemble_file(path: Path, output: Path) -> None:
+    """Write the program that the text says: a tile module and, behind it, the kern module of its kernels."""
+    check_folder(output)
+    from d1c.emit.modules import assemble
+    from d1c.target import program_io
+
+    program = assemble(read_text(path), str(path)).program
+    program_io.save(program, output)
+    print(f"{output}: {len(program.roles)} roles, {len(program.kernels)} kernels, {len(program.buffers)} buffers")

@@ -1,0 +1,192 @@
+"""The compile summary: what every layer costs, what bounds it, and the totals. As plain JSON values, and as a table.
+
+Units: `cycles` are core clocks, `*_bytes` bytes, `flops` floating-point operations of the whole layer (a multiply-add
+counts two), `*_us` microseconds. docs/cli.md lists the keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import d1c
+from d1c.target.machine import Machine
+from d1c.target.program import Arrive, Call, Fill, Free, Port, Program, Push
+
+__all__ = ["ROWS", "Times", "left_out", "short_plan", "sram_of", "summarize", "table", "text", "totals", "write"]
+
+
+class Times(Protocol):
+    """What d1rt.timing.layer_times returns."""
+
+    @property
+    def layers(self) -> Sequence[Mapping[str, Any]]: ...
+    @property
+    def total(self) -> Mapping[str, Any]: ...
+
+
+
+ROWS = 40
+"""Layers that the table shows before it leaves the cheap ones out."""
+
+
+def summarize(program: Program, times: Times, passes: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
+    """The summary of a program. `times`: what d1rt.timing.layer_times says of it. `passes`: name and seconds of each."""
+    machine = Machine.from_dict(program.machine)
+    sram = sram_of(program)
+    info, total = program.info, times.total
+    layers = []
+    for t in times.layers:
+        told = program.layers[t["layer"]] if 0 <= t["layer"] < len(program.layers) else {}
+        barrier = t["kind"] == "barrier"
+        layers.append({
+            "layer": t["layer"], "name": t["name"], "origin": t["origin"], "op": t["kind"], "plan": t["plan"],
+            "shape": [] if barrier else list(told.get("shape", ())), "dtype": "" if barrier else told.get("dtype", ""),
+            "nodes_used": t["cores_used"], "sram_peak_bytes": sram.get(t["layer"], 0), "flops": t["flops"], "cycles": t["cycles"],
+            "bound_cycles": t["lower_bound_cycles"], "binds": t["binds"], "noc_bytes": t["noc_bytes"],
+            "compute_cycles": t["compute_cycles"], "move_cycles": t["move_cycles"], "launch_cycles": t["launch_cycles"],
+            "terms": t["terms"],
+        })  # fmt: skip
+    host = "nowhere: the machine has no interface processor" if not machine.dip_count else "DIP HBM"
+    return {
+        "version": d1c.__version__, "model": info.get("model", ""), "target": machine.name,
+        "precision": info.get("precision", ""), "batch": total["batch"],
+        "nodes_used": total["cores_used"], "nodes": machine.cores, "host_ops": [],
+        "folded": {"nodes": int(info.get("folded", 0)) + int(info.get("folded_ops", 0)), "bytes": int(info.get("folded_bytes", 0))},
+        "sram_peak_bytes": int(info.get("sram_peak_bytes", max(sram.values(), default=0))), "sram_bytes": machine.sram_bytes,
+        "flops": total["flops"], "cycles": total["cycles"], "time_us": total["microseconds"],
+        "inferences_per_second": total["inferences_per_second"], "percent_of_peak": 100 * total["peak_share"],
+        "bound_cycles": total["lower_bound_cycles"], "percent_of_bound": 100 * total["bound_share"],
+        "compute_cycles": total["compute_cycles"], "move_cycles": total["move_cycles"],
+        "launch_cycles": total["launch_cycles"], "barrier_cycles": total["barrier_cycles"], "noc_bytes": total["noc_bytes"],
+        "weight_bytes": total["weight_bytes"], "weight_load_cycles": total["weight_load_cycles"],
+        "weight_load_us": total["weight_load_microseconds"], "input_load_cycles": total["input_load_cycles"],
+        "output_store_cycles": total["output_store_cycles"], "inputs_start": host, "outputs_end": host,
+        "inputs": [_port(p) for p in program.inputs], "outputs": [_port(p) for p in program.outputs],
+        "layers": layers, "passes": [dict(p) for p in passes],
+    }  # fmt: skip
+
+
+def _port(port: Port) -> dict[str, Any]:
+    return {"name": port.name, "shape": list(port.shape), "dtype": port.dtype}
+
+
+def sram_of(program: Program) -> dict[int, int]:
+    """Per layer the bytes of SRAM in use on a core while its kernel runs: code and lists, constants, and every buffer that
+    has been handed out and not yet freed."""
+    base = int(program.info.get("sram_code_bytes", 0))
+    base += sum(b.bytes for b in program.buffers if b.kind in ("constant", "table"))
+    out: dict[int, int] = {}
+    threads = [thread for role in program.roles for thread in role.threads]
+    windows = {c.exchange: c.target for thread in threads for c in thread if isinstance(c, Push)}
+    for thread in threads:
+        live = {p.buffer for p in program.inputs}
+        used = sum(program.buffers[b].bytes for b in live)
+        for c in thread:
+            new: set[int] = set()
+            if isinstance(c, Call):
+                new = {c.out}
+            elif isinstance(c, Arrive) and c.exchange in windows:
+                new = {windows[c.exchange]}
+            elif isinstance(c, Fill):
+                new = {c.buffer}
+            elif isinstance(c, Free):
+                used -= sum(program.buffers[b].bytes for b in live & set(c.buffers))
+                live -= set(c.buffers)
+            used += sum(program.buffers[b].bytes for b in new - live)
+            live |= new
+            if isinstance(c, Call):
+                out[c.layer] = max(out.get(c.layer, 0), base + used)
+    return out
+
+
+# ---- text ---------------------------------------------------------------------------------------------------------
+
+
+def table(summary: Mapping[str, Any], all_layers: bool = False) -> Any:
+    """The layers as a rich Table: all, or the ROWS most expensive ones in program order."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    out = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("layer", "op", "plan"):
+        out.add_column(name, overflow="fold", max_width=36 if name != "op" else 8)
+    for name in ("nodes", "SRAM KB", "cycles", "bound", "binds", "NoC KB"):
+        out.add_column(name, justify="left" if name == "binds" else "right", no_wrap=True)
+    layers = summary["layers"]
+    shown = range(len(layers))
+    if not all_layers and len(layers) > ROWS:
+        shown = sorted(sorted(range(len(layers)), key=lambda i: -layers[i]["cycles"])[:ROWS])  # type: ignore[assignment]
+    for i in shown:
+        x = layers[i]
+        out.add_row(
+            escape(x["origin"] or x["name"]), x["op"], "" if x["op"] == "barrier" else escape(short_plan(x["plan"])), f"{x['nodes_used']:,}", f"{x['sram_peak_bytes'] / 1024:,.0f}",
+            f"{x['cycles']:,}", f"{x['bound_cycles']:,}", x["binds"], f"{x['noc_bytes'] / 1024:,.0f}",
+        )  # fmt: skip
+    return out
+
+
+def short_plan(plan: str) -> str:
+    """The plan without the dims that are not cut: `[0 1 2: dr dc / 1, 3, 4]` -> `0 1 2: dr dc / 1`."""
+    body, _, held = plan.strip("[]").partition("|")
+    cut = [p.strip() for p in body.split(",") if ":" in p]
+    return (", ".join(cut) or "one core") + (f" | {held.strip()}" if held else "")
+
+
+def totals(summary: Mapping[str, Any]) -> list[str]:
+    """The totals, a line each."""
+    s = summary
+    layers = sum(x["op"] != "barrier" for x in s["layers"])
+    lines = [
+        f"{s['model'] or 'program'} on {s['target']}, {s['precision'] or 'as written'}, batch {s['batch']}: "
+        f"{layers} layers, {s['nodes_used']:,} of {s['nodes']:,} nodes used, "
+        f"SRAM peak {s['sram_peak_bytes']:,} of {s['sram_bytes']:,} B",
+        f"time {s['time_us']:,.1f} us ({s['cycles']:,} cycles), {s['inferences_per_second']:,.0f} inferences/s, "
+        f"{s['percent_of_peak']:.2f} % of peak, {s['percent_of_bound']:.1f} % of the bound",
+        f"cold weight load apart: {_us(s['weight_load_us'])} for {s['weight_bytes']:,} B; "
+        f"inputs start in {s['inputs_start']}, outputs end in {s['outputs_end']}",
+        f"host ops: {', '.join(s['host_ops']) or 'none'}; folded at compile time: {s['folded']['nodes']} nodes, "
+        f"{s['folded']['bytes']:,} B",
+    ]
+    if s["passes"]:
+        seconds = sum(p["seconds"] + p.get("verify_seconds", 0.0) for p in s["passes"])
+        slow = sorted(s["passes"], key=lambda p: -p["seconds"])[:3]
+        lines.append(f"compiled in {seconds:.2f} s: " + ", ".join(f"{p['name']} {p['seconds']:.2f}" for p in slow) + ", ...")
+    return lines
+
+
+def _us(value: float | None) -> str:
+    return "not modelled" if value is None else f"{value:,.1f} us"
+
+
+def left_out(summary: Mapping[str, Any]) -> str:
+    """The note under a table that does not show every layer, or nothing."""
+    layers = summary["layers"]
+    if len(layers) <= ROWS:
+        return ""
+    rest = sorted((x["cycles"] for x in layers), reverse=True)[ROWS:]
+    return f"{len(rest)} cheap layers with {sum(rest):,} cycles together are left out; --all-layers shows them"
+
+
+def text(summary: Mapping[str, Any], all_layers: bool = False, width: int = 160) -> str:
+    """The whole summary as plain text."""
+    from rich.console import Console
+
+    console = Console(width=width, no_color=True, highlight=False, record=False, force_terminal=False)
+    with console.capture() as captured:
+        write(console, summary, all_layers)
+    return captured.get().rstrip("\n")
+
+
+def write(console: Any, summary: Mapping[str, Any], all_layers: bool = False) -> None:
+    """The whole summary on a rich Console."""
+    if summary["layers"]:
+        console.print(table(summary, all_layers))
+        note = "" if all_layers else left_out(summary)
+        if note:
+            console.print(note, markup=False)
+        console.print()
+    for line in totals(summary):
+        console.print(line, markup=False, highlight=False)
+
+
