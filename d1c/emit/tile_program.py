@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from d1c.analysis.exchange import exchange
-from d1c.ir.layout import Layout, Need
-from d1c.target.mesh import Mesh
+from d1c.ir.layout import Need
+from d1c.target.mesh import Layout, Mesh
 from d1c.target.movement import Exchange
 from d1c.target.program import Program
 

@@ -104,6 +104,8 @@ def type_words(hint: Any) -> str:
 def converter(hint: Any) -> Callable[[Any], Any]:
     """The function that takes a plain or already typed value to the type `hint`, or raises TypeError."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return _same
     if hint is float:
         return _to_float
     if hint is int:

@@ -17,7 +17,7 @@ import numpy as np
 
 from d1c.ir.attributes import fields_of, kind_of
 from d1c.ir.core import Function, Module, NoAttrs, Op, Value
-from d1c.ir.types import ScalarType, TensorType, Type, WindowType
+from d1c.ir.types import BufferType, ScalarType, TensorType, Type, WindowType
 from d1c.target.dtypes import DType, from_numpy
 
 INLINE_ELEMENTS = 16
@@ -38,6 +38,11 @@ _NAME = re.compile(r"[A-Za-z_][\w.$-]*")
 _KEY = re.compile(r"(?!(?:func|constants|attributes|loc)$)[A-Za-z_]\w*$")
 
 
+def is_plain_name(text: str) -> bool:
+    """Whether a value may be called so: other wishes are numbered, names of inputs quoted."""
+    return _NAME.fullmatch(text) is not None
+
+
 def _quote(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
@@ -51,6 +56,8 @@ def print_type(t: Type) -> str:
             return f"tensor<{_shaped(t.shape, t.dtype)}{layout}>"
         case WindowType():
             return f"window<{_shaped(t.shape, t.dtype)}, {t.need}>"
+        case BufferType():
+            return f"buffer<{_shaped((t.elements,), t.dtype)} @ {t.address}>"
         case ScalarType():
             return str(t.dtype)
 

@@ -20,19 +20,20 @@ from d1c.errors import ParseError
 from d1c.ir.attributes import ATTRIBUTES, fields_of, parse_custom, register_attribute
 from d1c.ir.core import LEVELS, NO_ATTRS, Block, Function, Module, NoAttrs, Op, Value
 from d1c.ir.printer import Constants, digest, print_attr, print_function, print_module, print_op, print_type
-from d1c.ir.types import ScalarType, TensorType, Type, WindowType
+from d1c.ir.types import BufferType, ScalarType, TensorType, Type, WindowType
 from d1c.target.dtypes import DType, dtype
 
 __all__ = [
-    "ATTRIBUTES", "FUNCTION_ATTRS", "Constants", "parse", "print_attr", "print_function", "print_module", "print_op",
-    "print_type", "register_attribute",
+    "ATTRIBUTES", "FUNCTION_ATTRS", "Constants", "parse", "parse_modules", "print_attr", "print_function",
+    "print_module", "print_op", "print_type", "register_attribute",
 ]  # fmt: skip
 
 FUNCTION_ATTRS: dict[str, type] = {}
 """Attribute dataclass of the functions of a level, where they have any."""
 
 GRAMMAR = r"""
-start: "d1c.module" NAME [attrs] "{" functions [constants] "}"
+start: module+
+module: "d1c.module" NAME [attrs] "{" functions [constants] "}"
 functions: function*
 function: "func" SYMBOL "(" [params] ")" ["attributes" attrs] "{" ops "}"
 params: VALUE ":" TYPE ("," VALUE ":" TYPE)*
@@ -65,7 +66,7 @@ NAME: /[A-Za-z_]\w*/
 OP: /[a-z]\w*(\.\w+)+/
 SYMBOL: /@([A-Za-z_][\w.$-]*|"(\\.|[^"\\\n])*")/
 VALUE: /%([\w.$-]+|"(\\.|[^"\\\n])*")/
-TYPE: /(tensor|window)<([^<>"]|<\d+>)*>|\w+(<\d+>)?/
+TYPE: /(tensor|window|buffer)<([^<>"]|<\d+>)*>|\w+(<\d+>)?/
 NUMBER: /-?(\d+(\.\d*)?([eE][+-]?\d+)?|inf|nan)/
 INTS.2: /\[\s*-?\d+(\s*,\s*-?\d+)*\s*\]/
 STRING: /"(\\.|[^"\\\n])*"/
@@ -100,7 +101,7 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 class _Tree(Transformer[Token, Any]):
     """Turns each rule into a tuple as soon as it is read; values are resolved by `_Builder`, which knows the scopes."""
 
-    start = function = op = region = constant = pair = tuple
+    start = module = function = op = region = constant = pair = tuple
     functions = ops = values = types = regions = attrs = params = constants = sequence = tuple
 
     def number(self, items: list[Token]) -> int | float:
@@ -299,6 +300,11 @@ def _split_shape(token: str) -> tuple[tuple[int, ...], DType]:
 def _type(text: str) -> Type:
     """The type that `text` says; ValueError says what is wrong."""
     head, _, body = text.partition("<")
+    if head == "buffer" and body:
+        if not (match := re.fullmatch(r"(\d+x[a-z]\w*(?:<\d+>)?) *@ *(\d+)", body[:-1])):
+            raise ValueError(f"{text} is not buffer<ELEMENTSxDTYPE @ ADDRESS>")
+        (elements,), element = _split_shape(match[1])
+        return BufferType(element, elements, int(match[2]))
     if head not in ("tensor", "window") or not body:
         return ScalarType(dtype(text))
     shaped, comma, placed = body[:-1].partition(",")
@@ -323,10 +329,24 @@ def parse(
                (their names are in its `Constants.missing`).
     origins    ops without loc(...) get `filename:line`, for programs written by hand.
     """
+    modules = parse_modules(text, filename, constants, origins)
+    if len(modules) > 1:
+        message = f"one module is expected here, the text has {len(modules)}: {', '.join(m.level for m in modules)}"
+        second = list(re.finditer(r"^\s*d1c\.module\b", text, re.M))[1:2]
+        line = text.count("\n", 0, second[0].end()) + 1 if second else 1
+        raise _error(text, filename, line, 1, message, "give each module its own text, or assemble a program")
+    return modules[0]
+
+
+def parse_modules(
+    text: str, filename: str = "<text>", constants: Mapping[str, np.ndarray] | None = None, origins: bool = False
+) -> tuple[Module, ...]:
+    """All modules of a text that has one or more (a tile module and the kern module that it calls); else as `parse`."""
     try:
-        tree: Any = _parser().parse(text)
-        level, attrs, functions, entries = tree
-        return _Builder(filename, origins).module(level, attrs, functions, entries, constants or {})
+        trees: Any = _parser().parse(text)
+        given = constants or {}
+        return tuple([_Builder(filename, origins).module(level, attrs, functions, entries, given)
+                      for level, attrs, functions, entries in trees])
     except _Fault as fault:
         token = fault.token
         raise _error(text, filename, token.line or 1, token.column or 1, fault.message, fault.remedy) from fault

@@ -1,4 +1,4 @@
-"""Types of values: tensors (with a layout from `dist` on), local operand windows, and scalars of kernel bodies."""
+"""Types of values: tensors (with a layout from `dist` on), local operand windows, buffers in SRAM, scalars."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from d1c.target.dtypes import DType
 
 if TYPE_CHECKING:
-    from d1c.ir.layout import Layout, Need
+    from d1c.ir.layout import Need
+    from d1c.target.mesh import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class TensorType:
 
 @dataclass(frozen=True, slots=True)
 class WindowType:
-    """`window<2x3xbf16, NEED>`: what each core holds of a tensor for one consumer, padding included (layouts.md: need)."""
+    """`window<2x3xbf16, NEED>`: what each core holds of a tensor for one consumer, with padding (docs/layouts.md)."""
 
     shape: tuple[int, ...]
     dtype: DType
@@ -42,4 +43,17 @@ class ScalarType:
     dtype: DType
 
 
-Type = TensorType | WindowType | ScalarType
+@dataclass(frozen=True, slots=True)
+class BufferType:
+    """`buffer<1024xbf16 @ 4096>`: `elements` of SRAM from byte `address` on, the same on every core (level tile)."""
+
+    dtype: DType
+    elements: int
+    address: int
+
+    @property
+    def bytes(self) -> int:
+        return self.elements * self.dtype.bytes
+
+
+Type = TensorType | WindowType | ScalarType | BufferType
