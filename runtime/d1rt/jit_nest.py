@@ -148,18 +148,20 @@ def _mxcsr_text() -> str:
 # ---- the host's dot product -----------------------------------------------------------------------------------------
 
 
-def _dot_text(dot: bool) -> str:
-    """void dot(ptr acc, ptr a, ptr b): one step of 16 accumulators, by the instruction or as it is defined."""
+def dot_text(how: str) -> str:
+    """void dot(ptr acc, ptr a, ptr b): one step of 16 accumulators. `how`: "instruction" of the host, "odd first" as
+    the step is defined, or "even first", which is something else."""
     module = Module()
     fn = Function(module, "dot", ["ptr"] * 3)
     f32, i32 = vec(LANES, "float"), vec(LANES, "i32")
     acc = fn.load(f32, fn.args[0])
     a, b = (fn.load(i32, p) for p in fn.args[1:])
-    if dot:
+    if how == "instruction":
         t = vec(2 * LANES, "bfloat")
         acc = fn.call(f32, "llvm.x86.avx512bf16.dpbf16ps.512", acc, a.bitcast(t), b.bitcast(t))
     else:
-        for x, y in ((a & -65536, b & -65536), (a << 16, b << 16)):
+        halves = [(a & -65536, b & -65536), (a << 16, b << 16)]
+        for x, y in halves if how == "odd first" else reversed(halves):
             acc = fn.intrinsic("fma", x.bitcast(f32), y.bitcast(f32), acc)
     fn.store(acc, fn.args[0])
     fn.raw("ret void")
@@ -169,33 +171,35 @@ def _dot_text(dot: bool) -> str:
 @cache
 def dot_works() -> bool:
     """Whether the host has a bf16 dot product that is fma of the odd elements, then of the even ones, RNE with FTZ and
-    DAZ: compared on random, subnormal, huge and special values."""
-    if not host().has("avx512bf16"):
-        return False
-    texts = [_dot_text(True), _dot_text(False), _mxcsr_text()]
-    objects = compile_all(texts, host(), ObjectCache(default_folder()))
+    DAZ."""
+    return host().has("avx512bf16") and dot_agrees(dot_text("instruction"))
+
+
+def dot_agrees(text: str) -> bool:
+    """Whether a module's `dot` gives the defined bits on random, subnormal, cancelling and special values."""
+    texts = [text, dot_text("odd first"), _mxcsr_text()]
+    objects = compile_all(texts, host(), ObjectCache(None))
     library = Library(
-        {"a": ("dot", objects[0]), "b": ("dot", objects[1])} | {s: (s, objects[2]) for s in ("mxcsr_get", "mxcsr_set")}
+        {"tested": ("dot", objects[0]), "defined": ("dot", objects[1])}
+        | {s: (s, objects[2]) for s in ("mxcsr_get", "mxcsr_set")}
     )
     kernels = Kernels(library, {}, 64, False)
     proto = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)
-    instruction, definition = proto(library.address("a")), proto(library.address("b"))
-    random = np.random.default_rng(1)
+    tested, defined = proto(library.address("tested")), proto(library.address("defined"))
+    rng = np.random.default_rng(1)
     before = kernels.enter()
     try:
-        for i in range(512):
-            acc, a, b = random.integers(0, 2**32, (3, LANES), np.uint32)
-            if i % 2:  # exponents near each other, so that sums cancel and products are subnormal
-                low = 0x1F801F80 if i % 4 == 1 else 0x3F803F80
-                a, b = ((x & 0x80FF80FF) + low for x in (a, b))
-                acc = (acc & 0x80FFFFFF) + np.uint32(0x00000000 if i % 4 == 1 else 0x3F000000)
-            other = acc.copy()
-            instruction(acc.ctypes.data, a.ctypes.data, b.ctypes.data)
-            definition(other.ctypes.data, a.ctypes.data, b.ctypes.data)
-            x, y = acc.view(np.float32), other.view(np.float32)
-            if not np.array_equal(acc[~np.isnan(x)], other[~np.isnan(x)]) or not np.array_equal(
-                np.isnan(x), np.isnan(y)
-            ):
+        for i in range(600):
+            acc, a, b = rng.integers(0, 2**32, (3, LANES), np.uint32)
+            if i % 3:  # exponents near each other: sums that cancel, products near the smallest normal
+                low, high = (0x3F803F80, 0x3F000000) if i % 3 == 1 else (0x20002000, 0x00400000)
+                a, b = ((x & 0x807F807F) + np.uint32(low) for x in (a, b))
+                acc = (acc & 0x80FFFFFF) + np.uint32(high)
+            same = acc.copy()
+            tested(acc.ctypes.data, a.ctypes.data, b.ctypes.data)
+            defined(same.ctypes.data, a.ctypes.data, b.ctypes.data)
+            nan, expected_nan = np.isnan(acc.view(np.float32)), np.isnan(same.view(np.float32))
+            if not (np.array_equal(nan, expected_nan) and np.array_equal(acc[~nan], same[~nan])):
                 return False
     finally:
         kernels.leave(before)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import os
 import random
+import sys
 import threading
 from math import prod
 from pathlib import Path
@@ -14,8 +17,8 @@ import pytest
 from d1c.target.dtypes import dtype
 from d1c.target.kernel import COMPUTE_TYPE, INSTRUCTIONS, Body, Instr, Loop, Nest, Operand
 from d1c.target.numerics import Recorder, exp, run_nest, tanh
-from d1rt.jit_nest import Kernels, aligned, build, dot_works
-from d1rt.jit_object import ObjectCache, host
+from d1rt.jit_nest import Kernels, aligned, build, dot_agrees, dot_text, dot_works
+from d1rt.jit_object import ObjectCache
 
 GUARD = 64
 """Bytes around every buffer that a kernel must leave alone."""
@@ -379,6 +382,44 @@ def test_mac_with_the_dot_product(folder: Path) -> None:
     run_all(folder, [random_mac(rnd) for _ in range(30)], pair=True, use_dot=True)
 
 
+def test_the_dot_products_own_test() -> None:
+    """The test at start accepts the definition and refuses another order."""
+    assert dot_agrees(dot_text("odd first"))
+    assert not dot_agrees(dot_text("even first"))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mprotect by libc")
+def test_nothing_beyond_the_operands_is_touched(folder: Path) -> None:
+    """Operands that end at an unmapped page: a read beyond them ends the process."""
+    none, page = (None,) * 4, mmap.PAGESIZE
+    r = Recorder("f32", "f32")
+    add = r.body(r.add(*r.inputs))
+    nests: dict[str, Nest] = {"product": matmul(5, 23, 34, 8), "one row": matmul(1, 23, 34, 8)}
+    for name in ("bf16", "f32", "u8"):
+        row = Operand(name, (23, 1), none[:2])
+        loops = (Loop("m", 3), Loop("n", 23))
+        nests[f"move {name}"] = Nest("map", loops, 2, (row,), row, 0)
+        nests[f"sum {name}"] = Nest("sum", loops, 1, (row,), Operand("f32", (1, 0), none[:2]), 1, lanes=True)
+        nests[f"max {name}"] = Nest(
+            "max", loops[::-1], 1, (Operand(name, (1, 23), none[:2]),), Operand(name, (1, 0), none[:2]), 1
+        )
+        if name != "u8":
+            nests[f"map {name}"] = Nest("map", loops, 2, (row, row), row, 0, epilogue=add)
+    kernels = build(nests, folder=folder)
+    libc = ctypes.CDLL(None)
+    for name, nest in nests.items():
+        pointers, keep = [], []
+        for o in (nest.out, *nest.operands):
+            size = reach(o, nest.loops, []) * dtype(o.dtype).bytes
+            memory = mmap.mmap(-1, 3 * page + size // page * page)
+            start = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+            end = start + len(memory) - page
+            assert libc.mprotect(ctypes.c_void_p(end), ctypes.c_size_t(page), 0) == 0
+            pointers.append(end - size)
+            keep.append(memory)
+        kernels.call(name, np.array([*pointers, *(loop.extent for loop in nest.loops)], np.int64))
+
+
 def test_wide_blocks_and_the_dot_product_compile(folder: Path) -> None:
     """Code for another cpu is generated on any host (it is not run)."""
     rnd = random.Random(5)
@@ -456,7 +497,3 @@ def test_float_state_is_restored(folder: Path) -> None:
     assert kernels.enter() & 0xFFC0 == before & 0xFFC0  # without the sticky exception flags
     kernels.leave(before)
     assert prod((np.float32(1e-40), np.float32(1.0))) != 0
-
-
-def test_host_features_are_known() -> None:
-    assert host().cpu and isinstance(host().has("avx2"), bool)
