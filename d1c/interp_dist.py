@@ -1,4 +1,4 @@
-"""The `dist` level evaluated as it says: a buffer per core, every exchange performed, every share computed by its own call.
+"""The `dist` level evaluated as it says: a buffer per core, every exchange performed, every share computed by its call.
 
 An element that arrives twice, or not at all, traps. The result equals the `graph` level bit for bit under every plan.
 """
@@ -34,18 +34,12 @@ def compute_call(op: Op, mesh: Mesh) -> Shares:
     a = op.attrs
     extents = tuple(d.extent for d in a.nest.dims)
     regions = dict(zip(a.regions, op.regions, strict=True))
-    reads = [
-        read_of(v, need_of(extents, m, v.type.shape, a.plan)) for v, m in zip(op.operands, a.nest.maps, strict=True)
-    ]  # type: ignore[union-attr]
-    return call_of(
-        a.nest,
-        a.plan,
-        op.result.type.dtype,
-        reads,
-        regions.get("term", Block()),
-        regions.get("epilogue", Block()),
-        mesh,
-    )  # type: ignore[union-attr]
+    reads = []
+    for v, m in zip(op.operands, a.nest.maps, strict=True):
+        assert isinstance(v.type, TensorType | WindowType)
+        reads.append(read_of(v, need_of(extents, m, v.type.shape, a.plan)))
+    term, epilogue = (regions.get(n, Block()) for n in ("term", "epilogue"))
+    return call_of(a.nest, a.plan, op.result.type.dtype, reads, term, epilogue, mesh)
 
 
 def fill_windows(array: np.ndarray, need: Need, fill: float, mesh: Mesh) -> dict[int, np.ndarray]:
@@ -62,7 +56,8 @@ def _whole(held: Mapping[int, np.ndarray], t: TensorType, mesh: Mesh) -> np.ndar
 
 
 def deliver(
-    held: Mapping[int, np.ndarray], layout: Layout, shape: tuple[int, ...], need: Need, fill: float, dtype: np.dtype, mesh: Mesh, origin: str
+    held: Mapping[int, np.ndarray], layout: Layout, shape: tuple[int, ...], need: Need, fill: float, dtype: np.dtype,
+    mesh: Mesh, origin: str,
 ) -> dict[int, np.ndarray]:  # fmt: skip
     """Perform an exchange: the window of every class of cores. Traps unless every real element arrives exactly once."""
     x = exchange(layout, shape, need, mesh)

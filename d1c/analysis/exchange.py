@@ -1,8 +1,8 @@
 """The one exchange rule: what every core sends to every other so that each holds what it needs, exactly once.
 
 An exchange is a product over components. Each component is a relation between owned and needed linear intervals, kept
-as arrays of pieces, never as layout pairs or per-core lists; `expand` multiplies them out to messages (strided boxes from
-one core to a rectangle of cores) when a program is emitted or evaluated.
+as arrays of pieces, never as layout pairs or per-core lists; `expand` multiplies them out to messages (strided boxes
+from one core to a rectangle of cores) when a program is emitted or evaluated.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ def _component(wanted: list[Component], owned: list[Group], shape: tuple[int, ..
 def _needed_runs(
     wanted: list[Component], mesh: Mesh
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
-    """Runs of real elements: target position, linear index in the tensor's dims, window offset, length; per position the
-    number of real elements and of window elements; the window's extent."""
+    """Runs of real elements: target position, linear index in the tensor's dims, window offset, length; per position
+    the number of real elements and of window elements; the window's extent."""
     t = np.zeros(1, np.int64)
     lin, doff = np.zeros(1, np.int64), np.zeros(1, np.int64)
     n = np.ones(1, np.int64)

@@ -1,4 +1,4 @@
-"""The layers of a graph: every op that does work, as one structured op over stored tensors, with all views composed away.
+"""The layers of a graph: every op that does work, as one structured op over stored tensors, views composed away.
 
 Views (reshape, transpose, slice, ...) move no data: they become part of their consumers' index maps. Where a chain does
 not compose, or would break a rule of the consumer, a copying layer stores the viewed tensor first. Nothing here sees a
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from d1c.ir.core import Block, Function, Module, Op, Value
-from d1c.ir.structured import Dim, Entry, Map, Structured
+from d1c.ir.structured import Dim, Entry, Map, Outside, Structured
 from d1c.ir.types import TensorType
 from d1c.ops.opdef import opdef
 from d1c.target.dtypes import DType
@@ -39,8 +39,9 @@ class View:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """One structured op. `operands` follow `nest.maps`; `term` and `epilogue` are blocks of elementwise graph ops over scalars
-    (rank-0 tensors), empty where there is none: term over operands[:n_term], epilogue over (accumulator, the others)."""
+    """One structured op. `operands` follow `nest.maps`; `term` and `epilogue` are blocks of elementwise graph ops over
+    scalars (rank-0 tensors), empty where there is none: term over operands[:n_term], epilogue over (accumulator, the
+    others)."""
 
     result: Stored
     nest: Structured
@@ -58,6 +59,10 @@ class Layers:
     constants: tuple[Stored, ...]
     layers: tuple[Layer, ...]
     outputs: tuple[Stored, ...]
+
+
+Operand = tuple[Value, Map, Outside]
+"""A graph value, the map through which a nest reads it, and what the nest sees outside it."""
 
 
 def identity(shape: Sequence[int]) -> Map:
@@ -86,8 +91,8 @@ def substitute(entry: Entry, inner: Sequence[Entry]) -> Entry:
 
 
 def compose(outer: Map, shape: tuple[int, ...], inner: Map) -> Map | None:
-    """The map that reads a stored tensor through a view: `outer` addresses the view's dims (of extents `shape`), `inner` the
-    stored tensor's dims by the view's. None where the result is not affine."""
+    """The map that reads a stored tensor through a view: `outer` addresses the view's dims (of extents `shape`),
+    `inner` the stored tensor's dims by the view's. None where the result is not affine."""
     by_dim: dict[int, Entry] = {}
     spans: dict[int, tuple[int, Entry]] = {}  # first dim -> (span, entry)
     k = 0
@@ -264,14 +269,14 @@ class _Builder:
         self.store(op, nest, reads, Block(), body, result)
 
     def finish(
-        self, op: Op, nest: Structured, reads: list, term: Block, after: list[Op], value: Value, anchor: Value | None,
-        shape: tuple[int, ...], reach: Map, outer: dict[Value, Value], out: DType,
+        self, op: Op, nest: Structured, reads: Sequence[Operand], term: Block, after: list[Op], value: Value,
+        anchor: Value | None, shape: tuple[int, ...], reach: Map, outer: dict[Value, Value], out: DType,
     ) -> None:  # fmt: skip
-        """Add the epilogue's operands and store the layer. `reach`: the anchor result's dims over the iteration dims."""
+        """Add the epilogue's operands and store the layer. `reach`: the anchor result's dims over the nest's dims."""
         args: dict[Value, Value] = {}
         if anchor is not None:
             args[anchor] = Value(TensorType((), _tensor(anchor).dtype), "acc")
-        reads = list(reads)
+        reads = [*reads]
         for o in after:
             for v in o.operands:
                 if v in outer and v not in args:
@@ -285,21 +290,23 @@ class _Builder:
             reads.append((outer[value], reach, None))
         self.store(op, nest, reads, term, epilogue, TensorType(shape, out))
 
-    def store(self, op: Op, nest: Structured, reads: list, term: Block, epilogue: Block, result: TensorType) -> None:
+    def store(
+        self, op: Op, nest: Structured, reads: Sequence[Operand], term: Block, epilogue: Block, result: TensorType
+    ) -> None:
         nest = replace(nest, maps=tuple(m for _, m, _ in reads), fills=tuple(f for _, _, f in reads))
         if nest.parallel == 0:  # a scalar result: one iteration
             up = [tuple(Entry(tuple((d + 1, c) for d, c in e.terms), e.offset, e.span) for e in m) for m in nest.maps]
             nest = replace(
                 nest, dims=(Dim("u", 1), *nest.dims), maps=tuple(up), cut=None if nest.cut is None else nest.cut + 1
             )
-        maps, bases = [], []
-        for v, m, f in reads:
+        maps: list[Map] = []
+        bases: list[Stored] = []
+        for (v, _, fill), direct in zip(reads, nest.maps, strict=True):
             view = self.views[v]
-            up_m = nest.maps[len(maps)]
-            made = compose(up_m, view.shape, view.entries)
-            if made is None or not _allowed(nest, len(maps), f, made, up_m, view):
+            made = compose(direct, view.shape, view.entries)
+            if made is None or not _allowed(nest, len(maps), fill, made, direct, view):
                 view = self.copy(view, v.name, op.origin)
-                made = compose(up_m, view.shape, view.entries)
+                made = compose(direct, view.shape, view.entries)
             assert made is not None
             maps.append(made)
             bases.append(view.base)
@@ -312,9 +319,8 @@ class _Builder:
         elif not shape:
             entries = (Entry(),)
         else:  # grouped convolution: the last dim is stored as (group, channel)
-            *head, g, o = stored.shape
             last = len(shape) - 1
-            entries = (*identity(tuple(head)), Entry(((last, 1),), 0, 2))
+            entries = (*identity(stored.shape[:-2]), Entry(((last, 1),), 0, 2))
         self.views[op.result] = View(stored, shape, entries)
 
 
@@ -357,8 +363,8 @@ def _scalars(ops: list[Op], env: dict[Value, Value]) -> tuple[tuple[Op, ...], di
 
 
 def _allowed(nest: Structured, number: int, fill: float | None, made: Map, direct: Map, view: View) -> bool:
-    """Whether an operand may be read through its view: padding must stay outside the stored tensor too, and the matrix unit
-    wants the reduce dim of its rows, and its packed operand, contiguous."""
+    """Whether an operand may be read through its view: padding must stay outside the stored tensor too, and the matrix
+    unit wants the reduce dim of its rows, and its packed operand, contiguous."""
     if fill is not None:
         for k, e in enumerate(direct):
             lo = e.offset + sum(min(0, c * (nest.dims[d].extent - 1)) for d, c in e.terms)
@@ -370,11 +376,11 @@ def _allowed(nest: Structured, number: int, fill: float | None, made: Map, direc
             if [view.entries[i] for i in at] != [alone] or _stored_extent(view, at[0]) != view.shape[k]:
                 return False
     if nest.kind == "mac" and number == 0:
-        c, e = len(nest.dims) - 2, len(nest.dims) - 1
-        width = nest.dims[e].extent
+        channel, pair = len(nest.dims) - 2, len(nest.dims) - 1
+        width = nest.dims[pair].extent
         last = dict(made[-1].terms)
-        others = any(d in (c, e) for x in made[:-1] for d, _ in x.terms)
-        return made[-1].span == 1 and not others and last.get(c, width) == width and last.get(e, 1) == 1
+        others = any(d in (channel, pair) for x in made[:-1] for d, _ in x.terms)
+        return made[-1].span == 1 and not others and last.get(channel, width) == width and last.get(pair, 1) == 1
     if nest.kind == "mac" and number == 1:
         return view.base.shape == view.shape and _is_identity(view.entries, view.shape)
     return True

@@ -1,8 +1,8 @@
 """Plans of one layer: which there are, what each costs in closed form, and random ones for tests.
 
 A plan gives every mesh factor to one of the layer's dims (rows, columns, the cut of the reduction) or to nothing. The
-price is the first, simple one: issue cycles of the fullest core, packets that it receives and sends, launch; no overlap.
-Everything is vectorised over all assignments of factors; nothing is searched.
+price is the first, simple one: issue cycles of the fullest core, packets that it receives and sends, launch; no
+overlap. Everything is vectorised over all assignments of factors; nothing is searched.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ import numpy as np
 from d1c.analysis.exchange import exchange
 from d1c.analysis.layers import Layer
 from d1c.ir.core import Block
-from d1c.ir.layout import Group, Layout, LayoutError, Mesh, Need, need_of
-from d1c.ir.structured import Structured
-from d1c.target.dtypes import dtype
+from d1c.ir.layout import Need, need_of
+from d1c.ir.structured import Map, Structured
+from d1c.target.dtypes import DType, dtype
 from d1c.target.machine import Machine
+from d1c.target.mesh import Group, Layout, LayoutError, Mesh
 from d1c.target.movement import Exchange
 
 SLOW = {
@@ -63,8 +64,9 @@ def in_place(x: Exchange, source: Layout, need: Need) -> bool:
 
 @cache
 def _assignments(axes: tuple[tuple[str, int], ...], targets: int) -> tuple[tuple[tuple[int, ...], ...], np.ndarray]:
-    """Every way to give the factors to `targets` dims or to nothing (number `targets`); equal neighbours of one axis are
-    interchangeable. Returns per way the target of every factor, and [ways, targets] how many parts each target gets."""
+    """Every way to give the factors to `targets` dims or to nothing (number `targets`); equal neighbours of one axis
+    are interchangeable. Returns per way the target of every factor, and [ways, targets] how many parts each target
+    gets."""
     runs: list[list[int]] = []
     for i, (name, size) in enumerate(axes):
         if (
@@ -85,7 +87,7 @@ def _assignments(axes: tuple[tuple[str, int], ...], targets: int) -> tuple[tuple
 
 
 def _targets(nest: Structured, layer: Layer, flat: bool) -> list[tuple[int, int]] | None:
-    """Dim ranges that factors may go to: rows (flat, or the two largest dims), columns; None where flat is not possible."""
+    """Dim ranges that factors may go to: rows (flat, or the two largest dims), columns; None: flat is not possible."""
     last = nest.parallel - 1
     rows = [d for d in range(last) if nest.dims[d].extent > 1]
     if flat:
@@ -139,6 +141,7 @@ def work_cycles(
 ) -> np.ndarray:
     """Issue cycles of one core that computes m rows x n columns with k reduce iterations (pairs counted twice)."""
     vectors = m * -(-n // machine.f32_lanes)
+    main: np.ndarray
     if nest.kind == "mac" and pair:
         main = -(-m // machine.mma_m) * -(-n // machine.mma_n) * -(-k // machine.mma_k) * machine.mma_cycles
     elif nest.kind == "lookup":
@@ -149,12 +152,13 @@ def work_cycles(
         main = vectors
     else:
         main = vectors * k * (1 + term)
-    return main + vectors * (epilogue + 1)
+    return np.asarray(main + vectors * (epilogue + 1))
 
 
 def choose(layer: Layer, layouts: Sequence[Layout | None], machine: Machine, mesh: Mesh, resident_bytes: float) -> Plan:
-    """The cheapest plan. `layouts`: of every operand, None for constants. `resident_bytes`: how large a constant's window may be
-    to stay in SRAM for good; larger ones are priced as gathered. Raises LayoutError where no plan fits SRAM."""
+    """The cheapest plan. `layouts`: of every operand, None for constants. `resident_bytes`: how large a constant's
+    window may be to stay in SRAM for good; larger ones are priced as gathered. Raises LayoutError where no plan fits
+    SRAM."""
     best: Plan | None = None
     for flat in (True, False):
         targets = _targets(layer.nest, layer, flat)
@@ -179,16 +183,11 @@ def choose(layer: Layer, layouts: Sequence[Layout | None], machine: Machine, mes
 
 def _inherit(nest: Structured, layout: Layout) -> Layout | None:
     """The plan that computes where an operand of the same leading dims lives."""
-    if len([g for g in layout.groups]) == 0 or sum(g.span for g in layout.groups) != nest.parallel:
+    if not layout.groups or sum(g.span for g in layout.groups) != nest.parallel:
         return None
     plan = Layout((*layout.groups, *(Group() for _ in range(len(nest.dims) - nest.parallel))), layout.held)
-    k = 0
-    for g in plan.groups:
-        n = math.prod(d.extent for d in nest.dims[k : k + g.span])
-        if g.axes and not (g.block * 1 <= max(n, 1)):
-            return None
-        k += g.span
-    return plan
+    spans = plan.spans(tuple(d.extent for d in nest.dims))
+    return None if any(g.axes and g.block > max(n, 1) for _, _, g, n in spans) else plan
 
 
 def _exact(
@@ -198,14 +197,10 @@ def _exact(
     nest = layer.nest
     extents = tuple(d.extent for d in nest.dims)
     plan.check(extents, mesh)
-    sizes, comm, sram = {}, 0.0, 0.0
-    k = 0
-    for g in plan.groups:
-        n = math.prod(extents[k : k + g.span])
-        sizes[k] = g.block if g.axes else n
-        k += g.span
-    for m, o, lay in zip(nest.maps, layer.operands, layouts, strict=True):
-        need = need_of(extents, m, o.shape, plan)
+    sizes = {a: g.block if g.axes else n for a, _, g, n in plan.spans(extents)}  # by each group's first dim
+    comm, sram = 0.0, 0.0
+    for index, o, lay in zip(nest.maps, layer.operands, layouts, strict=True):
+        need = need_of(extents, index, o.shape, plan)
         size = math.prod(need.local_shape(mesh)) * o.dtype.bytes
         if lay is None:
             sram += size
@@ -221,10 +216,8 @@ def _exact(
     if sram + rows * sizes[last] * layer.result.dtype.bytes > 0.55 * machine.data_bytes:
         return None
     pair = nest.kind == "mac" and nest.dims[-1].extent == 2
-    one = np.array
-    cycles = work_cycles(
-        nest, pair, one([rows]), one([sizes[last]]), one([kk]), _weight(layer.term), _weight(layer.epilogue), machine
-    )
+    m, n, k = np.array([rows]), np.array([sizes[last]]), np.array([kk])
+    cycles = work_cycles(nest, pair, m, n, k, _weight(layer.term), _weight(layer.epilogue), machine)
     return Plan(plan, None, float(cycles[0]) + comm + machine.launch_cycles)
 
 
@@ -301,9 +294,7 @@ def _family(
     cycles += np.where(
         split, machine.launch_cycles * 2 + nodes * 2 + 8 * (parts[:, -1] if cut else 1) + vectors * (epi + 2), 0
     )
-    used = (-(-np.array(sizes)[None, :] // blocks)).prod(axis=1) * np.where(
-        split, -(-max(1, 1) * k_total // np.maximum(k, 1)), 1
-    )
+    used = (-(-np.array(sizes)[None, :] // blocks)).prod(axis=1) * np.where(split, -(-k_total // np.maximum(k, 1)), 1)
     cycles = np.where(sram > 0.55 * machine.data_bytes, np.inf, cycles)
     price = cycles * (1 + 2e-3 * (1 - np.minimum(used / mesh.cores, 1)))
     at = int(np.argmin(price))
@@ -332,7 +323,7 @@ def combine_plan(
     held: Sequence[str],
     mesh: Mesh,
 ) -> Layout:
-    """The plan of the stage that adds the nodes of a split reduction: the cut's factors go to columns, else to rows, else idle."""
+    """The plan of the stage that adds the nodes of a split reduction: its factors go to columns, to rows, or idle."""
     extents = tuple(d.extent for d in nest.dims)
     stage = Structured((*nest.dims[: nest.parallel], nest.dims[-1]), "sum", (), (), 1)
     chosen = [list(a) for a in axes]
@@ -354,14 +345,14 @@ def combine_plan(
 
 def _windows(
     nest: Structured,
-    index,
+    index: Map,
     shape: tuple[int, ...],
     targets: Sequence[tuple[int, int]],
     blocks: np.ndarray,
-    kblock,
+    kblock: np.ndarray | None,
     parts: np.ndarray,
-):  # type: ignore[no-untyped-def]
-    """Per candidate: elements of the operand's window, of its innermost component, and how many different windows there are."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Per candidate: elements of the operand's window, of its innermost component, and how many windows differ."""
     extents = tuple(d.extent for d in nest.dims)
     ranges = list(targets)
     if kblock is not None and nest.cut is not None:
@@ -382,7 +373,10 @@ def _windows(
         length = np.full(len(blocks), comp.rest_hi - comp.rest_lo + 1, np.float64)
         for part in comp.parts:
             i = int(part.axes[0][1:])
-            block = blocks[:, i] if i < blocks.shape[1] else np.minimum(kblock, extents[ranges[i][0]])
+            if kblock is not None and i == len(targets):
+                block = np.minimum(kblock, extents[ranges[i][0]])
+            else:
+                block = blocks[:, i]
             distinct, inverse = np.unique(block, return_inverse=True)
             length += np.array([_reach(part.extents, part.coefs, int(b)) for b in distinct])[inverse]
             if i not in seen:
@@ -411,7 +405,7 @@ def _reach(extents: tuple[int, ...], coefs: tuple[int, ...], block: int) -> int:
 
 
 def random_plan(layer: Layer, rng: np.random.Generator, mesh: Mesh) -> Plan:
-    """A plan drawn to find errors: idle factors, blocks larger than needed, any order of factors, split reductions, flat rows."""
+    """A plan drawn to find errors: idle factors, blocks too large, any factor order, split reductions, flat rows."""
     nest = layer.nest
     extents = tuple(d.extent for d in nest.dims)
     for _ in range(20):
@@ -423,8 +417,8 @@ def random_plan(layer: Layer, rng: np.random.Generator, mesh: Mesh) -> Plan:
         cut = nest.cut is not None and nest.kind != "fma" and not nest.lanes
         picks = rng.integers(0, len(targets) + cut + 1, len(mesh.axes))
         axes = [[a for a, p in zip(mesh.names, picks, strict=True) if p == i] for i in range(len(targets) + cut)]
-        for a in axes:
-            rng.shuffle(a)
+        for names in axes:
+            rng.shuffle(names)
         held = [a for a, p in zip(mesh.names, picks, strict=True) if p == len(targets) + cut]
         blocks = []
         for (a, b), ax in zip(targets, axes, strict=False):
@@ -460,7 +454,7 @@ def spread(shape: tuple[int, ...], mesh: Mesh) -> Layout:
     return Layout((Group(span, mesh.names, -(-n // mesh.cores)), *tail))
 
 
-def accumulator_type(layer: Layer):  # type: ignore[no-untyped-def]
+def accumulator_type(layer: Layer) -> DType:
     """The element type of the nodes of a split reduction."""
     if layer.nest.kind == "lookup":
         return layer.result.dtype

@@ -1,7 +1,7 @@
-"""From a distributed compute to what each core's kernel call is: the nest, and per core trip counts, addresses and tables.
+"""What each core's kernel call of a distributed compute is: the nest, and per core trip counts, addresses, tables.
 
-A core's operand buffers are dense: the product of its linear intervals. Every iteration dim therefore has one stride per
-operand, the same on all cores; only a flat share that is not dense in an operand (rows of an image, a broadcast)
+A core's operand buffers are dense: the product of its linear intervals. Every iteration dim therefore has one stride
+per operand, the same on all cores; only a flat share that is not dense in an operand (rows of an image, a broadcast)
 goes through a table of offsets, and many cores have the same table.
 """
 
@@ -14,17 +14,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from d1c.ir.core import Block
-from d1c.ir.layout import Layout, Mesh, Need, linear
+from d1c.ir.layout import Need, linear
 from d1c.ir.structured import Entry, Structured
 from d1c.ops.opdef import opdef
 from d1c.target.dtypes import DType
 from d1c.target.kernel import COMPUTE_TYPE, Body, Loop, Nest, Operand
+from d1c.target.mesh import Layout, Mesh
 from d1c.target.numerics import Recorder
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """One operand: its tensor's shape and type, its need, and the owner's layout where the kernel reads the owned buffer."""
+    """One operand: its tensor's shape and type, its need, the owner's layout where the owned buffer is read."""
 
     shape: tuple[int, ...]
     dtype: DType
@@ -34,10 +35,10 @@ class Read:
 
 @dataclass(frozen=True)
 class Shares:
-    """The kernel call of every active core. `cores`: their numbers; `trips` [cores, loops]; `bases` [cores, operands]: first
-    element that the kernel addresses; `tables`: per table the distinct rows [n, loop extent]; `table_rows` [cores, tables]:
-    which row a core uses; `scalars` [cores, n]. `positions`: the cores' positions along the plan's factors; `all_trips`
-    [positions, loops] also those of positions whose share is empty (some trip count is 0)."""
+    """The kernel call of every active core. `cores`: their numbers; `trips` [cores, loops]; `bases` [cores, operands]:
+    first element that the kernel addresses; `tables`: per table the distinct rows [n, loop extent]; `table_rows`
+    [cores, tables]: which row a core uses; `scalars` [cores, n]. `positions`: the cores' positions along the plan's
+    factors; `all_trips` [positions, loops] also those of positions whose share is empty (some trip count is 0)."""
 
     nest: Nest
     cores: np.ndarray
@@ -51,7 +52,7 @@ class Shares:
 
 
 def trace(block: Block, inputs: Sequence[str]) -> Body | None:
-    """The vector code of a region of elementwise ops, or None for an empty one. `inputs`: compute types of its arguments."""
+    """The vector code of a region of elementwise ops, None for an empty one. `inputs`: its compute types."""
     if not block.ops:
         return None
     r = Recorder(*inputs)
@@ -78,12 +79,13 @@ def call_of(
     everywhere = trips
     alive = np.all(np.array(trips) > 0, axis=0)
     cores, starts, trips = cores[alive], [s[alive] for s in starts], [t[alive] for t in trips]
-    keep = [
-        i
-        for i, (a, b, g, n) in enumerate(groups)
+    keep = []
+    for i, (a, b, g, n) in enumerate(groups):
         # a share may be empty: its trip count of 0 is how a core knows
-        if (g.block if g.axes else n) > 1 or everywhere[i].min() == 0 or b == nest.parallel or (nest.dims[a].reduce and (a == nest.cut or (nest.kind == "mac" and a >= len(extents) - 2)))
-    ]  # fmt: skip
+        varies = (g.block if g.axes else n) > 1 or everywhere[i].min() == 0
+        inner = nest.kind == "mac" and a >= max(nest.parallel, len(extents) - 2)
+        if varies or b == nest.parallel or a == nest.cut or inner:
+            keep.append(i)
     lanes_last = nest.lanes and len(groups) - 1 not in keep
     if lanes_last:
         keep.append(len(groups) - 1)
@@ -138,10 +140,15 @@ def call_of(
         nest.lanes,
     )
     return Shares(
-        made, cores, np.stack([trips[i] for i in keep], axis=1), np.stack(bases, axis=1) if bases else np.zeros((len(cores), 0), np.int64),
-        tuple(tables), np.stack(rows, axis=1) if rows else np.zeros((len(cores), 0), np.int64), scalars,
-        np.flatnonzero(alive), np.stack([everywhere[i] for i in keep], axis=1),
+        made, cores, _columns([trips[i] for i in keep], len(cores)), _columns(bases, len(cores)), tuple(tables),
+        _columns(rows, len(cores)), scalars, np.flatnonzero(alive),
+        _columns([everywhere[i] for i in keep], len(alive)),
     )  # fmt: skip
+
+
+def _columns(columns: Sequence[np.ndarray], rows: int) -> np.ndarray:
+    """[rows, columns], also where there is no column."""
+    return np.stack(columns, axis=1) if columns else np.zeros((rows, 0), np.int64)
 
 
 def _accumulator(nest: Structured, term: Block, kinds: list[str]) -> str:
@@ -160,7 +167,8 @@ def window_of(read: Read, mesh: Mesh) -> list[int]:
 
 
 def _addressing(
-    nest: Structured, plan: Layout, read: Read, index: tuple[Entry, ...], mesh: Mesh, cores: np.ndarray, starts: list[np.ndarray], keep: list[int],
+    nest: Structured, plan: Layout, read: Read, index: tuple[Entry, ...], mesh: Mesh, cores: np.ndarray,
+    starts: list[np.ndarray], keep: list[int],
 ) -> tuple[list[int], np.ndarray, list[tuple[int, ...] | None]]:  # fmt: skip
     """Per kept loop the stride, the base of every core, and per loop the coefficients that need a table (or None)."""
     extents = tuple(d.extent for d in nest.dims)

@@ -26,11 +26,12 @@ def register_attribute(kind: str, cls: type) -> None:
 
 def _load_rows() -> None:
     # Kinds are registered where their classes live: the layouts here, others by the op files that use them.
-    from d1c.ir import layout
+    from d1c.ir.layout import Need
     from d1c.ops.opdef import load_all
+    from d1c.target.mesh import Layout
 
-    ATTRIBUTES.setdefault("layout", layout.Layout)
-    ATTRIBUTES.setdefault("need", layout.Need)
+    ATTRIBUTES.setdefault("layout", Layout)
+    ATTRIBUTES.setdefault("need", Need)
     load_all()
 
 

@@ -81,7 +81,7 @@ class Function:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Module:
-    """A program at one level. `constants` holds the data that `const` ops name; `attrs` level-wide facts (policy, target)."""
+    """A program at one level. `constants` holds the data that `const` ops name; `attrs` facts (policy, target)."""
 
     level: str
     functions: tuple[Function, ...]

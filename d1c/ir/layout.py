@@ -1,9 +1,9 @@
 """Mesh, layouts and needs: who owns which part of a tensor, and which part a core must hold to compute its share.
 
-docs/layouts.md has the definitions. A layout covers a tensor's dimensions, in order, by groups of adjacent dimensions; a
-group is cut by its row-major linear index in equal blocks over an ordered list of mesh factors. The same class, laid over
-an op's iteration dims, is a plan. A need is what falls out of a plan and an operand map: per component of the operand's
-dims one linear interval for every position along the factors that it depends on.
+docs/layouts.md has the definitions. A layout covers a tensor's dimensions, in order, by groups of adjacent dimensions;
+a group is cut by its row-major linear index in equal blocks over an ordered list of mesh factors. The same class, laid
+over an op's iteration dims, is a plan. A need is what falls out of a plan and an operand map: per component of the
+operand's dims one linear interval for every position along the factors that it depends on.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from d1c.target.mesh import Group, Layout, LayoutError, Mesh, axes_text, parse_a
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A plan group's share of a component: iteration extents, the coefficients of its dims in the component's (padded) linear
-    space, its factors and block."""
+    """A plan group's share of a component: iteration extents, the coefficients of its dims in the component's (padded)
+    linear space, its factors and block."""
 
     extents: tuple[int, ...]
     coefs: tuple[int, ...]
@@ -42,8 +42,8 @@ class Part:
 class Component:
     """One linear interval per position, over `span` adjacent operand dims of extents `shape`.
 
-    `pads` holds per dim (elements before index 0, padded extent): the linear space is row-major over the padded extents. For
-    a single dim the space is the raw index itself (which may be negative). The interval at a position is
+    `pads` holds per dim (elements before index 0, padded extent): the linear space is row-major over the padded
+    extents. For a single dim the space is the raw index itself (which may be negative). The interval at a position is
     [sum of the parts' first values + rest_lo, sum of their last values + rest_hi + 1).
     """
 
@@ -106,7 +106,7 @@ class Component:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What every core of a plan holds of one operand: components covering the operand's dims in order. `held` are the plan's."""
+    """What every core of a plan holds of one operand: components cover its dims in order. `held`: the plan's."""
 
     components: tuple[Component, ...]
     plan_axes: tuple[str, ...]

@@ -25,8 +25,8 @@ class Dim:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """An affine expression over iteration dims: sum(coef * dim) + offset, addressing `span` adjacent operand dims by their
-    row-major linear index. `terms` are (dim number, coef), ascending by dim, no zero coef."""
+    """An affine expression over iteration dims: sum(coef * dim) + offset, addressing `span` adjacent operand dims by
+    their row-major linear index. `terms` are (dim number, coef), ascending by dim, no zero coef."""
 
     terms: tuple[tuple[int, int], ...] = ()
     offset: int = 0
@@ -40,13 +40,13 @@ Map = tuple[Entry, ...]
 class Structured:
     """out[parallel dims] = epilogue(combine over reduce dims of term(operands)).
 
-    kind     map: no reduce dims. mac: operands 0 (rows) and 1 (packed) multiplied on the matrix unit, reduce dims end in the
-             pair dim (extent 2, or 1 for f32). fma: the same product accumulated on the vector unit, lanes on the last
-             parallel dim. sum, max, min, or: reduce of the term. lookup: operand 0 is an index, operand 1 a table whose
-             first dim is the one reduce dim.
+    kind     map: no reduce dims. mac: operands 0 (rows) and 1 (packed) multiplied on the matrix unit, reduce dims end
+             in the pair dim (extent 2, or 1 for f32). fma: the same product accumulated on the vector unit, lanes on
+             the last parallel dim. sum, max, min, or: reduce of the term. lookup: operand 0 is an index, operand 1 a
+             table whose first dim is the one reduce dim.
     maps     one Map per operand. fills: the value of an operand outside its tensor, None where it never leaves it.
-    cut      the reduce dim (number) that a plan may split, in canonical slices of `slice` iterations; None: never split.
-             Slices are combined in the aligned binary tree of N6 also inside one core.
+    cut      the reduce dim (number) that a plan may split, in canonical slices of `slice` iterations; None: never
+             split. Slices are combined in the aligned binary tree of N6 also inside one core.
     lanes    the sum runs along its innermost reduce dim with 16 interleaved lanes (N7).
     n_term   how many leading operands the term reads inside the reduction; the others belong to the epilogue, and their
              maps name parallel dims only.
@@ -78,7 +78,9 @@ class Structured:
             f"[{', '.join(self._entry(e) for e in m)}{'' if f is None else f' : {f!r}'}]"
             for m, f in zip(self.maps, self.fills, strict=True)
         )
-        return f"{self.kind} ({par}{' | ' + red if red else ''}){cut}{' lanes' if self.lanes else ''} term {self.n_term} {maps}".strip()
+        dims = f"{par} | {red}" if red else par
+        lanes = " lanes" if self.lanes else ""
+        return f"{self.kind} ({dims}){cut}{lanes} term {self.n_term} {maps}".strip()
 
     def _entry(self, e: Entry) -> str:
         parts = [self.dims[d].name if c == 1 else f"{c}*{self.dims[d].name}" for d, c in e.terms]

@@ -311,7 +311,8 @@ def _type(text: str) -> Type:
     shape, element = _split_shape(shaped.strip())
     if head == "tensor" and not comma:
         return TensorType(shape, element)
-    from d1c.ir.layout import Layout, Need  # only types of the lower levels need it
+    from d1c.ir.layout import Need  # only types of the lower levels need it
+    from d1c.target.mesh import Layout
 
     if head == "tensor":
         return TensorType(shape, element, Layout.parse(placed.strip()))

@@ -1,8 +1,8 @@
 """The op registry: one row per operation, and everything that follows from it.
 
-An op is one row in one file: attributes, type inference, numpy meaning, iteration space, vector body, ONNX importers and
-small cases. Tests, docs/ops.md and the support list follow from the rows. A row states facts and takes no decision: no
-layout, tile size, placement or fusion.
+An op is one row in one file: attributes, type inference, numpy meaning, iteration space, vector body, ONNX importers
+and small cases. Tests, docs/ops.md and the support list follow from the rows. A row states facts and takes no decision:
+no layout, tile size, placement or fusion.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Importer = Callable[..., Any]  # (importer context, node) -> value or values; se
 
 @dataclass(frozen=True)
 class OnnxRule:
-    """How an ONNX op of `domain`, from opset `since` on, becomes ops of this level. The newest rule <= the model's opset wins."""
+    """How an ONNX op of `domain`, from opset `since` on, becomes ops of this level. The newest that fits wins."""
 
     op_type: str
     build: Importer
@@ -47,8 +47,8 @@ class OpDef:
     kind       elementwise (broadcasting, has `body`), contract, reduce (have `structure`), view (has `view`), constant,
                structural (return, yield, fused), or lower-level kinds that only the level's own passes look at.
     infer      result types from operand types and attributes; raises ValueError with the rule that is broken.
-    eval       numpy meaning on whole arrays: (attrs, result types, *arrays) -> array or tuple of arrays. Elementwise ops need
-               none: it is the body, run by d1c.target.numerics.
+    eval       numpy meaning on whole arrays: (attrs, result types, *arrays) -> array or tuple of arrays. Elementwise
+               ops need none: it is the body, run by d1c.target.numerics.
     body       elementwise: (builder, attrs, *values) -> value, straight-line vector code (d1c.target.numerics.Builder).
     structure  (operand types, attrs, result types) -> Structured.
     view       (operand types, attrs, result types) -> ViewMap, or None where the view does not compose.

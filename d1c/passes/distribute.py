@@ -5,7 +5,8 @@ Before:
 After:
     %a = dist.exchange(%x) : window<...>
     %b = dist.const {name = "w"} : window<...>
-    %y = dist.compute(%a, %b) {nest = #nest"mac (m 8, n 16 | k 8, e 2) ...", plan = #layout"[0: nr / 4, 1: nc / 4, 2, 3]"}
+    %y = dist.compute(%a, %b) {nest = #nest"mac (m 8, n 16 | k 8, e 2) ...", plan = #layout"[0: nr / 4, 1: nc / 4, 2,
+    3]"}
 """
 
 from __future__ import annotations
@@ -20,11 +21,12 @@ from d1c.analysis.layers import Layer, Layers, Stored, layers_of
 from d1c.analysis.plans import Plan, accumulator_type, choose, exchange_of, in_place, random_plan, spread
 from d1c.errors import DoesNotFit
 from d1c.ir.core import Block, Function, Module, Op, Value
-from d1c.ir.layout import Group, Layout, LayoutError, Mesh, Need, need_of
+from d1c.ir.layout import Need, need_of
 from d1c.ir.structured import Dim, Entry, Structured
 from d1c.ir.types import TensorType, WindowType
 from d1c.ops.dist.compute import ComputeAttrs, DistConstAttrs, ExchangeAttrs, compute_type
 from d1c.target.machine import Machine
+from d1c.target.mesh import Group, Layout, LayoutError, Mesh
 
 RESIDENT_SHARE = 0.45
 """Share of a core's SRAM that constants may take for good; the rest is for activations and gathered constants."""
@@ -48,8 +50,9 @@ def run(module: Module, machine: Machine, seed: int | None = None) -> Module:
         except LayoutError as e:
             size = sum(math.prod(o.shape) * o.dtype.bytes for o in (*layer.operands, layer.result))
             raise DoesNotFit(
-                f"layer {layer.origin or layer.result.name} does not fit the machine {machine.name}", where=layer.origin,
-                rule=str(e), amounts={"operands and result, bytes": size, "SRAM for data of a core, bytes": machine.data_bytes},
+                f"layer {layer.origin or layer.result.name} does not fit the machine {machine.name}",
+                where=layer.origin, rule=str(e),
+                amounts={"operands and result, bytes": size, "SRAM for data of a core, bytes": machine.data_bytes},
                 remedy="use a larger --target, a smaller batch, or --precision bf16",
             ) from e  # fmt: skip
 
@@ -85,7 +88,7 @@ class _Distributor:
         )  # fmt: skip
 
     def place(self, layer: Layer) -> None:
-        layouts = [None if o.constant else self.values[o.name].type.layout for o in layer.operands]  # type: ignore[union-attr]
+        layouts = [None if o.constant else _tensor(self.values[o.name]).layout for o in layer.operands]
         plan = self.choose(layer, layouts)
         nest = layer.nest
         if plan.combine is None:
@@ -96,11 +99,12 @@ class _Distributor:
         made = self.compute(
             replace(layer, nest=first, operands=layer.operands[: nest.n_term], epilogue=Block()), plan.plan, nodes
         )
-        shape = made.type.shape  # type: ignore[union-attr]
+        shape = _tensor(made).shape
         slot = nest.parallel
         own = tuple(Entry(((d, 1),)) for d in range(nest.parallel))
         stage = Structured(
-            (*nest.dims[: nest.parallel], Dim("slot", shape[0], True)), {"mac": "sum", "lookup": "or"}.get(nest.kind, nest.kind),
+            (*nest.dims[: nest.parallel], Dim("slot", shape[0], True)),
+            {"mac": "sum", "lookup": "or"}.get(nest.kind, nest.kind),
             ((Entry(((slot, 1),)), *own), *nest.maps[nest.n_term :]), (None, *nest.fills[nest.n_term :]), 1, slot, 1,
         )  # fmt: skip
         operands = (Stored(nodes.name, shape, nodes.dtype), *layer.operands[nest.n_term :])
@@ -127,28 +131,21 @@ class _Distributor:
     def fetch(self, o: Stored, need: Need, fill: float | None, origin: str) -> Value:
         """The tensor itself where every core owns what it needs; else a window, delivered by an exchange."""
         source = self.values[o.name]
-        assert isinstance(source.type, TensorType) and source.type.layout is not None
-        x = exchange_of(source.type.layout, o.shape, need, self.mesh)
-        if in_place(x, source.type.layout, need):
+        layout = _tensor(source).layout
+        assert layout is not None
+        x = exchange_of(layout, o.shape, need, self.mesh)
+        if in_place(x, layout, need):
             return source
         key = (o.name, need, fill if x.padded else None)
         if key not in self.windows:
             w = Value(WindowType(o.shape, o.dtype, need), f"{o.name}.w")
-            self.ops.append(
-                Op(
-                    "dist.exchange",
-                    (source,),
-                    ExchangeAttrs(fill if x.padded and fill is not None else 0.0),
-                    (w,),
-                    (),
-                    origin,
-                )
-            )
+            attrs = ExchangeAttrs(fill if x.padded and fill is not None else 0.0)
+            self.ops.append(Op("dist.exchange", (source,), attrs, (w,), (), origin))
             self.windows[key] = w
         return self.windows[key]
 
     def constant(self, o: Stored, need: Need, fill: float | None, origin: str) -> Value:
-        """A constant stays resident in its window while the budget lasts; larger ones are sharded and gathered for each use."""
+        """A constant stays resident in its window while the budget lasts; larger ones are gathered for each use."""
         key = (o.name, need, fill)
         if key in self.windows:
             return self.windows[key]
@@ -164,6 +161,11 @@ class _Distributor:
             self.ops.append(Op("dist.const", (), DistConstAttrs(o.name), (v,), (), origin))
             self.values[o.name] = v
         return self.fetch(o, need, fill, origin)
+
+
+def _tensor(v: Value) -> TensorType:
+    assert isinstance(v.type, TensorType)
+    return v.type
 
 
 def shard(shape: tuple[int, ...], need: Need, mesh: Mesh) -> Layout:

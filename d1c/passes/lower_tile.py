@@ -20,12 +20,12 @@ from d1c.emit.tile_program import Movement, TileProgram
 from d1c.errors import DoesNotFit
 from d1c.interp_dist import compute_call, fill_windows
 from d1c.ir.core import Module, Op, Value
-from d1c.ir.layout import Layout, Mesh
 from d1c.ir.types import TensorType, WindowType
+from d1c.target.dtypes import U32, DType
 from d1c.target.encoding import code_bytes
 from d1c.target.kernel import Nest
 from d1c.target.machine import Machine
-from d1c.target.mesh import CoreInt, place
+from d1c.target.mesh import CoreInt, Layout, Mesh, place
 from d1c.target.movement import Exchange
 from d1c.target.numerics import VERSION
 from d1c.target.program import (
@@ -49,6 +49,8 @@ ALIGN = 64
 READY, SENT = 0, 1
 LIST_BYTES = 32
 """SRAM that one message or command of a thread's list takes: assumed, d1c's own list format."""
+FLOPS = {"mac": 2, "fma": 2, "map": 0, "lookup": 0, "or": 0}
+"""Operations per iteration that reports count; 1 for the kinds that are not named."""
 
 
 @dataclass
@@ -56,7 +58,7 @@ class _Buffer:
     """A buffer before it has an address: it lives from epoch `first` to epoch `last`."""
 
     name: str
-    dtype: Any
+    dtype: DType
     elements: int
     kind: str
     first: int = 0
@@ -132,7 +134,7 @@ class _Lowering:
         self.of[v] = self.new(v.name or f"v{len(self.buffers)}", t.dtype, elements, kind)
         return self.of[v]
 
-    def new(self, name: str, dtype: Any, elements: int, kind: str) -> int:
+    def new(self, name: str, dtype: DType, elements: int, kind: str) -> int:
         taken = {b.name for b in self.buffers}
         wish, k = name, 1
         while name in taken:
@@ -177,7 +179,7 @@ class _Lowering:
         return {
             "name": op.result.name, "origin": op.origin, "kind": a.nest.kind, "nest": str(a.nest), "plan": str(a.plan),
             "buffer": self.of[op.result], "shape": list(t.shape), "dtype": t.dtype.name, "layout": str(t.layout),
-            "flops": 2 * work if a.nest.kind in ("mac", "fma") else 0 if a.nest.kind in ("map", "lookup", "or") else work,
+            "flops": work * FLOPS.get(a.nest.kind, 1),
         }  # fmt: skip
 
     def constant(self, op: Op) -> None:
@@ -212,8 +214,6 @@ class _Lowering:
         out = []
         plan: Layout = op.attrs.plan
         for k, rows in enumerate(c.tables):
-            from d1c.target.dtypes import U32
-
             number = self.new(f"{op.result.name or 'v'}.rows{k}", U32, rows.shape[1], "table")
             index = np.full(self.mesh.parts(plan.axes), -1)
             index[c.positions] = c.table_rows[:, k]
@@ -223,7 +223,7 @@ class _Lowering:
 
     def overhead(self, steps: list[_Step], shares: list[Shares]) -> int:
         """SRAM of code and of the threads' lists, on the core that has most."""
-        for s, c in zip(steps, shares, strict=True):
+        for c in shares:
             if c.nest not in self.kernels:
                 number = len(self.kernels)
                 self.kernels[c.nest] = number
@@ -253,8 +253,10 @@ class _Lowering:
         raise DoesNotFit(
             f"the program does not fit {capacity:,} B of a core's SRAM",
             rule="constants, one layer's windows and the tensors that are alive across it must fit together",
-            amounts={"SRAM of a core": self.machine.sram_bytes, "code and lists": overhead, "constants and tables": fixed,
-                     **{f"buffer {b.name}": b.bytes for b in sizes}},
+            amounts={
+                "SRAM of a core": self.machine.sram_bytes, "code and lists": overhead, "constants and tables": fixed,
+                **{f"buffer {b.name}": b.bytes for b in sizes},
+            },
             remedy="use a larger --target, a smaller batch, or --precision bf16",
         )  # fmt: skip
 
@@ -293,7 +295,7 @@ class _Lowering:
                 buffer.last = epoch if end >= len(steps) else steps[end].epoch if end >= 0 else buffer.first
         return epoch + 1
 
-    # ---- commands -----------------------------------------------------------------------------------------------------
+    # ---- commands ---------------------------------------------------------------------------------------------------
 
     def threads(
         self, steps: list[_Step], shares: list[Shares], tables: list[tuple[int, ...]], epochs: int

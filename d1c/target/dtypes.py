@@ -59,7 +59,8 @@ _CFLOAT = re.compile(r"(cf8_143|cf8_152|cf16_shp)<(\d+)>|(cf16_uhp)")
 
 @cache
 def dtype(name: str) -> DType:
-    """The type called `name`: a plain one, or `cf8_143<bias>`, `cf8_152<bias>`, `cf16_shp<bias>` (bias 0..63), `cf16_uhp`."""
+    """The type called `name`: a plain one, or `cf8_143<bias>`, `cf8_152<bias>`, `cf16_shp<bias>` (bias 0..63),
+    `cf16_uhp`."""
     if name in _BY_NAME:
         return _BY_NAME[name]
     match = _CFLOAT.fullmatch(name)

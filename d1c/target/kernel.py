@@ -59,13 +59,13 @@ class Nest:
     loops     parallel ones first, outer to inner, the last of them the lane loop; then the reduce loops in canonical
               order (d1c.ir.structured.Structured.dims), so that the reduction's order is fixed by the record alone.
     kind      as Structured.kind.
-    cut       the loop number that is cut in canonical slices of `slice` iterations (the core's own share starts on a slice
-              boundary); within a slice the other reduce loops run outside it, in order. None: one slice.
-    lanes     16 interleaved lanes along the last reduce loop, then the aligned tree over the lanes, missing ones skipped.
+    cut       the loop number that is cut in canonical slices of `slice` iterations (the core's own share starts on a
+              slice boundary); within a slice the other reduce loops run outside it, in order. None: one slice.
+    lanes     16 interleaved lanes along the last reduce loop, then the aligned tree over the lanes that exist.
     term      body over operands[:n_term] (None: for mac and fma the product; otherwise operand 0 itself).
     epilogue  body over (accumulator, operands[n_term:]) (for kind map: over all the operands); None: store as it is.
-    Bodies see every operand converted to its compute type: bf16, f16, f32 -> f32; i8..i32, u8, u16 -> i32; u32, i64 -> i64;
-    bool -> mask. The result is converted to out.dtype with one RNE rounding; integers keep their low bits; a NaN
+    Bodies see every operand converted to its compute type: bf16, f16, f32 -> f32; i8..i32, u8, u16 -> i32; u32, i64 ->
+    i64; bool -> mask. The result is converted to out.dtype with one RNE rounding; integers keep their low bits; a NaN
     that is stored is 0x7FC00000 / 0x7FC0. A map without epilogue and with equal dtypes moves bits unchanged.
     """
 

@@ -1,7 +1,7 @@
 """The logical mesh and layouts over it: the part of docs/layouts.md that compiler and runtime share.
 
-A layout covers a tensor's dimensions, in order, by groups of adjacent dimensions; a group is cut by its row-major linear
-index in equal blocks over an ordered list of mesh factors. Laid over an op's iteration dims it is a plan.
+A layout covers a tensor's dimensions, in order, by groups of adjacent dimensions; a group is cut by its row-major
+linear index in equal blocks over an ordered list of mesh factors. Laid over an op's iteration dims it is a plan.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class LayoutError(ValueError):
 
 @dataclass(frozen=True)
 class Mesh:
-    """The logical mesh: ordered factors (name, size), major to minor. A core's number is the mixed radix of its coordinates."""
+    """The logical mesh: ordered factors (name, size), major to minor. A core's number: its coordinates' mixed radix."""
 
     axes: tuple[tuple[str, int], ...]
 
@@ -76,7 +76,7 @@ class Mesh:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """`span` adjacent dims, cut by linear index in blocks of `block` over `axes` (major to minor); no axes: whole (block 0)."""
+    """`span` adjacent dims, cut by linear index in blocks of `block` over `axes` (major to minor); no axes: whole."""
 
     span: int = 1
     axes: tuple[str, ...] = ()
@@ -85,8 +85,8 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Groups covering the dims in order; `held`: factors along which only coordinate 0 holds (computes) anything. Factors that
-    are named nowhere are replicated: all their coordinates hold equal bits."""
+    """Groups covering the dims in order; `held`: factors along which only coordinate 0 holds (computes) anything.
+    Factors that are named nowhere are replicated: all their coordinates hold equal bits."""
 
     groups: tuple[Group, ...]
     held: tuple[str, ...] = ()
@@ -179,7 +179,7 @@ def parse_axes(text: str) -> tuple[str, ...]:
 
 
 def place(array: np.ndarray, layout: Layout, mesh: Mesh) -> dict[int, np.ndarray]:
-    """The owned buffers of a whole array: per core that owns anything its flat local buffer (short shares padded with 0)."""
+    """The owned buffers of a whole array: per core that owns anything its flat buffer (short shares padded with 0)."""
     local = layout.local_shape(array.shape)
     flat = array.reshape([n for _, _, _, n in layout.spans(array.shape)])
     out = {}
@@ -204,8 +204,8 @@ def whole(
 
 
 def shares(layout: Layout, shape: tuple[int, ...], mesh: Mesh) -> list[tuple[int, tuple[slice, ...]]]:
-    """(core, slices of the tensor with its groups flattened) for every core that owns anything, by core number of the first
-    replica."""
+    """(core, slices of the tensor with its groups flattened) for every core that owns anything, by core number of the
+    first replica."""
     cores = mesh.core_offset(layout.axes, np.arange(mesh.parts(layout.axes)))
     bounds = []
     for _, _, g, n in layout.spans(shape):
@@ -228,7 +228,7 @@ class CoreInt:
 
     def of(self, mesh: Mesh) -> np.ndarray:
         """[cores] the value of every core."""
-        return np.array(self.values, np.int64)[mesh.position(self.axes)]
+        return np.asarray(np.array(self.values, np.int64)[mesh.position(self.axes)])
 
     @classmethod
     def const(cls, value: int) -> CoreInt:

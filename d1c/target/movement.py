@@ -1,8 +1,8 @@
-"""Movements as the binary holds them: products of one-dimensional relations, expanded to messages by whoever needs them.
+"""Movements as the binary holds them: products of one-dimensional relations, expanded to messages where needed.
 
-A movement turns a tensor that is owned in parts into windows, one for every core of a plan. Each component is a relation
-between owned and needed linear intervals, kept as arrays of pieces; `messages` multiplies them out to strided boxes
-from one core to a class of cores (those that differ only along factors on which no window depends: a multicast).
+A movement turns a tensor that is owned in parts into windows, one for every core of a plan. Each component is a
+relation between owned and needed linear intervals, kept as arrays of pieces; `messages` multiplies them out to strided
+boxes from one core to a class of cores (those that differ only along factors on which no window depends: a multicast).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ def ragged(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass(frozen=True)
 class Pieces:
-    """Runs of one component: target position `t` gets `count` runs of `length` elements from source position `s`, the i-th from
-    local offset soff + i * sstep to window offset doff + i * dstep. Sorted by t, then doff."""
+    """Runs of one component: target position `t` gets `count` runs of `length` elements from source position `s`, the
+    i-th from local offset soff + i * sstep to window offset doff + i * dstep. Sorted by t, then doff."""
 
     t: np.ndarray
     s: np.ndarray
@@ -43,8 +43,8 @@ class Pieces:
 
 @dataclass(frozen=True)
 class ComponentExchange:
-    """One component: factors of target and source positions, extents of window and owned buffer (elements), pieces, and per
-    target position how many real elements it needs and how long its whole window is (the rest is padding)."""
+    """One component: factors of target and source positions, extents of window and owned buffer (elements), pieces, and
+    per target position how many real elements it needs and how long its whole window is (the rest is padding)."""
 
     target_axes: tuple[str, ...]
     source_axes: tuple[str, ...]
@@ -109,7 +109,7 @@ class Exchange:
 
     @cached_property
     def local(self) -> bool:
-        """Every core needs only what it owns, in the order in which it owns it: no message, the kernel reads the owned buffer."""
+        """Every core needs only what it owns, in that order: no message, the kernel reads the owned buffer."""
         if self.padded or self.fan_axes or any(len(c.pieces) != np.count_nonzero(c.real) for c in self.components):
             return False
         if any((c.pieces.count != 1).any() for c in self.components):
@@ -168,9 +168,9 @@ class Exchange:
 
 @dataclass(frozen=True)
 class Messages:
-    """Messages of an exchange, sorted by target class. `classes`: core number of each class's representative (the other cores
-    of a class differ along the exchange's fan factors). Message m goes from core `src[m]` to class `cls[m]`; it moves
-    prod(sizes[:, m]) elements, innermost first, by the strides (elements) on either side."""
+    """Messages of an exchange, sorted by target class. `classes`: core number of each class's representative (the other
+    cores of a class differ along the exchange's fan factors). Message m goes from core `src[m]` to class `cls[m]`; it
+    moves prod(sizes[:, m]) elements, innermost first, by the strides (elements) on either side."""
 
     classes: np.ndarray
     cls: np.ndarray

@@ -5,7 +5,8 @@ running: references, addresses against SRAM, counts, semaphores, movements; what
 
 How a program runs: every core of a role runs the role's threads, in order, one command after another; commands of
 different threads and cores meet only through buffers and semaphores. Semaphore counts start at 0 and never reset.
-Memory of a buffer is free, filling or full: `Push` and `Send` write into free bytes only, `Free` makes bytes free again.
+Memory of a buffer is free, filling or full: `Push` and `Send` write into free bytes only, `Free` makes bytes free
+again.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from d1c.target.movement import Exchange
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """A range of SRAM, at the same address on every core. kind: owned (a tensor's share), window (what an exchange delivers),
-    constant, table (row offsets of a kernel)."""
+    """A range of SRAM, at the same address on every core. kind: owned (a tensor's share), window (what an exchange
+    delivers), constant, table (row offsets of a kernel)."""
 
     name: str
     dtype: str
@@ -40,8 +41,8 @@ class Buffer:
 
 @dataclass(frozen=True, slots=True)
 class To:
-    """Whom a command reaches, factor by factor: mode "+" adds `value` to the sender's coordinate, "=" sets it, "*" takes all.
-    Factors that are not named keep the sender's coordinate. A coordinate outside the mesh reaches nobody."""
+    """Whom a command reaches, factor by factor: mode "+" adds `value` to the sender's coordinate, "=" sets it, "*"
+    takes all. Factors that are not named keep the sender's coordinate. A coordinate outside the mesh reaches nobody."""
 
     axis: str
     mode: str
@@ -50,9 +51,9 @@ class To:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Run kernel `kernel` on this core's share. Buffers by number: the result, the operands (each from element `bases[i]` on),
-    the tables. A core whose coordinate along a factor of `held` is not 0, or one of whose trip counts is 0, skips it.
-    Reading a byte that nothing has written traps."""
+    """Run kernel `kernel` on this core's share. Buffers by number: the result, the operands (each from element
+    `bases[i]` on), the tables. A core whose coordinate along a factor of `held` is not 0, or one of whose trip counts
+    is 0, skips it. Reading a byte that nothing has written traps."""
 
     kernel: int
     out: int
@@ -68,8 +69,8 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Push:
-    """Send this core's part of movement `exchange` from buffer `source` to buffer `target` of the cores that need it; each
-    message, when wholly written, adds 1 to `semaphore` of every core it reaches."""
+    """Send this core's part of movement `exchange` from buffer `source` to buffer `target` of the cores that need it;
+    each message, when wholly written, adds 1 to `semaphore` of every core it reaches."""
 
     source: int
     target: int
@@ -81,8 +82,8 @@ class Push:
 
 @dataclass(frozen=True, slots=True)
 class Arrive:
-    """Wait until all messages of movement `exchange` for this core have come, counted by `semaphore` (on top of what earlier
-    Arrives of this core on that semaphore have waited for). Cores outside the movement go on at once."""
+    """Wait until all messages of movement `exchange` for this core have come, counted by `semaphore` (on top of what
+    earlier Arrives of this core on that semaphore have waited for). Cores outside the movement go on at once."""
 
     exchange: int
     semaphore: int
@@ -92,8 +93,8 @@ class Arrive:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """One message of `elements` elements from `source` (element `source_offset` on) to `target` (element `target_offset` on) of
-    the cores `to`; adds 1 to their `semaphore`."""
+    """One message of `elements` elements from `source` (element `source_offset` on) to `target` (element
+    `target_offset` on) of the cores `to`; adds 1 to their `semaphore`."""
 
     source: int
     target: int
@@ -137,8 +138,8 @@ class Free:
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """Write `value` into the elements of window `buffer` that movement `exchange` does not deliver to this core (padding); into
-    the whole buffer where `exchange` is -1."""
+    """Write `value` into the elements of window `buffer` that movement `exchange` does not deliver to this core
+    (padding); into the whole buffer where `exchange` is -1."""
 
     buffer: int
     exchange: int
@@ -149,9 +150,9 @@ class Fill:
 
 @dataclass(frozen=True, slots=True)
 class Barrier:
-    """All cores of the mesh meet. A tree: along every axis of the mesh in turn (the factors that share a name before the dot,
-    last axis first) the cores post to coordinate 0, each axis on its semaphore of `up` (first axis first); the last one
-    multicasts the release on `release`. Counts go on from barrier to barrier."""
+    """All cores of the mesh meet. A tree: along every axis of the mesh in turn (the factors that share a name before
+    the dot, last axis first) the cores post to coordinate 0, each axis on its semaphore of `up` (first axis first); the
+    last one multicasts the release on `release`. Counts go on from barrier to barrier."""
 
     up: tuple[int, ...]
     release: int
@@ -165,7 +166,7 @@ COMMANDS: dict[str, type] = {c.__name__: c for c in (Call, Push, Arrive, Send, W
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """A set of cores (per named factor a half-open range; others whole) and what their threads do (at most machine.threads)."""
+    """A set of cores (per named factor a half-open range; others whole) and their threads (at most machine.threads)."""
 
     name: str
     cores: tuple[tuple[str, int, int], ...]
@@ -174,8 +175,8 @@ class Role:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """What a buffer holds before the program starts: row `index` of weight tensor `array` [rows, elements], per core; index -1:
-    nothing. `held`: cores with a coordinate other than 0 along these factors hold nothing."""
+    """What a buffer holds before the program starts: row `index` of weight tensor `array` [rows, elements], per core;
+    index -1: nothing. `held`: cores with a coordinate other than 0 along these factors hold nothing."""
 
     buffer: int
     array: str
@@ -196,8 +197,9 @@ class Port:
 
 @dataclass(frozen=True)
 class Program:
-    """One compiled program. `weights`: the arrays that placements name. `layers`: per layer a record for reports (plain JSON
-    values; commands name them by number). `info`: model name, precision, numerics version, compile summary (plain JSON)."""
+    """One compiled program. `weights`: the arrays that placements name. `layers`: per layer a record for reports (plain
+    JSON values; commands name them by number). `info`: model name, precision, numerics version, compile summary (plain
+    JSON)."""
 
     machine: Mapping[str, Any]
     mesh: Mesh

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from d1c.analysis.exchange import exchange
-from d1c.ir.layout import Group, Layout, LayoutError, Mesh, Need, need_of
+from d1c.ir.layout import Need, need_of
 from d1c.ir.structured import Entry
+from d1c.target.mesh import Group, Layout, LayoutError, Mesh
 
 MESH = Mesh((("dr", 2), ("nr.0", 2), ("nr.1", 2), ("nc", 3)))
 
@@ -156,7 +157,7 @@ def test_conv_stride_2_pad_1_halo(flat):
 
 
 def test_conv_flat_hull_matches_the_worked_case():
-    # 3x3 stride 2 pad 1, 56 -> 28, two images, shares of 98 pixels: first and last pixel give the hull (in unpadded rows)
+    # 3x3 stride 2 pad 1, 56 -> 28, two images, shares of 98 pixels: first and last pixel give the hull
     dims = (2, 28, 28, 1, 3, 3, 1)
     index = (E((0, 1)), E((1, 2), (4, 1), off=-1), E((2, 2), (5, 1), off=-1), E((6, 1)))
     mesh = Mesh((("nr", 16),))
@@ -235,7 +236,7 @@ def test_random_plans_of_a_conv():
 
 
 def random_layout(rng, shape, mesh, flat):
-    """Every factor goes to a random group or is held; blocks may be larger than needed; factor order within a group is random."""
+    """Every factor goes to a random group or is held; blocks may be larger than needed; any order of factors."""
     spans = [3, *[1] * (len(shape) - 3)] if flat else [1] * len(shape)
     pick = [int(rng.integers(0, len(spans) + 1)) for _ in mesh.axes]
     groups, k = [], 0

@@ -1,7 +1,8 @@
 """The `dist` level: still pure, but every value has a layout, and every movement is an exchange.
 
 Four ops say it all: constants, `exchange` (the one data movement), `compute` (one structured op under a plan) and the
-terminators. A compute reads windows, which exchanges deliver, or a tensor itself where every core owns just what it needs.
+terminators. A compute reads windows, which exchanges deliver, or a tensor itself where every core owns just what it
+needs.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from typing import Any
 
 from d1c.ir.attributes import register_attribute
 from d1c.ir.core import Op
-from d1c.ir.layout import Group, Layout, need_of
+from d1c.ir.layout import need_of
 from d1c.ir.structured import Structured
 from d1c.ir.types import TensorType, Type, WindowType
 from d1c.ops.graph.move import or_bits
 from d1c.ops.opdef import OpDef, register
 from d1c.target.dtypes import dtype
+from d1c.target.mesh import Group, Layout
 
 register_attribute("nest", Structured)
 
@@ -37,8 +39,8 @@ class ExchangeAttrs:
 
 @dataclass(frozen=True, slots=True)
 class ComputeAttrs:
-    """`nest`: what is computed. `plan`: a layout over the iteration dims. `out`: the result's element type. `regions`: which
-    of "term" and "epilogue" the op has, in this order."""
+    """`nest`: what is computed. `plan`: a layout over the iteration dims. `out`: the result's element type. `regions`:
+    which of "term" and "epilogue" the op has, in this order."""
 
     nest: Structured
     plan: Layout
@@ -47,8 +49,8 @@ class ComputeAttrs:
 
 
 def compute_type(attrs: ComputeAttrs) -> TensorType:
-    """The result: the parallel dims laid out as the plan cuts them. Where the plan splits the reduction, a leading dim of tree
-    nodes ("slot") comes first, one node for every position along the cut's factors."""
+    """The result: the parallel dims laid out as the plan cuts them. Where the plan splits the reduction, a leading dim
+    of tree nodes ("slot") comes first, one node for every position along the cut's factors."""
     nest, plan = attrs.nest, attrs.plan
     groups: list[Group] = []
     shape = nest.out_shape
