@@ -21,9 +21,10 @@ ALLOWED: dict[str, set[str]] = {
     "ops": {"ir", "target", "errors"},
     "analysis": {"ops", "ir", "target", "errors"},
     "interp": {"ops", "ir", "target", "errors"},
+    "interp_dist": {"analysis", "ops", "ir", "target", "errors"},
     "frontend": {"ops", "ir", "target", "errors"},
     "emit": {"analysis", "ops", "ir", "target", "errors"},
-    "passes": {"analysis", "interp", "emit", "ops", "ir", "target", "errors"},
+    "passes": {"analysis", "interp", "interp_dist", "emit", "ops", "ir", "target", "errors"},
 }
 LOW = set(ALLOWED)
 ALLOWED["pipeline"] = LOW
