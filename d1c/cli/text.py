@@ -59,11 +59,32 @@ def _distribute(module: Module, target: str) -> Module:
 
 
 def assemble_file(path: Path, output: Path) -> None:
-    """Write the program that the text says: a tile module and, behind it, the kern module of its kernels."""
+    """Write the program that the text says: a tile module and, before or behind it, the kern module of its kernels."""
     check_folder(output)
-    from d1c.emit.modules import assemble
+    from d1c.emit.modules import from_modules
     from d1c.target import program_io
 
-    program = assemble(read_text(path), str(path)).program
+    modules = modules_of(read_text(path), str(path))
+    if "tile" not in modules or set(modules) - {"tile", "kern"}:
+        raise UsageError(
+            f"{path} holds {' and '.join(modules) or 'no module'}", rule="a program is one tile module, with a kern module of its kernels",
+            remedy="d1c opt runs passes over the other levels",
+        )  # fmt: skip
+    for module in modules.values():
+        verify(module)
+    program = from_modules(modules["tile"], modules.get("kern")).program
     program_io.save(program, output)
     print(f"{output}: {len(program.roles)} roles, {len(program.kernels)} kernels, {len(program.buffers)} buffers")
+
+
+def modules_of(text: str, filename: str) -> dict[str, Module]:
+    """The modules of a file by level; lines are counted through the whole file."""
+    lines = text.split("\n")
+    starts = [i for i, line in enumerate(lines) if line.lstrip().startswith("d1c.module")] or [0]
+    modules: dict[str, Module] = {}
+    for start, end in zip([0, *starts[1:]], [*starts[1:], len(lines)], strict=True):
+        module = parse("\n" * start + "\n".join(lines[start:end]), filename=filename, origins=True)
+        if module.level in modules:
+            raise UsageError(f"{filename} has two {module.level} modules", where=f"{filename}:{start + 1}")
+        modules[module.level] = module
+    return modules

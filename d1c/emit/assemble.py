@@ -1,0 +1,49 @@
+"""The assembler: .d1 text of a tile and a kern module becomes a program.
+
+examples/handwritten has a program and the commands to run it. The text holds one `d1c.module tile` and at most one
+`d1c.module kern`; small constants stand in the tile module's `constants { }`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from d1c.emit.check import check
+from d1c.emit.modules import from_modules
+from d1c.errors import VerifyError
+from d1c.ir.text import parse_modules
+from d1c.ir.verify import verify
+from d1c.target.machine import Machine
+from d1c.target.program import Program
+
+
+def assemble(
+    text: str,
+    filename: str = "<text>",
+    machine: Machine | None = None,
+    weights: Mapping[str, np.ndarray] | None = None,
+) -> Program:
+    """The program that `text` says; commands without loc(...) have the origin `filename:line`.
+
+    machine  instead of the one that the text names (`d1c.module tile {machine = "test"}`); the mesh must be the same.
+    weights  data of constants that the text names by digest only.
+    Raises ParseError (line, column, caret), VerifyError (type errors and broken rules, with the line) and DoesNotFit
+    (a buffer outside SRAM, or on another's bytes).
+    """
+    modules = parse_modules(text, filename, weights, origins=True)
+    for module in modules:
+        verify(module)
+    levels = [m.level for m in modules]
+    if levels not in (["tile"], ["tile", "kern"], ["kern", "tile"]):
+        raise VerifyError(
+            f"the text has modules of level {', '.join(levels)}", where=filename,
+            rule="a program is one tile module and at most one kern module",
+        )  # fmt: skip
+    by_level = dict(zip(levels, modules, strict=True))
+    tile = by_level["tile"]
+    program = from_modules(tile, by_level.get("kern"), weights, machine).program
+    declared = [op.origin for op in tile.function().block.ops if op.name == "tile.buffer"]
+    check(program, {b.name: line for b, line in zip(program.buffers, declared, strict=True)})
+    return program
