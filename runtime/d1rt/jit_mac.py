@@ -122,7 +122,9 @@ def emit_mac(frame: Frame, blocks: Blocking) -> None:
             )
 
         done: Value = fn.const("i64", 0)
-        few = 0 < most % mr <= half and (n is None or ragged)
+        if n is not None and not ragged:
+            mr = half  # seldom run: a smaller block compiles faster
+        few = 0 < most % mr <= half < mr
         if most > half or not few:
 
             def full(row: Value, _: Value) -> Sequence[Value]:

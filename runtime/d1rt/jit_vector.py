@@ -221,6 +221,14 @@ def _absolute(fn: Function, a: Value) -> Value:
     return a.compare("slt", 0).select(fn.const(a.type, 0) - a, a)
 
 
+def _select(mask: Value, a: Value, b: Value) -> Value:
+    """Chosen as integers: LLVM makes of a float comparison and selection a minps, which flushes what it returns."""
+    if element(a.type) != "float":
+        return mask.select(a, b)
+    t = like(a.type, "i32")
+    return mask.select(a.bitcast(t), b.bitcast(t)).bitcast(a.type)
+
+
 def _compare(a: Value, b: Value, op: str) -> Value:
     if element(a.type) == "float":
         return a.compare({"eq": "oeq", "ne": "une", "lt": "olt", "le": "ole"}[op], b)
@@ -241,8 +249,13 @@ _EMIT: dict[str, Callable[..., Value]] = {
     "sar": lambda f, a, n: _shift(f, a, n, "ashr"),
     "eq": lambda f, a, b: _compare(a, b, "eq"), "ne": lambda f, a, b: _compare(a, b, "ne"),
     "lt": lambda f, a, b: _compare(a, b, "lt"), "le": lambda f, a, b: _compare(a, b, "le"),
-    "select": lambda f, m, a, b: m.select(a, b),
+    "select": lambda f, m, a, b: _select(m, a, b),
 }  # fmt: skip
+
+
+def _delicate(c: float) -> bool:
+    """Constants with which LLVM simplifies arithmetic as if subnormals were kept."""
+    return abs(c) == 1 or abs(c) < 2.0**-126
 
 
 def emit_body(fn: Function, body: Body, inputs: Sequence[Value], w: int) -> Value:
@@ -268,7 +281,7 @@ def emit_body(fn: Function, body: Body, inputs: Sequence[Value], w: int) -> Valu
                 all_known = all(a in constants for a in i.args)
                 args = [
                     fn.opaque(fn.const(t, constants[a]))
-                    if a in constants and (all_known or abs(constants[a]) in (0, 1))
+                    if a in constants and (all_known or _delicate(constants[a]))
                     else v
                     for a, v in zip(i.args, args, strict=True)
                 ]

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import mmap
-import os
 import random
 import sys
-import threading
 from math import prod
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from d1c.target.dtypes import dtype
 from d1c.target.kernel import COMPUTE_TYPE, INSTRUCTIONS, Body, Instr, Loop, Nest, Operand
 from d1c.target.numerics import Recorder, exp, run_nest, tanh
 from d1rt.jit_nest import Kernels, aligned, build, dot_agrees, dot_text, dot_works
-from d1rt.jit_object import ObjectCache
 
 GUARD = 64
 """Bytes around every buffer that a kernel must leave alone."""
@@ -240,6 +238,20 @@ def test_limits(folder: Path, limit: float) -> None:
     run_all(folder, cases)
 
 
+def test_compared_and_selected(folder: Path) -> None:
+    """Selections that look like a minimum or a maximum keep subnormals."""
+    cases: list[tuple[Nest, list[np.ndarray]]] = []
+    io = Operand("f32", (1,), (None,))
+    for op, swapped, other in itertools.product(("lt", "le", "eq", "ne"), (0, 1), (0, 1)):
+        r = Recorder("f32", "f32")
+        a, b = r.inputs[:: -1 if swapped else 1]
+        zero = r.const(0.0)
+        nonzero = r.select(r.emit(op, (a, zero) if other else (zero, a), "mask"), a, zero)
+        for result in (r.select(r.emit(op, (a, b), "mask"), *r.inputs), nonzero, r.select(r.lt(a, 0.0), r.neg(a), a)):
+            cases.append((Nest("map", (Loop("n", 999),), 1, (io, io), io, 0, epilogue=r.body(result)), []))
+    run_all(folder, cases)
+
+
 def test_moves_and_casts(folder: Path) -> None:
     """Maps without a body: dense, transposed, with tables, pairs; equal types move NaN payloads unchanged."""
     rnd, cases = random.Random(2), []
@@ -445,48 +457,6 @@ def test_extents_are_no_part_of_the_code(folder: Path) -> None:
 
     kernels = build({"a": relu(3), "b": relu(9)}, folder=folder)
     assert kernels.address("a") == kernels.address("b")
-
-
-def test_object_cache(tmp_path: Path) -> None:
-    nests = {"x": matmul(5, 20, 64, 8)}
-    first, second = build(nests, folder=tmp_path), build(nests, folder=tmp_path)
-    assert first.misses and not first.hits and second.hits and not second.misses
-    for entry in tmp_path.iterdir():
-        entry.write_bytes(entry.read_bytes()[:-7])
-    third = build(nests, folder=tmp_path)
-    assert third.misses == first.misses
-    check(third, "x", nests["x"], np.random.default_rng(0), [5, 20, 32, 2], [], [])
-    unwritable = tmp_path / "file"
-    unwritable.write_bytes(b"")
-    assert build(nests, folder=unwritable).misses
-
-
-def test_object_cache_drops_the_oldest(tmp_path: Path) -> None:
-    cache = ObjectCache(tmp_path, limit=2500)
-    for i in range(4):
-        cache.get(f"{i}", lambda: bytes(1000))
-        path = tmp_path / f"{i}.o"
-        os.utime(path, (i, i))
-    cache.trim()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["2.o", "3.o"]
-
-
-def test_concurrent_builds(tmp_path: Path) -> None:
-    nests = {"x": matmul(3, 16, 32, 16)}
-    failures: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            check(build(nests, folder=tmp_path), "x", nests["x"], np.random.default_rng(0), [3, 16, 16, 2], [], [])
-        except BaseException as e:
-            failures.append(e)
-
-    threads = [threading.Thread(target=work) for _ in range(4)]
-    for t in threads:
-        t.start()
-    for t in threads:
-        t.join()
-    assert not failures
 
 
 def test_float_state_is_restored(folder: Path) -> None:
