@@ -23,8 +23,8 @@ Kept = dict[int, dict[int, np.ndarray]]
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a run gives. `outputs`: whole arrays by output name. `kept`: per layer that was asked for, per core that computed
-    a share of it, a copy of its result buffer (all its elements, in storage form) after the layer's last call."""
+    """What a run gives. `outputs`: whole arrays by output name. `kept`: per layer that was asked for, per core that
+    computed a share of it, a copy of its result buffer (all elements, in storage form) after the layer's last call."""
 
     outputs: dict[str, np.ndarray]
     kept: Kept = field(default_factory=dict)
@@ -72,7 +72,8 @@ class Loaded:
         shuffle  seed of the order in which cores, threads and messages take their turns (default: round robin); results
                  never depend on it.
         keep     layers (numbers, or True for all) whose values `layer_value(loaded.kept, layer)` gives afterwards.
-        Raises InputError for a wrong input, Trap and Deadlock from the emulated machine, UsageError for an unknown engine.
+        Raises InputError for a wrong input, Trap and Deadlock from the emulated machine, UsageError for an unknown
+        engine.
         """
         checked = self.check_inputs(inputs)
         result = self.engine(engine, threads, shuffle).run(checked, keep)
