@@ -1,0 +1,261 @@
+"""What a set of messages puts on the network: packets through every core's ports, over every link and every die edge.
+
+Routes go along the row first, then along the column, on physical coordinates. A message to several cores is one tree:
+the row of its sender as far as the outermost columns of the receivers, then each of those columns; every link carries
+it once. All of it is arithmetic on difference arrays: no route is ever walked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from d1c.target.embedding import global_position
+from d1c.target.machine import Machine
+from d1c.target.movement import Messages, ragged
+
+
+@dataclass(frozen=True)
+class Fabric:
+    """Where the cores of a machine are: [cores] physical row and column."""
+
+    machine: Machine
+    row: np.ndarray
+    col: np.ndarray
+
+    @classmethod
+    def of(cls, machine: Machine) -> Fabric:
+        place = global_position(machine).reshape(-1, 2).astype(np.int64)
+        return cls(machine, place[:, 0], place[:, 1])
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of sites of the whole machine."""
+        m = self.machine
+        return m.die_rows * m.site_rows, m.die_cols * m.site_cols
+
+    @cached_property
+    def depth(self) -> tuple[np.ndarray, np.ndarray]:
+        """[cores] cycles from row 0 and from column 0, die crossings included: distances are differences of these."""
+        m = self.machine
+        return (
+            self.row * m.hop_cycles + self.row // m.site_rows * m.die_crossing_cycles,
+            self.col * m.hop_cycles + self.col // m.site_cols * m.die_crossing_cycles,
+        )
+
+    @property
+    def overhead(self) -> int:
+        return self.machine.inject_cycles + self.machine.eject_cycles
+
+    def distance(self, src: np.ndarray, dst: np.ndarray) -> np.ndarray:
+        """Cycles of one packet from cores `src` to cores `dst` on an empty network; 0 from a core to itself."""
+        y, x = self.depth
+        cycles = np.abs(y[src] - y[dst]) + np.abs(x[src] - x[dst]) + self.overhead
+        return np.where(src == dst, 0, cycles)
+
+
+@dataclass(frozen=True, slots=True)
+class Flows:
+    """Messages from core src[m] to every core of class cls[m]: packets, payload bytes. Core targets[i] belongs to class
+    classes[i]; both ascend by class. A message to its own sender uses the ports, but no link."""
+
+    src: np.ndarray
+    cls: np.ndarray
+    packets: np.ndarray
+    payload: np.ndarray
+    targets: np.ndarray
+    classes: np.ndarray
+
+
+@dataclass(frozen=True)
+class Load:
+    """Packets through each core's ports (`sent`, `received` [cores]) and over each link: `right` [rows, cols] those
+    from column c to c + 1, `left` back, `down` from row r to r + 1, `up` back. `distance`: cycles of the longest way.
+    `bytes`: payload that leaves a core, counted once for all receivers of a tree."""
+
+    machine: Machine
+    sent: np.ndarray
+    received: np.ndarray
+    right: np.ndarray
+    left: np.ndarray
+    down: np.ndarray
+    up: np.ndarray
+    distance: int
+    messages: int
+    packets: int
+    bytes: int
+
+    def __add__(self, other: Load) -> Load:
+        """Both at once: loads add, the longer way counts."""
+        return Load(
+            self.machine, self.sent + other.sent, self.received + other.received, self.right + other.right,
+            self.left + other.left, self.down + other.down, self.up + other.up, max(self.distance, other.distance),
+            self.messages + other.messages, self.packets + other.packets, self.bytes + other.bytes,
+        )  # fmt: skip
+
+    @property
+    def port_cycles(self) -> float:
+        """The busiest port: one packet a cycle out of SRAM, one into it."""
+        return float(max(self.sent.max(initial=0), self.received.max(initial=0)))
+
+    @property
+    def _packet_cycles(self) -> float:
+        return self.machine.packet_bytes / self.machine.link_bytes_per_cycle
+
+    @property
+    def row_cycles(self) -> float:
+        """The busiest link along a row."""
+        return float(max(self.right.max(), self.left.max())) * self._packet_cycles
+
+    @property
+    def column_cycles(self) -> float:
+        """The busiest link along a column."""
+        return float(max(self.down.max(), self.up.max())) * self._packet_cycles
+
+    @cached_property
+    def edge_packets(self) -> int:
+        """Packets over the busiest edge between two dies, one direction."""
+        m, most = self.machine, 0.0
+        for links in (self.right, self.left):
+            edge = links[:, m.site_cols - 1 : -1 : m.site_cols]
+            most = max(most, edge.reshape(m.die_rows, m.site_rows, -1).sum(1).max(initial=0))
+        for links in (self.down, self.up):
+            edge = links[m.site_rows - 1 : -1 : m.site_rows]
+            most = max(most, edge.reshape(-1, m.die_cols, m.site_cols).sum(2).max(initial=0))
+        return int(most)
+
+    @property
+    def edge_cycles(self) -> float:
+        """The busiest die edge; packets that are not full take a whole slot."""
+        return self.edge_packets * self.machine.packet_bytes / self.machine.die_edge_bytes_per_cycle
+
+    @property
+    def cycles(self) -> float:
+        """The busiest of ports, links and die edges, then the longest way."""
+        return max(self.port_cycles, self.row_cycles, self.column_cycles, self.edge_cycles) + self.distance
+
+
+def runs(messages: Messages) -> np.ndarray:
+    """[messages] elements of the longest runs that are contiguous on both sides."""
+    run = np.ones(len(messages), np.int64)
+    whole = np.ones(len(messages), bool)
+    for size, s, d in zip(messages.sizes, messages.sstride, messages.dstride, strict=True):
+        joins = whole & (s == run) & (d == run)
+        whole &= joins | (size == 1)
+        run = np.where(joins, run * size, run)
+    return run
+
+
+def load(flows: Flows, fabric: Fabric) -> Load:
+    """The load of all the messages at once. Where the machine's multicast is not `tree`, every receiver gets a message
+    of its own."""
+    machine, cores = fabric.machine, len(fabric.row)
+    tree = machine.multicast == "tree"
+    src, cls, packets = flows.src, flows.cls, flows.packets
+    count = int(flows.classes[-1]) + 1 if len(flows.classes) else 0
+    first = np.searchsorted(flows.classes, np.arange(count + 1))
+    fan = np.diff(first)
+    own = np.isin(cls * cores + src, flows.classes * cores + flows.targets)
+    copies = np.ones(len(src), np.int64) if tree else fan[cls]
+    leaving = np.minimum(copies, fan[cls] - own)
+    received = np.bincount(cls, packets, count)[flows.classes]
+
+    tr, tc = fabric.row[flows.targets], fabric.col[flows.targets]
+    column = _columns(flows.classes, tr, tc, fabric.shape[1])
+    sr, sc = fabric.row[src], fabric.col[src]
+    # Along the row of the sender.
+    if tree:
+        at, low, high, weight = np.arange(len(src)), *_extent(tc, first, cls), packets
+    else:
+        at, low, high, weight = _each(cls, column, packets)
+    r, c = sr[at], sc[at]
+    right = _segments(fabric.shape, r, r + 1, c, np.maximum(high, c), weight)
+    left = _segments(fabric.shape, r, r + 1, np.minimum(low, c), c, weight)
+    # Down and up the receivers' columns: all senders of one row look alike.
+    total = np.bincount(cls * fabric.shape[0] + sr, packets, count * fabric.shape[0])
+    key = np.flatnonzero(total)
+    if tree:
+        to = column
+    else:
+        to = _Columns(flows.classes, tc, tr, tr, np.ones(len(tr), np.int64))
+    start = np.searchsorted(to.cls, np.arange(count + 1))
+    owner, i = ragged(np.diff(start)[key // fabric.shape[0]])
+    i += start[key // fabric.shape[0]][owner]
+    r, weight = (key % fabric.shape[0])[owner], total[key][owner]
+    col = to.col[i]
+    down = _segments(fabric.shape, r, np.maximum(to.high[i], r), col, col + 1, weight)
+    up = _segments(fabric.shape, np.minimum(to.low[i], r), r, col, col + 1, weight)
+    return Load(
+        machine, np.bincount(src, packets * copies, cores), np.bincount(flows.targets, received, cores),
+        right, left, down, up, _longest(flows, fabric, first), len(src), int((packets * copies).sum()),
+        int((flows.payload * leaving).sum()),
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    """Per class and column that has receivers: their first and last row and how many they are."""
+
+    cls: np.ndarray
+    col: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    count: np.ndarray
+
+
+def _columns(cls: np.ndarray, row: np.ndarray, col: np.ndarray, cols: int) -> _Columns:
+    key = cls * cols + col
+    order = np.argsort(key, kind="stable")
+    key, row = key[order], row[order]
+    start = np.flatnonzero(np.diff(key, prepend=-1))
+    if not len(start):
+        return _Columns(key, key, key, key, key)
+    return _Columns(
+        key[start] // cols, key[start] % cols, np.minimum.reduceat(row, start), np.maximum.reduceat(row, start),
+        np.diff(start, append=len(key)),
+    )  # fmt: skip
+
+
+def _extent(col: np.ndarray, first: np.ndarray, cls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """First and last column of each message's receivers."""
+    if not len(cls):
+        return cls, cls
+    return np.minimum.reduceat(col, first[:-1])[cls], np.maximum.reduceat(col, first[:-1])[cls]
+
+
+def _each(cls: np.ndarray, to: _Columns, packets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Without trees: per message and column of receivers (message, column, column, packets of all receivers there)."""
+    start = np.searchsorted(to.cls, cls)
+    at, i = ragged(np.searchsorted(to.cls, cls, "right") - start)
+    i += start[at]
+    return at, to.col[i], to.col[i], packets[at] * to.count[i]
+
+
+def _segments(
+    shape: tuple[int, int], r0: np.ndarray, r1: np.ndarray, c0: np.ndarray, c1: np.ndarray, weight: np.ndarray
+) -> np.ndarray:
+    """[rows, cols] sum of the weights of all rectangles [r0, r1) x [c0, c1) over each site."""
+    rows, cols = shape
+    d = np.zeros((rows + 1) * (cols + 1))
+    for r, c, sign in ((r0, c0, 1), (r1, c0, -1), (r0, c1, -1), (r1, c1, 1)):
+        d += sign * np.bincount(r * (cols + 1) + c, weight, d.size)
+    return np.asarray(d.reshape(rows + 1, cols + 1).cumsum(0).cumsum(1)[:rows, :cols])
+
+
+def _longest(flows: Flows, fabric: Fabric, first: np.ndarray) -> int:
+    """The longest way of any message to any of its receivers: |y - y'| + |x - x'| is the largest of its four signed
+    forms, and each of these splits into a maximum over senders and one over receivers."""
+    if not len(flows.src):
+        return 0
+    y, x = fabric.depth
+    order = np.argsort(flows.cls, kind="stable")
+    src, cls = flows.src[order], flows.cls[order]
+    start = np.flatnonzero(np.diff(cls, prepend=-1))
+    longest = 0
+    for sy, sx in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
+        v = sy * y + sx * x
+        far = np.maximum.reduceat(-v[flows.targets], first[:-1])[cls[start]]
+        longest = max(longest, int((np.maximum.reduceat(v[src], start) + far).max()))
+    return longest + fabric.overhead

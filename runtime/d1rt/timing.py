@@ -1,0 +1,421 @@
+"""How long a program takes, in closed form per layer: what its cores compute, what ports, links and die edges carry.
+
+Works on the program as it is shipped: trip counts of its calls, messages of its movements, physical places of its
+cores. Movement and compute do not overlap, because programs do not double-buffer yet. docs/timing.md says what is
+modelled and what is not.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from d1c.target.dtypes import dtype
+from d1c.target.isa import body_cycles, nest_pipes
+from d1c.target.kernel import Nest
+from d1c.target.machine import Machine
+from d1c.target.mesh import Mesh
+from d1c.target.movement import Exchange
+from d1c.target.program import Arrive, Barrier, Call, Command, Fill, Port, Program, Push, Role, Send
+from d1rt.linkload import Fabric, Flows, Load, load, runs
+
+__all__ = ["Times", "layer_times"]
+
+_PIPES = ("matrix", "vector", "load", "store", "scalar")
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """`layers`: a record per layer and per barrier, in order of the layer numbers, a barrier before the layer that it
+    opens; `total`: the whole program. Plain JSON values; cycles are core clocks; docs/timing.md lists the fields."""
+
+    layers: tuple[dict[str, Any], ...]
+    total: dict[str, Any]
+
+
+@dataclass(slots=True)
+class _Stage:
+    """Pushes that nothing separates, then the calls that follow them. `busy` [pipes, cores] and `cycles` [cores]."""
+
+    cores: int
+    load: Load | None = None
+    cycles: np.ndarray = field(init=False)
+    busy: np.ndarray = field(init=False)
+    active: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.cycles = np.zeros(self.cores)
+        self.busy = np.zeros((len(_PIPES), self.cores))
+        self.active = np.zeros(self.cores, bool)
+
+
+@dataclass(slots=True)
+class _Layer:
+    """What the commands of one layer add up to. `work`: cycles of all cores together on matrix and vector unit, without
+    rounding to steps or lanes; `kinds`: cycles per kind of kernel."""
+
+    stages: dict[int, _Stage] = field(default_factory=dict)
+    buffers: set[int] = field(default_factory=set)
+    kinds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    origin: str = ""
+    flops: float = 0.0
+    matrix_flops: float = 0.0
+    work: np.ndarray = field(default_factory=lambda: np.zeros(2))
+
+
+def layer_times(program: Program) -> Times:
+    """Cycles of every layer that commands name, and of the whole.
+
+    ValueError where the mesh has not as many cores as the machine; UsageError where the machine's fields are bad.
+    """
+    machine = Machine.from_dict(program.machine)
+    mesh = program.mesh
+    if mesh.cores != machine.cores:
+        raise ValueError(f"the mesh has {mesh.cores} cores, machine {machine.name} has {machine.cores}")
+    fabric = Fabric.of(machine)
+    found = _collect(program, machine, fabric)
+    records = [
+        _record(program, i, found.get(i, _Layer()), machine) for i in sorted({*found, *range(len(program.layers))})
+    ]
+    latency = _barrier_cycles(mesh, fabric)
+    records += [_barrier_record(number, latency, mesh.cores) for number in _barriers(program)]
+    records.sort(key=lambda r: (r["layer"], r["kind"] != "barrier"))
+    return Times(tuple(records), _total(program, machine, records, found))
+
+
+def _collect(program: Program, machine: Machine, fabric: Fabric) -> dict[int, _Layer]:
+    """Walk every thread once. A push that follows a call or an arrival of its own layer starts the layer's next stage;
+    stages of equal number in different roles and threads happen side by side. Waits and barriers do not count: what
+    they wait for belongs to earlier layers."""
+    layers: dict[int, _Layer] = defaultdict(_Layer)
+    loads: dict[tuple[int, int, bytes], Load] = {}
+    for role in program.roles:
+        cores = _role_cores(role, program.mesh)
+        for thread in role.threads:
+            at: dict[int, int] = defaultdict(int)
+            closed: set[int] = set()
+            for command in thread:
+                number = command.layer
+                if isinstance(command, Push | Send):
+                    if number in closed:
+                        at[number] += 1
+                        closed.discard(number)
+                elif isinstance(command, Call | Fill | Arrive):
+                    closed.add(number)
+                if not isinstance(command, Call | Fill | Push | Send):
+                    continue
+                layer = layers[number]
+                layer.origin = layer.origin or command.origin
+                layer.buffers.update(_buffers(command))
+                stage = layer.stages.setdefault(at[number], _Stage(program.mesh.cores))
+                if isinstance(command, Call):
+                    _call(program, command, cores, layer, stage, machine)
+                elif isinstance(command, Fill):
+                    _fill(program, command, cores, stage, machine)
+                elif isinstance(command, Push):
+                    width = dtype(program.buffers[command.source].dtype).bytes
+                    key = (command.exchange, width, cores.tobytes())
+                    if key not in loads:
+                        flows = _pushed(program.exchanges[command.exchange], width, cores, machine)
+                        loads[key] = load(flows, fabric)
+                    stage.load = loads[key] if stage.load is None else stage.load + loads[key]
+                else:
+                    sent = load(_sent(program, command, cores, machine), fabric)
+                    stage.load = sent if stage.load is None else stage.load + sent
+    return dict(layers)
+
+
+def _role_cores(role: Role, mesh: Mesh) -> np.ndarray:
+    """[cores] which cores play the role."""
+    mask = np.ones(mesh.cores, bool)
+    for axis, low, high in role.cores:
+        at = mesh.coords[:, mesh.index[axis]]
+        mask &= (at >= low) & (at < high)
+    return mask
+
+
+def _held(mask: np.ndarray, axes: tuple[str, ...], mesh: Mesh) -> np.ndarray:
+    """`mask` without the cores whose coordinate along one of `axes` is not 0."""
+    for axis in axes:
+        mask = mask & (mesh.coords[:, mesh.index[axis]] == 0)
+    return mask
+
+
+def _buffers(command: Command) -> Iterator[int]:
+    if isinstance(command, Call):
+        yield command.out
+        yield from command.operands
+        yield from command.tables
+    elif isinstance(command, Push | Send):
+        yield command.source
+        yield command.target
+    elif isinstance(command, Fill):
+        yield command.buffer
+
+
+def _call(program: Program, call: Call, cores: np.ndarray, layer: _Layer, stage: _Stage, machine: Machine) -> None:
+    mesh, nest = program.mesh, program.kernels[call.kernel][1]
+    active = _held(cores, call.held, mesh)
+    trips = np.stack([t.of(mesh) for t in call.trips], -1) if call.trips else np.ones((mesh.cores, 0), np.int64)
+    active = active & (trips > 0).all(-1)
+    trips = trips[active]
+    pipes = nest_pipes(nest, trips, machine)
+    cycles = np.ceil(pipes.binding) + machine.call_cycles
+    stage.cycles[active] += cycles
+    for i, name in enumerate(_PIPES):
+        stage.busy[i, active] += getattr(pipes, name)
+    stage.active |= active
+    layer.kinds[nest.kind] += float(cycles.max(initial=0))
+    points = float(trips.astype(np.float64).prod(-1).sum())
+    elements = float(trips[:, : nest.parallel].astype(np.float64).prod(-1).sum())
+    if nest.kind in ("mac", "fma"):
+        layer.flops += 2 * points
+    if _on_matrix_unit(nest):
+        layer.matrix_flops += 2 * points
+        layer.work[0] += 2 * points / machine.mma_flops_per_cycle
+    elif nest.kind not in ("map", "lookup"):
+        layer.work[1] += points * (1 + body_cycles(nest.term, machine)) / machine.f32_lanes
+    layer.work[1] += elements * body_cycles(nest.epilogue, machine) / machine.f32_lanes
+
+
+def _on_matrix_unit(nest: Nest) -> bool:
+    types = [dtype(o.dtype) for o in nest.operands[:2]]
+    return nest.kind == "mac" and all(t.bits == 16 and t.is_float for t in types)
+
+
+def _fill(program: Program, fill: Fill, cores: np.ndarray, stage: _Stage, machine: Machine) -> None:
+    """Padding is written at the store port's width."""
+    mesh, buffer = program.mesh, program.buffers[fill.buffer]
+    elements = np.full(mesh.cores, buffer.elements, np.int64)
+    if fill.exchange >= 0:
+        exchange = program.exchanges[fill.exchange]
+        real = np.ones(mesh.cores, np.int64)
+        for c in exchange.components:
+            real *= c.real[mesh.position(c.target_axes)]
+        elements = elements - real
+        cores = _held(cores, exchange.target_held, mesh)
+    active = cores & (elements > 0)
+    busy = elements[active] * dtype(buffer.dtype).bytes / machine.store_bytes_per_cycle
+    stage.cycles[active] += np.ceil(busy) + machine.call_cycles
+    stage.busy[_PIPES.index("store"), active] += busy
+
+
+def _pushed(exchange: Exchange, width: int, cores: np.ndarray, machine: Machine) -> Flows:
+    """The messages that `cores` send in a movement of elements of `width` bytes."""
+    mesh, messages = exchange.mesh, exchange.messages()
+    run = runs(messages)
+    packets = messages.elements // np.maximum(run, 1) * -(-run * width // machine.packet_bytes)
+    fan = mesh.core_offset(exchange.fan_axes, np.arange(mesh.parts(exchange.fan_axes)))
+    targets = (messages.classes[:, None] + fan).reshape(-1)
+    classes = np.repeat(np.arange(len(messages.classes)), len(fan))
+    keep = cores[messages.src] & (messages.elements > 0)
+    return Flows(
+        messages.src[keep], messages.cls[keep], packets[keep], messages.elements[keep] * width, targets, classes
+    )
+
+
+def _sent(program: Program, send: Send, cores: np.ndarray, machine: Machine) -> Flows:
+    """One message from each of `cores` that has anything to send and reaches anybody."""
+    mesh = program.mesh
+    elements = send.elements.of(mesh)
+    base, fan, keep = np.arange(mesh.cores), np.zeros(1, np.int64), cores & (elements > 0)
+    for to in send.to:
+        i = mesh.index[to.axis]
+        stride, size, own = mesh.stride[to.axis], mesh.sizes[i], mesh.coords[:, i]
+        if to.mode == "*":
+            base = base - own * stride
+            fan = (fan[:, None] + np.arange(size) * stride).reshape(-1)
+        else:
+            at = own + to.value if to.mode == "+" else np.full_like(own, to.value)
+            keep = keep & (at >= 0) & (at < size)
+            base = base + (at - own) * stride
+    src = np.flatnonzero(keep)
+    size_bytes = elements[src] * dtype(program.buffers[send.source].dtype).bytes
+    targets = (base[src][:, None] + fan).reshape(-1)
+    cls = np.arange(len(src))
+    packets = -(-size_bytes // machine.packet_bytes)
+    return Flows(src, cls, packets, size_bytes, targets, np.repeat(cls, len(fan)))
+
+
+def _barriers(program: Program) -> list[int]:
+    """The layer of each barrier, or of the next command that has one. Every role passes all of them: any shows them."""
+    most: list[int] = []
+    for role in program.roles:
+        found: list[int] = []
+        for thread in role.threads:
+            layer = -1
+            here: list[int] = []
+            for command in reversed(thread):
+                layer = command.layer if command.layer >= 0 else layer
+                if isinstance(command, Barrier):
+                    here.append(layer)
+            found += reversed(here)
+        most = max(most, found, key=len)
+    return most
+
+
+def _barrier_cycles(mesh: Mesh, fabric: Fabric) -> int:
+    """Latency of a barrier's tree: up along each axis in turn, last axis first, then the release from core 0 to all.
+    A core takes in one post a cycle."""
+    axes: list[list[str]] = []
+    for name in mesh.names:
+        if axes and axes[-1][0].partition(".")[0] == name.partition(".")[0]:
+            axes[-1].append(name)
+        else:
+            axes.append([name])
+    waiting, cycles = np.arange(mesh.cores), 0
+    for axis in reversed(axes):
+        own = mesh.core_offset(tuple(axis), mesh.position(tuple(axis), waiting))
+        cycles += int(fabric.distance(waiting, waiting - own).max()) + mesh.parts(tuple(axis)) - 1
+        waiting = waiting[own == 0]
+    release = fabric.distance(np.zeros(mesh.cores, np.int64), np.arange(mesh.cores))
+    return cycles + int(release.max()) if mesh.cores > 1 else 0
+
+
+def _record(program: Program, number: int, layer: _Layer, machine: Machine) -> dict[str, Any]:
+    told = program.layers[number] if 0 <= number < len(program.layers) else {}
+    terms: dict[str, float] = defaultdict(float)
+    cycles = move = compute = mean = 0.0
+    noc_bytes = packets = messages = 0
+    used = np.zeros(program.mesh.cores, bool)
+    for stage in layer.stages.values():
+        used |= stage.active
+        slowest = int(stage.cycles.argmax())
+        longest = float(stage.cycles[slowest])
+        busy = stage.cycles > 0
+        if longest:
+            terms[f"compute/{_PIPES[int(stage.busy[:, slowest].argmax())]}"] += longest
+            mean += float(stage.cycles[busy].mean())
+        compute += longest
+        terms["launch"] += machine.launch_cycles
+        if stage.load is not None and stage.load.messages:
+            moved = stage.load
+            terms["SRAM port"] += moved.port_cycles
+            terms["row link"] += moved.row_cycles
+            terms["column link"] += moved.column_cycles
+            terms["die edge"] += moved.edge_cycles
+            terms["distance"] += moved.distance
+            move += moved.cycles
+            noc_bytes, packets = noc_bytes + moved.bytes, packets + moved.packets
+            messages += moved.messages
+            if not stage.active.any():
+                used |= moved.sent > 0
+    cycles = move + compute + terms["launch"]
+    flops = float(told.get("flops") or layer.flops)
+    # Replicas of a result count once in the compiler's flops, but each of them in the calls.
+    share = min(1.0, flops / layer.flops) if layer.flops else 1.0
+    ideal = float(layer.work.max()) * share / machine.node_count
+    kind = max(layer.kinds, key=lambda k: layer.kinds[k], default="move")
+    return {
+        "layer": number,
+        "name": str(told.get("name", f"layer {number}")),
+        "origin": str(told.get("origin", layer.origin)),
+        "kind": kind,
+        "plan": str(told.get("plan", "")),
+        "cores_used": int(used.sum()),
+        "flops": int(flops),
+        "compute_cycles": math.ceil(compute),
+        "compute_cycles_mean": round(mean, 1),
+        "move_cycles": math.ceil(move),
+        "launch_cycles": int(terms["launch"]),
+        "cycles": math.ceil(cycles),
+        "lower_bound_cycles": math.ceil(max(ideal, machine.launch_cycles)) if layer.stages else 0,
+        "binds": _binds(terms),
+        "terms": {k: round(v, 1) for k, v in terms.items()},
+        "noc_bytes": int(noc_bytes),
+        "packets": int(packets),
+        "messages": int(messages),
+        "sram_bytes": sum(program.buffers[b].bytes for b in layer.buffers),
+    }
+
+
+def _binds(terms: dict[str, float]) -> str:
+    """The largest term; computing counts whole, under the pipe that is busy longest."""
+    computing = {k: v for k, v in terms.items() if k.startswith("compute/")}
+    merged = {k: v for k, v in terms.items() if k not in computing}
+    if computing:
+        merged[max(computing, key=lambda k: computing[k])] = sum(computing.values())
+    return max(merged, key=lambda k: merged[k], default="nothing")
+
+
+def _barrier_record(layer: int, latency: int, cores: int) -> dict[str, Any]:
+    return {
+        "layer": layer,
+        "name": "barrier",
+        "origin": "",
+        "kind": "barrier",
+        "plan": "",
+        "cores_used": cores,
+        "flops": 0,
+        "compute_cycles": 0,
+        "compute_cycles_mean": 0.0,
+        "move_cycles": latency,
+        "launch_cycles": 0,
+        "cycles": latency,
+        "lower_bound_cycles": 0,
+        "binds": "distance",
+        "terms": {"distance": float(latency)},
+        "noc_bytes": 0,
+        "packets": 2 * (cores - 1),
+        "messages": 2 * (cores - 1),
+        "sram_bytes": 0,
+    }
+
+
+def _total(
+    program: Program, machine: Machine, records: list[dict[str, Any]], found: dict[int, _Layer]
+) -> dict[str, Any]:
+    cycles = sum(r["cycles"] for r in records)
+    bound = sum(r["lower_bound_cycles"] for r in records)
+    flops = sum(r["flops"] for r in records)
+    seconds = machine.seconds(cycles)
+    on_matrix = any(layer.matrix_flops for layer in found.values())
+    peak = machine.peak_flops_bf16 if on_matrix else machine.peak_flops_f32
+    batch = int(program.info.get("batch", 0)) or (program.inputs[0].shape or (1,))[0] if program.inputs else 1
+    weights = sum(
+        program.buffers[p.buffer].bytes * len({v for v in p.index.values if v >= 0}) for p in program.placements
+    )
+    used = np.zeros(program.mesh.cores, bool)
+    for layer in found.values():
+        for stage in layer.stages.values():
+            used |= stage.active
+    return {
+        "cycles": cycles,
+        "microseconds": round(seconds * 1e6, 3),
+        "batch": batch,
+        "inferences_per_second": batch / seconds if seconds else 0.0,
+        "flops": flops,
+        "peak_flops": peak,
+        "peak_share": flops / (seconds * peak) if seconds else 0.0,
+        "lower_bound_cycles": bound,
+        "bound_share": bound / cycles if cycles else 0.0,
+        "compute_cycles": sum(r["compute_cycles"] for r in records),
+        "move_cycles": sum(r["move_cycles"] for r in records if r["kind"] != "barrier"),
+        "launch_cycles": sum(r["launch_cycles"] for r in records),
+        "barrier_cycles": sum(r["cycles"] for r in records if r["kind"] == "barrier"),
+        "cores_used": int(used.sum()),
+        "noc_bytes": sum(r["noc_bytes"] for r in records),
+        "packets": sum(r["packets"] for r in records),
+        "weight_bytes": weights,
+        "weight_load_cycles": _hbm_cycles(weights, machine),
+        "weight_load_microseconds": round(machine.seconds(_hbm_cycles(weights, machine)) * 1e6, 3),
+        "input_load_cycles": _hbm_cycles(_port_bytes(program.inputs), machine),
+        "output_store_cycles": _hbm_cycles(_port_bytes(program.outputs), machine),
+    }
+
+
+def _port_bytes(ports: tuple[Port, ...]) -> int:
+    return sum(math.prod(p.shape) * dtype(p.dtype).bytes for p in ports)
+
+
+def _hbm_cycles(size: int, machine: Machine) -> int:
+    """Between the interface processors' memories and the tile's edge; 0 on a machine without any."""
+    rate = machine.dip_count * min(machine.dip_bytes_per_cycle, machine.dip_edge_bytes_per_cycle)
+    if not rate or not size:
+        return 0
+    return math.ceil(size / rate) + machine.dip_latency_cycles + machine.hbm_latency_cycles
