@@ -73,6 +73,8 @@ def run_program(
         summary["check"] = report.to_json()
     if json is not None:
         write_json(json, summary)
+    if check is not None:
+        report.raise_for_divergence()
 
 
 def show_outputs(outputs: dict[str, np.ndarray], path: Path | None, seconds: dict[str, float]) -> None:

@@ -1,0 +1,134 @@
+"""ONNX's own backend interface: `onnx.backend.test` and other tools drive d1c through it.
+
+    rep = d1c.backend.prepare(model)          # device "D1" or "CPU": the emulator runs on the host
+    outputs = rep.run([x])
+
+Programs are compiled for one emulated node with f32 storage, unless `target` and `precision` are given. Models with
+symbolic dimensions are compiled at `run`, for the shapes of its inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+from onnx.backend.base import Backend, BackendRep, namedtupledict
+
+from d1c import api
+from d1c.errors import InputError, ShapeUnbound
+from d1c.target.machine import Machine
+
+__all__ = ["D1Backend", "D1Rep", "is_compatible", "prepare", "run_model", "run_node", "supports_device"]
+
+
+class D1Rep(BackendRep):  # type: ignore[misc]
+    """A prepared model; compiled once per set of input shapes."""
+
+    def __init__(self, model: onnx.ModelProto, target: str | Machine, precision: str, engine: str) -> None:
+        self.model, self.target, self.precision, self.engine = model, target, precision, engine
+        fixed = {t.name for t in model.graph.initializer}
+        self.inputs = [i.name for i in model.graph.input if i.name not in fixed]
+        self.outputs = [o.name for o in model.graph.output]
+        self.loaded: dict[tuple[tuple[int, ...], ...], Any] = {}
+
+    def compile(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+        """The loaded program for these input shapes."""
+        import d1rt
+
+        key = tuple(shapes[name] for name in self.inputs)
+        if key not in self.loaded:
+            program = api.compile(self.model, target=self.target, precision=self.precision, shapes=shapes)
+            self.loaded[key] = d1rt.load(program.target)
+        return self.loaded[key]
+
+    def run(self, inputs: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """Outputs in the model's order, as a named tuple of arrays. `inputs`: a sequence in the model's order, or by name."""
+        if isinstance(inputs, Mapping):
+            named = {str(k): np.asarray(v) for k, v in inputs.items()}
+        else:
+            values = [inputs] if isinstance(inputs, np.ndarray) else list(inputs)
+            if len(values) != len(self.inputs):
+                raise InputError(f"{len(values)} inputs given, the model has {len(self.inputs)}", rule=", ".join(self.inputs))
+            named = dict(zip(self.inputs, map(np.asarray, values), strict=True))
+        missing = [name for name in self.inputs if name not in named]
+        if missing:
+            raise InputError(f"input {missing[0]!r} is missing", rule=f"the model's inputs: {', '.join(self.inputs)}")
+        program = self.compile({name: named[name].shape for name in self.inputs})
+        results = program.run(named, engine=self.engine)
+        out: tuple[Any, ...] = namedtupledict("Outputs", self.outputs)(*(results[name] for name in self.outputs))
+        return out
+
+
+class D1Backend(Backend):  # type: ignore[misc]
+    """d1c and d1rt as an ONNX backend."""
+
+    @classmethod
+    def is_compatible(cls, model: onnx.ModelProto, device: str = "CPU", **kwargs: Any) -> bool:
+        """Whether every op is known (shapes are looked at when the model is compiled)."""
+        try:
+            api.import_onnx(model)
+        except ShapeUnbound:
+            return True
+        except Exception:  # the interface asks a yes-or-no question
+            return False
+        return True
+
+    @classmethod
+    def prepare(
+        cls, model: onnx.ModelProto, device: str = "CPU", *, target: str | Machine = "d1-node", precision: str = "f32",
+        engine: str = "jit", **kwargs: Any,
+    ) -> D1Rep:  # fmt: skip
+        """Compile what can be compiled now. Raises the refusals of d1c.errors."""
+        if not cls.supports_device(device):
+            raise InputError(f"no device {device!r}", rule="devices are D1 and CPU (the emulator on the host)")
+        rep = D1Rep(model, target, precision, engine)
+        shapes = {name: shape for name in rep.inputs if (shape := _static(model, name)) is not None}
+        if len(shapes) == len(rep.inputs):
+            rep.compile(shapes)
+        return rep
+
+    @classmethod
+    def run_model(cls, model: onnx.ModelProto, inputs: Any, device: str = "CPU", **kwargs: Any) -> tuple[Any, ...]:
+        """`prepare`, then `run`."""
+        return cls.prepare(model, device, **kwargs).run(inputs)
+
+    @classmethod
+    def run_node(
+        cls, node: onnx.NodeProto, inputs: Any, device: str = "CPU",
+        outputs_info: Sequence[tuple[np.dtype, tuple[int, ...]]] | None = None, **kwargs: Any,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        """Run one node as a model of its own, of the newest opset (`opset_version` to change it)."""
+        values = list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs)
+        names = [name for name in node.input if name]
+        infos = [
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.asarray(v).dtype), np.asarray(v).shape)
+            for name, v in zip(names, values, strict=True)
+        ]
+        results = [onnx.ValueInfoProto(name=name) for name in node.output if name]
+        graph = helper.make_graph([node], "node", infos, results)
+        opset = int(kwargs.pop("opset_version", onnx.defs.onnx_opset_version()))
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid(node.domain, opset)])
+        return cls.run_model(model, values, device, **kwargs)
+
+    @classmethod
+    def supports_device(cls, device: str) -> bool:
+        """The emulated D1, which runs on the CPU."""
+        return str(device).partition(":")[0] in ("D1", "CPU")
+
+
+def _static(model: onnx.ModelProto, name: str) -> tuple[int, ...] | None:
+    for info in model.graph.input:
+        if info.name == name and info.type.tensor_type.HasField("shape"):
+            dims = info.type.tensor_type.shape.dim
+            return tuple(d.dim_value for d in dims) if all(d.HasField("dim_value") for d in dims) else None
+    return None
+
+
+prepare = D1Backend.prepare
+run_model = D1Backend.run_model
+run_node = D1Backend.run_node
+supports_device = D1Backend.supports_device
+is_compatible = D1Backend.is_compatible
