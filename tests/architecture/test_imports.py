@@ -29,6 +29,7 @@ ALLOWED: dict[str, set[str]] = {
 LOW = set(ALLOWED)
 ALLOWED["pipeline"] = LOW
 ALLOWED["report"] = LOW
+ALLOWED["docgen"] = LOW | {"pipeline"}
 ALLOWED["api"] = LOW | {"pipeline", "report"}
 ALLOWED["check"] = LOW | {"pipeline", "api"}
 ALLOWED["backend"] = LOW | {"pipeline", "api"}
