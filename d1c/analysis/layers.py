@@ -231,7 +231,6 @@ class _Builder:
         assert row.structure is not None
         types = tuple(v.type for v in anchor.operands)
         nest = row.structure(types, anchor.attrs, tuple(v.type for v in anchor.results))
-        order = (1, 0) if nest.kind == "lookup" else tuple(range(len(anchor.operands)))
         shape = _tensor(anchor.result).shape
         reach = _result_entries(shape, nest)
         before = [o for o in inner if o is not anchor and _feeds(o, anchor, inner)]
@@ -240,7 +239,7 @@ class _Builder:
             self.map_layer(op, anchor, nest, outer, result)
             return
         if not before:
-            reads = [(outer[anchor.operands[i]], nest.maps[j], nest.fills[j]) for j, i in enumerate(order)]
+            reads = [(outer[v], m, f) for v, m, f in zip(anchor.operands, nest.maps, nest.fills, strict=True)]
             self.finish(op, nest, reads, Block(), after, value, anchor.result, shape, reach, outer, result.dtype)
             return
         # elementwise ops in front of a reduction: the term reads their operands through the reduction's map
