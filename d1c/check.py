@@ -40,11 +40,17 @@ CORRELATION = 0.99
 @dataclass(frozen=True, slots=True)
 class Difference:
     """`error`: max |x - reference| / max |reference|; `correlation`: Pearson's, nan where a side is constant; `finite`: both
-    sides are infinite or NaN at the same places."""
+    sides are infinite or NaN at the same places; `factor`: standard deviation of x over the reference's."""
 
     error: float
     correlation: float
     finite: bool
+    factor: float = 1.0
+
+    @property
+    def scaled(self) -> bool:
+        """x is the reference times a constant: a pass has moved a factor (a mean's division, say) to another layer."""
+        return self.finite and self.correlation > 0.999 and not 0.9 < self.factor < 1.1
 
 
 @dataclass(frozen=True, slots=True)
