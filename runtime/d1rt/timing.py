@@ -93,7 +93,7 @@ def _collect(program: Program, machine: Machine, fabric: Fabric) -> dict[int, _L
     stages of equal number in different roles and threads happen side by side. Waits and barriers do not count: what
     they wait for belongs to earlier layers."""
     layers: dict[int, _Layer] = defaultdict(_Layer)
-    loads: dict[tuple[int, int, bytes], Load] = {}
+    loads: dict[tuple[object, ...], Load] = {}
     for role in program.roles:
         cores = _role_cores(role, program.mesh)
         for thread in role.threads:
@@ -119,10 +119,10 @@ def _collect(program: Program, machine: Machine, fabric: Fabric) -> dict[int, _L
                     _fill(program, command, cores, stage, machine)
                 elif isinstance(command, Push):
                     width = dtype(program.buffers[command.source].dtype).bytes
-                    key = (command.exchange, width, cores.tobytes())
+                    exchange = program.exchanges[command.exchange]
+                    key = (*_fingerprint(exchange), width, cores.tobytes())
                     if key not in loads:
-                        flows = _pushed(program.exchanges[command.exchange], width, cores, machine)
-                        loads[key] = load(flows, fabric)
+                        loads[key] = load(_pushed(exchange, width, cores, machine), fabric)
                     stage.load = loads[key] if stage.load is None else stage.load + loads[key]
                 else:
                     sent = load(_sent(program, command, cores, machine), fabric)
@@ -203,6 +203,16 @@ def _fill(program: Program, fill: Fill, cores: np.ndarray, stage: _Stage, machin
     busy = elements[active] * dtype(buffer.dtype).bytes / machine.store_bytes_per_cycle
     stage.cycles[active] += np.ceil(busy) + machine.call_cycles
     stage.busy[_PIPES.index("store"), active] += busy
+
+
+def _fingerprint(exchange: Exchange) -> tuple[object, ...]:
+    """Equal for movements with the same messages: the layers of a network repeat."""
+    out: list[object] = [exchange.source_held, exchange.target_held, exchange.plan_axes]
+    for c in exchange.components:
+        p = c.pieces
+        arrays = (p.t, p.s, p.soff, p.doff, p.length, p.count, p.sstep, p.dstep)
+        out += [c.target_axes, c.source_axes, c.window, c.owned, len(c.real), *(a.tobytes() for a in arrays)]
+    return tuple(out)
 
 
 def _pushed(exchange: Exchange, width: int, cores: np.ndarray, machine: Machine) -> Flows:
