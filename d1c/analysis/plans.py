@@ -40,6 +40,10 @@ SLOW = {
 """Vector instructions of one elementwise op, roughly, where it is not one."""
 
 
+READERS = 4.0
+"""How often a result is read again, roughly: rows are gathered by several columns of cores and with their halos."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A plan, and for a split reduction the plan of the combining stage. `cycles` is its price."""
@@ -294,6 +298,10 @@ def _family(
     cycles += np.where(
         split, machine.launch_cycles * 2 + nodes * 2 + 8 * (parts[:, -1] if cut else 1) + vectors * (epi + 2), 0
     )
+    # whoever reads the result gathers whole rows: short runs of columns cost it a packet each
+    tail = np.where(parts[:, len(targets) - 1] > 1, n, 1 << 20) * layer.result.dtype.bytes
+    short = np.maximum(machine.packet_bytes / tail, 1) - 1
+    cycles += READERS * m * sizes[-1] * layer.result.dtype.bytes / machine.packet_bytes * short
     used = (-(-np.array(sizes)[None, :] // blocks)).prod(axis=1) * np.where(split, -(-k_total // np.maximum(k, 1)), 1)
     cycles = np.where(sram > 0.55 * machine.data_bytes, np.inf, cycles)
     price = cycles * (1 + 2e-3 * (1 - np.minimum(used / mesh.cores, 1)))
@@ -331,7 +339,7 @@ def combine_plan(
     for a in cut_axes:
         n = mesh.sizes[mesh.index[a]]
         room = [math.prod(extents[x:y]) // mesh.parts(tuple(c)) for (x, y), c in zip(targets, chosen, strict=True)]
-        if room[-1] >= 8 * n:
+        if room[-1] >= 16 * n:
             chosen[-1].append(a)
         elif room[0] >= n:
             chosen[0].append(a)
