@@ -54,7 +54,7 @@ def summarize(program: Program, times: Times, passes: Sequence[Mapping[str, Any]
         "nodes_used": total["cores_used"], "nodes": machine.cores, "host_ops": [],
         "folded": {"nodes": int(info.get("folded", 0)) + int(info.get("folded_ops", 0)), "bytes": int(info.get("folded_bytes", 0))},
         "sram_peak_bytes": int(info.get("sram_peak_bytes", max(sram.values(), default=0))), "sram_bytes": machine.sram_bytes,
-        "flops": total["flops"], "cycles": total["cycles"], "time_us": total["microseconds"],
+        "flops": total["flops"], "cycles": total["cycles"], "time_us": machine.seconds(total["cycles"]) * 1e6,
         "inferences_per_second": total["inferences_per_second"], "percent_of_peak": 100 * total["peak_share"],
         "bound_cycles": total["lower_bound_cycles"], "percent_of_bound": 100 * total["bound_share"],
         "compute_cycles": total["compute_cycles"], "move_cycles": total["move_cycles"],

@@ -9,7 +9,7 @@ from typing import Any
 
 import d1c.api as api
 from d1c.cli.run import execute, show_outputs
-from d1c.cli.shell import check_folder, dims_of, progress, read_npz, shapes_of, timed, write_json, write_npz
+from d1c.cli.shell import check_folder, dims_of, progress, read_npz, shapes_of, write_json, write_npz
 from d1c.errors import UsageError
 from d1c.ir.core import LEVELS, Module
 
@@ -74,8 +74,7 @@ def compile_model(o: Options) -> None:
         if o.outputs is not None:
             write_npz(o.outputs, outputs)
     if o.json is not None:
-        with timed({}, "json"):
-            write_json(o.json, summary)
+        write_json(o.json, summary)
 
 
 def d1c_version() -> str:

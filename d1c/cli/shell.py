@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +26,8 @@ PROGRESS_AFTER = 1.0
 
 def fail(error: D1Error, error_format: str) -> int:
     """Print a refusal on stderr; its exit code."""
+    import json  # at the cost of every --help otherwise
+
     print(json.dumps(error.to_json(), default=str) if error_format == "json" else str(error), file=sys.stderr)
     return error.exit_code
 
@@ -71,6 +71,8 @@ def guarded(command: Callable[P, None]) -> Callable[P, None]:
 
 def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
     """`write` a file beside `path`, then rename it: whatever happens, `path` is whole or as it was. UsageError."""
+    import tempfile
+
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     except OSError as error:
@@ -90,6 +92,8 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """`value` as indented JSON; infinities and NaN, which JSON does not have, become null."""
+    import json
+
     text = json.dumps(_finite(value), indent=2, default=_plain) + "\n"
     write_file(path, lambda file: file.write(text.encode()))
 
