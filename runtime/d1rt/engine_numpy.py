@@ -46,7 +46,7 @@ Waiting = tuple[int, int]
 
 
 class Engine:
-    """Runs one program. `threads` is ignored (this engine has one host thread); `shuffle`: seed of the order of events."""
+    """Runs one program. `threads` is ignored (there is one host thread); `shuffle`: seed of the order of events."""
 
     def __init__(self, program: Program, threads: int | None = None, shuffle: int | None = None) -> None:
         self.program, self.shuffle = program, shuffle
