@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from d1c.cli.shell import check_folder
+from d1c.cli.shell import check_folder, read_npz
 from d1c.errors import UsageError
 from d1c.ir.core import Module
 from d1c.ir.text import parse
@@ -58,33 +58,24 @@ def _distribute(module: Module, target: str) -> Module:
     return done
 
 
-def assemble_file(path: Path, output: Path) -> None:
-    """Write the program that the text says: a tile module and, before or behind it, the kern module of its kernels."""
+def assemble_file(path: Path, output: Path, weights: Path | None) -> None:
+    """Write the program that the text says: a tile module and the kern module of its kernels. `weights`: an .npz or a .d1x
+    with the constants that the text names by digest only."""
     check_folder(output)
-    from d1c.emit.modules import from_modules
+    from d1c.emit.assemble import assemble
     from d1c.target import program_io
 
-    modules = modules_of(read_text(path), str(path))
-    if "tile" not in modules or set(modules) - {"tile", "kern"}:
+    given = None
+    if weights is not None:
+        given = dict(program_io.load(weights).weights) if weights.suffix == ".d1x" else read_npz(weights)
+    program = assemble(read_text(path), str(path), weights=given)
+    missing = sorted({p.array for p in program.placements} - set(program.weights))
+    if missing:
         raise UsageError(
-            f"{path} holds {' and '.join(modules) or 'no module'}", rule="a program is one tile module, with a kern module of its kernels",
-            remedy="d1c opt runs passes over the other levels",
-        )  # fmt: skip
-    for module in modules.values():
-        verify(module)
-    program = from_modules(modules["tile"], modules.get("kern")).program
+            f"the data of constant {missing[0]!r} is not in the text",
+            where=str(path),
+            rule="large constants are printed as a digest",
+            remedy="give the data: --weights FILE.npz, or --weights PROGRAM.d1x",
+        )
     program_io.save(program, output)
     print(f"{output}: {len(program.roles)} roles, {len(program.kernels)} kernels, {len(program.buffers)} buffers")
-
-
-def modules_of(text: str, filename: str) -> dict[str, Module]:
-    """The modules of a file by level; lines are counted through the whole file."""
-    lines = text.split("\n")
-    starts = [i for i, line in enumerate(lines) if line.lstrip().startswith("d1c.module")] or [0]
-    modules: dict[str, Module] = {}
-    for start, end in zip([0, *starts[1:]], [*starts[1:], len(lines)], strict=True):
-        module = parse("\n" * start + "\n".join(lines[start:end]), filename=filename, origins=True)
-        if module.level in modules:
-            raise UsageError(f"{filename} has two {module.level} modules", where=f"{filename}:{start + 1}")
-        modules[module.level] = module
-    return modules

@@ -32,6 +32,17 @@ def assemble(
     Raises ParseError (line, column, caret), VerifyError (type errors and broken rules, with the line) and DoesNotFit
     (a buffer outside SRAM, or on another's bytes).
     """
+    try:
+        return _assemble(text, filename, machine, weights)
+    except VerifyError as error:
+        error.where = error.where or filename
+        error.remedy = error.remedy or "change that line so that the rule holds"
+        raise
+
+
+def _assemble(
+    text: str, filename: str, machine: Machine | None, weights: Mapping[str, np.ndarray] | None
+) -> Program:
     modules = parse_modules(text, filename, weights, origins=True)
     for module in modules:
         verify(module)
@@ -44,6 +55,17 @@ def assemble(
     by_level = dict(zip(levels, modules, strict=True))
     tile = by_level["tile"]
     program = from_modules(tile, by_level.get("kern"), weights, machine).program
-    declared = [op.origin for op in tile.function().block.ops if op.name == "tile.buffer"]
-    check(program, {b.name: line for b, line in zip(program.buffers, declared, strict=True)})
+    buffers = iter(program.buffers)
+    lines: dict[str, str] = {}
+    for op in tile.function().block.ops:
+        kind = op.name.removeprefix("tile.")
+        if kind in ("buffer", "role", "input", "output"):
+            name = next(buffers).name if kind == "buffer" else op.attrs.name
+            lines[f"{kind} {name!r}"] = op.origin
+        if kind == "place" and op.attrs.array not in program.weights:
+            raise VerifyError(
+                f"the text has no data of constant {op.attrs.array!r}, only its digest", where=op.origin,
+                rule="a program is assembled together with its data", remedy="give the data as `weights`",
+            )  # fmt: skip
+    check(program, lines)
     return program

@@ -27,8 +27,8 @@ from d1c.target.program import Barrier, Call, Command, Free, Post, Program, Push
 
 
 def check(program: Program, lines: Mapping[str, str]) -> None:
-    """Raise VerifyError or DoesNotFit for the first rule that `program` breaks. `lines`: `file:line` of each buffer, by
-    name; commands carry theirs as origin."""
+    """Raise VerifyError or DoesNotFit for the first rule that `program` breaks. `lines`: `file:line` of what is
+    declared, by `buffer 'NAME'`, `role 'NAME'`, `input 'NAME'`, `output 'NAME'`; commands carry theirs as origin."""
     _Check(program, lines).run()
 
 
@@ -57,7 +57,9 @@ class _Check:
         try:
             program_check.check(self.p)
         except LoadError as error:
-            where = next((w for w in {c.origin for _, c in commands} if w and f", {w})" in error.message), "")
+            said = error.message
+            where = next((c.origin for _, c in commands if c.origin and f", {c.origin})" in said), "")
+            where = where or next((line for what, line in self.lines.items() if said.startswith(what)), "")
             raise VerifyError(error.message, rule=error.rule, where=where, amounts=error.amounts) from error
 
     def fail(self, where: str, message: str, rule: str = "", remedy: str = "") -> VerifyError:
@@ -117,7 +119,7 @@ class _Check:
                 raise DoesNotFit(
                     f"buffer %{b.name} reaches {over:,} B beyond a core's SRAM",
                     rule="address + bytes of every buffer, and the kernels' code, fit a core's SRAM",
-                    where=self.lines.get(b.name, ""),
+                    where=self.lines.get(f"buffer {b.name!r}", ""),
                     amounts={"address": b.address, "bytes": b.bytes, "code_bytes": code, "sram_bytes": sram},
                     remedy="lower the address, make the buffer smaller, or reuse bytes that a tile.free frees",
                 )
@@ -133,7 +135,7 @@ class _Check:
                     raise DoesNotFit(
                         f"buffers %{a.name} and %{b.name} overlap",
                         rule="two buffers share bytes only where a tile.free names one of them",
-                        where=self.lines.get(b.name, ""),
+                        where=self.lines.get(f"buffer {b.name!r}", ""),
                         amounts={
                             "first_address": a.address, "first_bytes": a.bytes, "second_address": b.address,
                             "shared_bytes": min(a.address + a.bytes, b.address + b.bytes) - b.address,

@@ -8,9 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import d1rt
 import numpy as np
 
+import d1rt
 from d1c.emit.assemble import assemble
 
 FILE = Path(__file__).parent / "double_buffer.d1"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-import d1rt
 import numpy as np
 import pytest
 
+import d1rt
 from d1c.emit.assemble import assemble
 from d1c.errors import D1Error, Deadlock, DoesNotFit, ParseError, Trap, VerifyError
 from d1c.target.machine import PRESETS
@@ -105,7 +105,8 @@ def test_unknown_names_are_parse_errors_with_a_suggestion(text: str) -> None:
         ("buffer<16xf32 @ 448>", "buffer<16xbf16 @ 448>", ("one element type", "f32", "bf16"), "tile.send("),
         ("buffer<16xf32 @ 640>", "buffer<16xi32 @ 640>", ("%part holds i32", "@add takes f32"), "tile.call(%part"),
         ("buffer<64xf32 @ 0>", "buffer<64xf16 @ 0>", ("%x holds f16", "@scale_add_1 takes f32"), "tile.call(%y.a"),
-        ("elements = 16, semaphore = 1", "elements = 17, semaphore = 1", ("0 to 16 of %y.b", "has 16"), "elements = 17"),
+        ("16, semaphore = 1", "17, semaphore = 1", ("0 to 16 of %y.b", "has 16"), "elements = 17"),
+        ("shape = [8, 16]", "shape = [8, 17]", ("output 'sum'", "does not fit buffer sum"), "tile.output"),
         ("bases = [48, 0]", "bases = [49, 0]", ("49 to 64 of %x", "has 64"), "bases = [49, 0]"),
         ("bases = [48, 0]", "bases = [48]", ("1 bases for 2 operands",), "bases = [48]"),
         ("(%sum, %part, %slot.b)", "(%sum, %part)", ("passes 1 operands", "takes 2"), "(%sum, %part)"),
@@ -115,14 +116,14 @@ def test_unknown_names_are_parse_errors_with_a_suggestion(text: str) -> None:
         ("nc.0: 0 1", "nc.0: 0 1 1", ("index has 3 values for 2 positions",), None),
         ("nc.1 1..2", "nc.1 1..3", ("nc.1",), None),
         ("nc.1 1..2", "nc.1 2..2", ("empty range",), "nc.1 2..2"),
-        ('cores = "nc.1 0..1"', 'cores = "nc.0 0..1"', ("shares cores with role 'producer'",), None),
+        ('cores = "nc.1 0..1"', 'cores = "nc.0 0..1"', ("shares cores with role 'producer'",), '"consumer"'),
         ('"scale" = dense', '"scales" = dense', ("no constant 'scale'", "scales"), "tile.place(%scale)"),
     ],
 )  # fmt: skip
 def test_type_errors(text: str, old: str, new: str, words: tuple[str, ...], line: str | None) -> None:
     wrong = change(text, (old, new))
     error = refusal(wrong)
-    assert isinstance(error, VerifyError)
+    assert isinstance(error, VerifyError) and error.remedy
     for word in words:
         assert word in str(error)
     if line is not None:

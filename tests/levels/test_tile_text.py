@@ -64,7 +64,10 @@ def everything() -> TileProgram:
         Fill(1, 0, -0.0, 0, "/conv 1"),
         Fill(1, -1, float("inf")),
         Arrive(0, 6, 0),
-        Call(0, 0, (1, 2), (CoreInt(), per_core), (3,), (CoreInt(("nr",), (2, 1)), eight), (), ("nc.0", "nc.1"), 0, 'a "b"'),
+        Call(
+            0, 0, (1, 2), (CoreInt(), per_core), (3,), (CoreInt(("nr",), (2, 1)), eight), (), ("nc.0", "nc.1"), 0,
+            'a "b"',
+        ),
         Call(0, 0, (1, 2), (CoreInt(), CoreInt()), (3,), (CoreInt.const(2), eight), (), ()),
         Wait(3, CoreInt(("dc",), (1, 2)), 0),
         Free((0, 1), 0),
@@ -267,6 +270,13 @@ def test_names_that_do_not_resolve(body: str, words: str) -> None:
         assemble(tile_text(body), "t.d1")
     assert words in str(caught.value)
     assert caught.value.where == "t.d1:5"
+
+
+def test_data_that_the_text_does_not_have() -> None:
+    text = tile_text('tile.place(%a) {array = "w"}').replace("  }\n}", """  }
+  constants { "w" = external<640eda111fc864cd> : 1x16xf32 }\n}""")
+    with pytest.raises(VerifyError, match="no data of constant 'w'"):
+        assemble(text, "t.d1")
 
 
 def test_several_modules_in_one_text() -> None:
