@@ -1,11 +1,11 @@
 """The Python interface: compile a model, look at its levels, save and run the program.
 
-    import d1c
-    program = d1c.compile("model.onnx", dims={"batch": 8})
-    print(program)                       # the compile summary
-    print(program.module("dist"))        # any level as text
-    program.save("model.d1x")
-    outputs = program.run({"image": images})
+import d1c
+program = d1c.compile("model.onnx", dims={"batch": 8})
+print(program)                       # the compile summary
+print(program.module("dist"))        # any level as text
+program.save("model.d1x")
+outputs = program.run({"image": images})
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def import_onnx(
     return run(model, {k: tuple(v) for k, v in (shapes or {}).items()}, dims or {}, freeze or {})
 
 
-def lower(module: Module, to: str = "kern", *, target: str | Path | Machine = "d1-tile", precision: str = "bf16") -> Module:
+def lower(
+    module: Module, to: str = "kern", *, target: str | Path | Machine = "d1-tile", precision: str = "bf16"
+) -> Module:
     """The module of level `to` (graph, dist, tile or kern) that `module` (graph or dist) becomes on `target`.
 
     A graph module goes through the graph passes first, unless it has been through them (it then knows its precision).
@@ -104,7 +106,9 @@ def compile(
         if name not in STAGES and name != "all":
             raise UsageError(f"no pass {name!r}", rule=f"passes are {', '.join(STAGES)}")
     chosen = target if isinstance(target, Machine) else machine(target)
-    run = _Run(chosen, precision, stop_after, frozenset(print_after), on_print or _print, progress or (lambda name: None))
+    run = _Run(
+        chosen, precision, stop_after, frozenset(print_after), on_print or _print, progress or (lambda name: None)
+    )
     return run.all(model, shapes, dims)
 
 
@@ -174,11 +178,17 @@ class _Run:
 
     def graph_passes(self, module: Module) -> Module:
         done = run_pipeline(
-            module, PIPELINE, options={"policy": self.precision},
+            module,
+            PIPELINE,
+            options={"policy": self.precision},
             stop_after=self.stop_after if self.stop_after in PIPELINE else None,
-            print_after=self.print_after & {"all", *PIPELINE}, on_print=self.on_print, on_start=self.progress,
-        )  # fmt: skip
-        self.passes += [{"name": r.name, "seconds": r.seconds, "verify_seconds": r.verify_seconds} for r in done.reports]
+            print_after=self.print_after & {"all", *PIPELINE},
+            on_print=self.on_print,
+            on_start=self.progress,
+        )
+        self.passes += [
+            {"name": r.name, "seconds": r.seconds, "verify_seconds": r.verify_seconds} for r in done.reports
+        ]
         self.modules["graph"] = done.module
         return done.module
 
@@ -215,7 +225,9 @@ class Program:
         """The d1c.target.program.Program. UsageError where compilation stopped earlier."""
         if self.compiled is None:
             last = self.passes[-1]["name"] if self.passes else "import"
-            raise UsageError(f"there is no program: compilation stopped after {last}", remedy="compile without stop_after")
+            raise UsageError(
+                f"there is no program: compilation stopped after {last}", remedy="compile without stop_after"
+            )
         return self.compiled.program
 
     def module(self, level: str | None = None) -> Module:
@@ -234,6 +246,7 @@ class Program:
     def _lowest(self) -> dict[str, Module]:
         from d1c.emit.modules import to_modules
 
+        assert self.compiled is not None
         tile, kern = to_modules(self.compiled)
         return {"tile": tile, "kern": kern}
 
@@ -244,19 +257,25 @@ class Program:
         program_io.save(self.target, Path(path))
 
     def run(
-        self, inputs: Mapping[str, np.ndarray], *, engine: str = "jit", threads: int | None = None, shuffle: int | None = None
+        self,
+        inputs: Mapping[str, np.ndarray],
+        *,
+        engine: str = "jit",
+        threads: int | None = None,
+        shuffle: int | None = None,
     ) -> dict[str, np.ndarray]:
         """Execute on the emulator: outputs by name. Raises InputError, Deadlock, Trap."""
         import d1rt
 
-        outputs: dict[str, np.ndarray] = d1rt.load(self.target).run(inputs, engine=engine, threads=threads, shuffle=shuffle)
+        outputs: dict[str, np.ndarray] = d1rt.load(self.target).run(
+            inputs, engine=engine, threads=threads, shuffle=shuffle
+        )
         return outputs
 
     def summary(self) -> dict[str, Any]:
         """The compile summary as plain JSON values (docs/cli.md has the keys)."""
-        from d1rt.timing import layer_times
-
         from d1c.report import summarize
+        from d1rt.timing import layer_times
 
         return summarize(self.target, layer_times(self.target), self.passes)
 

@@ -24,7 +24,7 @@ from d1c.target.machine import Machine
 __all__ = ["D1Backend", "D1Rep", "is_compatible", "prepare", "run_model", "run_node", "supports_device"]
 
 
-class D1Rep(BackendRep):  # type: ignore[misc]
+class D1Rep(BackendRep):
     """A prepared model; compiled once per set of input shapes."""
 
     def __init__(self, model: onnx.ModelProto, target: str | Machine, precision: str, engine: str) -> None:
@@ -45,13 +45,15 @@ class D1Rep(BackendRep):  # type: ignore[misc]
         return self.loaded[key]
 
     def run(self, inputs: Any, **kwargs: Any) -> tuple[Any, ...]:
-        """Outputs in the model's order, as a named tuple of arrays. `inputs`: a sequence in the model's order, or by name."""
+        """Outputs as a named tuple of arrays. `inputs`: a sequence in the model's order, or a mapping by name."""
         if isinstance(inputs, Mapping):
             named = {str(k): np.asarray(v) for k, v in inputs.items()}
         else:
             values = [inputs] if isinstance(inputs, np.ndarray) else list(inputs)
             if len(values) != len(self.inputs):
-                raise InputError(f"{len(values)} inputs given, the model has {len(self.inputs)}", rule=", ".join(self.inputs))
+                raise InputError(
+                    f"{len(values)} inputs given, the model has {len(self.inputs)}", rule=", ".join(self.inputs)
+                )
             named = dict(zip(self.inputs, map(np.asarray, values), strict=True))
         missing = [name for name in self.inputs if name not in named]
         if missing:
@@ -62,7 +64,7 @@ class D1Rep(BackendRep):  # type: ignore[misc]
         return out
 
 
-class D1Backend(Backend):  # type: ignore[misc]
+class D1Backend(Backend):
     """d1c and d1rt as an ONNX backend."""
 
     @classmethod
@@ -78,9 +80,15 @@ class D1Backend(Backend):  # type: ignore[misc]
 
     @classmethod
     def prepare(
-        cls, model: onnx.ModelProto, device: str = "CPU", *, target: str | Machine = "d1-node", precision: str = "f32",
-        engine: str = "jit", **kwargs: Any,
-    ) -> D1Rep:  # fmt: skip
+        cls,
+        model: onnx.ModelProto,
+        device: str = "CPU",
+        *,
+        target: str | Machine = "d1-node",
+        precision: str = "f32",
+        engine: str = "jit",
+        **kwargs: Any,
+    ) -> D1Rep:
         """Compile what can be compiled now. Raises the refusals of d1c.errors."""
         if not cls.supports_device(device):
             raise InputError(f"no device {device!r}", rule="devices are D1 and CPU (the emulator on the host)")
@@ -97,14 +105,20 @@ class D1Backend(Backend):  # type: ignore[misc]
 
     @classmethod
     def run_node(
-        cls, node: onnx.NodeProto, inputs: Any, device: str = "CPU",
-        outputs_info: Sequence[tuple[np.dtype, tuple[int, ...]]] | None = None, **kwargs: Any,
-    ) -> tuple[Any, ...]:  # fmt: skip
+        cls,
+        node: onnx.NodeProto,
+        inputs: Any,
+        device: str = "CPU",
+        outputs_info: Sequence[tuple[np.dtype, tuple[int, ...]]] | None = None,
+        **kwargs: Any,
+    ) -> tuple[Any, ...]:
         """Run one node as a model of its own, of the newest opset (`opset_version` to change it)."""
         values = list(inputs.values()) if isinstance(inputs, Mapping) else list(inputs)
         names = [name for name in node.input if name]
         infos = [
-            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.asarray(v).dtype), np.asarray(v).shape)
+            helper.make_tensor_value_info(
+                name, helper.np_dtype_to_tensor_dtype(np.asarray(v).dtype), np.asarray(v).shape
+            )
             for name, v in zip(names, values, strict=True)
         ]
         results = [onnx.ValueInfoProto(name=name) for name in node.output if name]

@@ -32,15 +32,20 @@ LIMITS: Mapping[str, Mapping[str, float]] = {
     "f32": {"isolated": 1e-4, "accumulated": 1e-4},
     "bf16": {"isolated": 2.0**-6, "accumulated": 2.0**-3},
 }
-"""Largest |difference| that still counts as the same, as a share of the reference's largest magnitude, per precision. bf16
-rounds each stored value by up to 2^-9; accumulated errors grow with depth, and a correlation of 0.99 is enough there."""
+"""Largest |difference| that still counts as the same, as a share of the reference's largest magnitude, per precision.
+bf16 rounds each stored value by up to 2^-9; accumulated errors grow with depth: a correlation of 0.99 is enough there."""
 CORRELATION = 0.99
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """`error`: max |x - reference| / max |reference|; `correlation`: Pearson's, nan where a side is constant; `finite`: both
-    sides are infinite or NaN at the same places; `factor`: standard deviation of x over the reference's."""
+    """How far x is from the reference.
+
+    error        max |x - reference| / max |reference|.
+    correlation  Pearson's, nan where a side is constant.
+    finite       both sides are infinite or NaN at the same places.
+    factor       standard deviation of x over the reference's.
+    """
 
     error: float
     correlation: float
@@ -55,7 +60,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class LayerCheck:
-    """One tensor. `isolated`, `accumulated`: None where not comparable (`note` says why); `diverges`: which of them are too far."""
+    """One tensor. `isolated`, `accumulated`: None where not comparable (`note` says why). `diverges`: which are too far."""
 
     name: str
     origin: str
@@ -83,13 +88,22 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         first = {kind: (x.name if (x := self.first(kind)) else None) for kind in ("isolated", "accumulated")}
         return {
-            "precision": self.precision, "limits": dict(LIMITS[self.precision]), "compared": self.compared, "first_divergence": first,
+            "precision": self.precision,
+            "limits": dict(LIMITS[self.precision]),
+            "compared": self.compared,
+            "first_divergence": first,
             "layers": [
-                {"name": x.name, "origin": x.origin, "isolated": _json(x.isolated), "accumulated": _json(x.accumulated),
-                 "diverges": list(x.diverges), "note": x.note}
+                {
+                    "name": x.name,
+                    "origin": x.origin,
+                    "isolated": _json(x.isolated),
+                    "accumulated": _json(x.accumulated),
+                    "diverges": list(x.diverges),
+                    "note": x.note,
+                }
                 for x in self.layers
             ],
-        }  # fmt: skip
+        }
 
     def text(self, all_layers: bool = False) -> str:
         """A line per layer (of long networks only those that diverge) and the verdict."""
@@ -116,11 +130,12 @@ class Report:
                 difference = at.isolated if kind == "isolated" else at.accumulated
                 assert difference is not None
                 raise D1Error(
-                    f"layer {at.name} diverges from onnxruntime ({kind})", where=at.origin,
-                    rule=f"largest |difference| at most {LIMITS[self.precision][kind]:.1e} of the largest value ({self.precision})",
+                    f"layer {at.name} diverges from onnxruntime ({kind})",
+                    where=at.origin,
+                    rule=f"largest |difference| at most {LIMITS[self.precision][kind]:.1e} of the largest value",
                     amounts={"error": difference.error, "correlation": difference.correlation},
                     remedy="bf16 rounds more: compare --precision f32; if that diverges too, report it as a bug",
-                )  # fmt: skip
+                )
 
 
 def _json(d: Difference | None) -> dict[str, Any] | None:
@@ -144,12 +159,13 @@ def compare(x: np.ndarray, reference: np.ndarray) -> Difference:
 
 
 def reference_tensors(model: str | Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Every tensor of the model as onnxruntime computes it, without graph optimisations. UsageError: it is not installed."""
+    """Every tensor of the model as onnxruntime computes it, without graph optimisations. UsageError: not installed."""
     try:
         import onnxruntime as ort
     except ModuleNotFoundError:
         raise UsageError(
-            "--check compares with onnxruntime, which is not installed", remedy="pip install 'd1c[test]', or pip install onnxruntime"
+            "--check compares with onnxruntime, which is not installed",
+            remedy="pip install 'd1c[test]', or pip install onnxruntime",
         ) from None
     proto = onnx.load(str(model))
     have = {o.name for o in proto.graph.output}
@@ -184,7 +200,9 @@ def check_program(
     precision = str(program.info.get("precision", "f32"))
     shapes = {p.name: p.shape for p in program.inputs}
     last = "pack-operands"
-    module = api.compile(Path(model), precision=precision, shapes=shapes, target="test", stop_after=last).module("graph")
+    module = api.compile(Path(model), precision=precision, shapes=shapes, target="test", stop_after=last).module(
+        "graph"
+    )
     tell("isolated")
     isolated = _isolated(module, names, tensors, inputs)
     tell("accumulated")
@@ -228,7 +246,7 @@ def _last_origin(block: Block, default: str) -> str:
 
 
 def _orders(reference: np.ndarray, shape: tuple[int, ...]) -> list[np.ndarray]:
-    """The reference in the orders in which a value of `shape` may hold it: as it is, channels last; dims of size 1 anywhere."""
+    """The reference as a value of `shape` may hold it: as it is, or channels last; dims of size 1 anywhere."""
     candidates = [reference]
     if reference.ndim > 2:
         candidates.append(np.moveaxis(reference, 1, -1))
@@ -246,7 +264,9 @@ Found = dict[str, tuple[str, Difference]]
 """Tensor name -> (origin, difference), in order."""
 
 
-def _isolated(module: Module, names: _Names, tensors: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]) -> Found:
+def _isolated(
+    module: Module, names: _Names, tensors: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray]
+) -> Found:
     block = module.function().block
     ends: dict[str, Op] = {}
     for op in block.ops:
@@ -271,7 +291,9 @@ def _isolated(module: Module, names: _Names, tensors: Mapping[str, np.ndarray], 
             t = op.result.type
             assert isinstance(t, TensorType)
             # from here on the reference's own value, so that errors do not add up
-            env[op.result] = round_to(reference, t.dtype) if reference.dtype == np.float32 else reference.astype(t.dtype.numpy)
+            env[op.result] = (
+                round_to(reference, t.dtype) if reference.dtype == np.float32 else reference.astype(t.dtype.numpy)
+            )
     return found
 
 
@@ -280,7 +302,12 @@ def _origin_of(op: Op) -> str:
 
 
 def _accumulated(
-    program: Program, module: Module, names: _Names, tensors: Mapping[str, np.ndarray], inputs: Mapping[str, np.ndarray], engine: str
+    program: Program,
+    module: Module,
+    names: _Names,
+    tensors: Mapping[str, np.ndarray],
+    inputs: Mapping[str, np.ndarray],
+    engine: str,
 ) -> dict[str, tuple[str, Difference] | str]:
     """Per layer: its tensor's name, origin and difference; or why there is none."""
     import d1rt
@@ -305,11 +332,15 @@ def _accumulated(
             out[tensor] = "stored in another order"
             continue
         difference = compare(value, reference)
-        out[tensor] = f"times {difference.factor:.4g}: a factor moved elsewhere" if difference.scaled else (origin, difference)
+        out[tensor] = (
+            f"times {difference.factor:.4g}: a factor moved elsewhere" if difference.scaled else (origin, difference)
+        )
     return out
 
 
-def _merge(isolated: Found, accumulated: Mapping[str, tuple[str, Difference] | str], precision: str) -> Iterable[LayerCheck]:
+def _merge(
+    isolated: Found, accumulated: Mapping[str, tuple[str, Difference] | str], precision: str
+) -> Iterable[LayerCheck]:
     limits = LIMITS[precision]
     for name, entry in accumulated.items():
         alone = isolated.get(name)

@@ -25,13 +25,12 @@ class Times(Protocol):
     def total(self) -> Mapping[str, Any]: ...
 
 
-
 ROWS = 40
 """Layers that the table shows before it leaves the cheap ones out."""
 
 
 def summarize(program: Program, times: Times, passes: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any]:
-    """The summary of a program. `times`: what d1rt.timing.layer_times says of it. `passes`: name and seconds of each."""
+    """The summary of a program. `times`: what d1rt.timing.layer_times says of it. `passes`: name, seconds of each."""
     machine = Machine.from_dict(program.machine)
     sram = sram_of(program)
     info, total = program.info, times.total
@@ -39,32 +38,68 @@ def summarize(program: Program, times: Times, passes: Sequence[Mapping[str, Any]
     for t in times.layers:
         told = program.layers[t["layer"]] if 0 <= t["layer"] < len(program.layers) else {}
         barrier = t["kind"] == "barrier"
-        layers.append({
-            "layer": t["layer"], "name": t["name"], "origin": t["origin"], "op": t["kind"], "plan": t["plan"],
-            "shape": [] if barrier else list(told.get("shape", ())), "dtype": "" if barrier else told.get("dtype", ""),
-            "nodes_used": t["cores_used"], "sram_peak_bytes": sram.get(t["layer"], 0), "flops": t["flops"], "cycles": t["cycles"],
-            "bound_cycles": t["lower_bound_cycles"], "binds": t["binds"], "noc_bytes": t["noc_bytes"],
-            "compute_cycles": t["compute_cycles"], "move_cycles": t["move_cycles"], "launch_cycles": t["launch_cycles"],
-            "terms": t["terms"],
-        })  # fmt: skip
+        layers.append(
+            {
+                "layer": t["layer"],
+                "name": t["name"],
+                "origin": t["origin"],
+                "op": t["kind"],
+                "plan": t["plan"],
+                "shape": [] if barrier else list(told.get("shape", ())),
+                "dtype": "" if barrier else told.get("dtype", ""),
+                "nodes_used": t["cores_used"],
+                "sram_peak_bytes": sram.get(t["layer"], 0),
+                "flops": t["flops"],
+                "cycles": t["cycles"],
+                "bound_cycles": t["lower_bound_cycles"],
+                "binds": t["binds"],
+                "noc_bytes": t["noc_bytes"],
+                "compute_cycles": t["compute_cycles"],
+                "move_cycles": t["move_cycles"],
+                "launch_cycles": t["launch_cycles"],
+                "terms": t["terms"],
+            }
+        )
     host = "nowhere: the machine has no interface processor" if not machine.dip_count else "DIP HBM"
     return {
-        "version": d1c.__version__, "model": info.get("model", ""), "target": machine.name,
-        "precision": info.get("precision", ""), "batch": total["batch"],
-        "nodes_used": total["cores_used"], "nodes": machine.cores, "host_ops": [],
-        "folded": {"nodes": int(info.get("folded", 0)) + int(info.get("folded_ops", 0)), "bytes": int(info.get("folded_bytes", 0))},
-        "sram_peak_bytes": int(info.get("sram_peak_bytes", max(sram.values(), default=0))), "sram_bytes": machine.sram_bytes,
-        "flops": total["flops"], "cycles": total["cycles"], "time_us": machine.seconds(total["cycles"]) * 1e6,
-        "inferences_per_second": total["inferences_per_second"], "percent_of_peak": 100 * total["peak_share"],
-        "bound_cycles": total["lower_bound_cycles"], "percent_of_bound": 100 * total["bound_share"],
-        "compute_cycles": total["compute_cycles"], "move_cycles": total["move_cycles"],
-        "launch_cycles": total["launch_cycles"], "barrier_cycles": total["barrier_cycles"], "noc_bytes": total["noc_bytes"],
-        "weight_bytes": total["weight_bytes"], "weight_load_cycles": total["weight_load_cycles"],
-        "weight_load_us": total["weight_load_microseconds"], "input_load_cycles": total["input_load_cycles"],
-        "output_store_cycles": total["output_store_cycles"], "inputs_start": host, "outputs_end": host,
-        "inputs": [_port(p) for p in program.inputs], "outputs": [_port(p) for p in program.outputs],
-        "layers": layers, "passes": [dict(p) for p in passes],
-    }  # fmt: skip
+        "version": d1c.__version__,
+        "model": info.get("model", ""),
+        "target": machine.name,
+        "precision": info.get("precision", ""),
+        "batch": total["batch"],
+        "nodes_used": total["cores_used"],
+        "nodes": machine.cores,
+        "host_ops": [],
+        "folded": {
+            "nodes": int(info.get("folded", 0)) + int(info.get("folded_ops", 0)),
+            "bytes": int(info.get("folded_bytes", 0)),
+        },
+        "sram_peak_bytes": int(info.get("sram_peak_bytes", max(sram.values(), default=0))),
+        "sram_bytes": machine.sram_bytes,
+        "flops": total["flops"],
+        "cycles": total["cycles"],
+        "time_us": machine.seconds(total["cycles"]) * 1e6,
+        "inferences_per_second": total["inferences_per_second"],
+        "percent_of_peak": 100 * total["peak_share"],
+        "bound_cycles": total["lower_bound_cycles"],
+        "percent_of_bound": 100 * total["bound_share"],
+        "compute_cycles": total["compute_cycles"],
+        "move_cycles": total["move_cycles"],
+        "launch_cycles": total["launch_cycles"],
+        "barrier_cycles": total["barrier_cycles"],
+        "noc_bytes": total["noc_bytes"],
+        "weight_bytes": total["weight_bytes"],
+        "weight_load_cycles": total["weight_load_cycles"],
+        "weight_load_us": total["weight_load_microseconds"],
+        "input_load_cycles": total["input_load_cycles"],
+        "output_store_cycles": total["output_store_cycles"],
+        "inputs_start": host,
+        "outputs_end": host,
+        "inputs": [_port(p) for p in program.inputs],
+        "outputs": [_port(p) for p in program.outputs],
+        "layers": layers,
+        "passes": [dict(p) for p in passes],
+    }
 
 
 def _port(port: Port) -> dict[str, Any]:
@@ -72,8 +107,9 @@ def _port(port: Port) -> dict[str, Any]:
 
 
 def sram_of(program: Program) -> dict[int, int]:
-    """Per layer the bytes of SRAM in use on a core while its kernel runs: code and lists, constants, and every buffer that
-    has been handed out and not yet freed."""
+    """Per layer the bytes of SRAM in use on a core while its kernel runs.
+
+    These are code and lists, constants, and every buffer that has been handed out and not yet freed."""
     base = int(program.info.get("sram_code_bytes", 0))
     base += sum(b.bytes for b in program.buffers if b.kind in ("constant", "table"))
     out: dict[int, int] = {}
@@ -120,9 +156,16 @@ def table(summary: Mapping[str, Any], all_layers: bool = False) -> Any:
     for i in shown:
         x = layers[i]
         out.add_row(
-            escape(x["origin"] or x["name"]), x["op"], "" if x["op"] == "barrier" else escape(short_plan(x["plan"])), f"{x['nodes_used']:,}", f"{x['sram_peak_bytes'] / 1024:,.0f}",
-            f"{x['cycles']:,}", f"{x['bound_cycles']:,}", x["binds"], f"{x['noc_bytes'] / 1024:,.0f}",
-        )  # fmt: skip
+            escape(x["origin"] or x["name"]),
+            x["op"],
+            "" if x["op"] == "barrier" else escape(short_plan(x["plan"])),
+            f"{x['nodes_used']:,}",
+            f"{x['sram_peak_bytes'] / 1024:,.0f}",
+            f"{x['cycles']:,}",
+            f"{x['bound_cycles']:,}",
+            x["binds"],
+            f"{x['noc_bytes'] / 1024:,.0f}",
+        )
     return out
 
 
@@ -151,7 +194,9 @@ def totals(summary: Mapping[str, Any]) -> list[str]:
     if s["passes"]:
         seconds = sum(p["seconds"] + p.get("verify_seconds", 0.0) for p in s["passes"])
         slow = sorted(s["passes"], key=lambda p: -p["seconds"])[:3]
-        lines.append(f"compiled in {seconds:.2f} s: " + ", ".join(f"{p['name']} {p['seconds']:.2f}" for p in slow) + ", ...")
+        lines.append(
+            f"compiled in {seconds:.2f} s: " + ", ".join(f"{p['name']} {p['seconds']:.2f}" for p in slow) + ", ..."
+        )
     return lines
 
 
@@ -188,5 +233,3 @@ def write(console: Any, summary: Mapping[str, Any], all_layers: bool = False) ->
         console.print()
     for line in totals(summary):
         console.print(line, markup=False, highlight=False)
-
-

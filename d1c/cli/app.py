@@ -17,16 +17,25 @@ Exit codes: 0 done, 2 usage, 3 to 12 refusals by kind, 13 deadlock, 14 trap, 130
 """
 
 app = typer.Typer(
-    name="d1c", help=HELP, add_completion=False, no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False
+    name="d1c",
+    help=HELP,
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
 )
 
-ErrorFormat = Annotated[str, typer.Option("--error-format", metavar="text|json", help="How refusals are printed, on stderr.")]
+ErrorFormat = Annotated[
+    str, typer.Option("--error-format", metavar="text|json", help="How refusals are printed, on stderr.")
+]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an unexpected error.")]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the summary as JSON.")]
 Target = Annotated[str, typer.Option("--target", help="d1-node, d1-die, d1-tile, test, or a .toml file.")]
 Inputs = Annotated[Path | None, typer.Option("--inputs", metavar="IN.npz", help="One array per input name.")]
 Outputs = Annotated[Path | None, typer.Option("--outputs", metavar="OUT.npz", help="Where the outputs go, by name.")]
-Engine = Annotated[str, typer.Option("--engine", metavar="jit|numpy", help="Native code, or the defining numpy engine.")]
+Engine = Annotated[
+    str, typer.Option("--engine", metavar="jit|numpy", help="Native code, or the defining numpy engine.")
+]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Host threads [default: all].")]
 Shuffle = Annotated[int | None, typer.Option("--shuffle", metavar="SEED", help="Order of cores, threads, messages.")]
 AllLayers = Annotated[bool, typer.Option("--all-layers", help="Show every layer of a long network.")]
@@ -43,7 +52,9 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def _app(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -70,9 +81,12 @@ def compile_command(
     outputs: Outputs = None,
     engine: Engine = "jit",
     threads: Threads = None,
-    stop_after: Annotated[str | None, typer.Option("--stop-after", metavar="PASS", help="Stop, and print the module.")] = None,
+    stop_after: Annotated[
+        str | None, typer.Option("--stop-after", metavar="PASS", help="Stop, and print the module.")
+    ] = None,
     print_after: Annotated[
-        list[str] | None, typer.Option("--print-after", metavar="PASS", help="Print the module then (or all); may repeat.")
+        list[str] | None,
+        typer.Option("--print-after", metavar="PASS", help="Print the module then (or all); may repeat."),
     ] = None,
     emit: Annotated[
         str | None, typer.Option("--emit", metavar="graph|dist|tile|kern", help="Print the module of that level.")
@@ -84,11 +98,26 @@ def compile_command(
     """Compile an ONNX model, and say what it will cost and what bounds it."""
     from d1c.cli.compile import Options, compile_model
 
-    compile_model(Options(
-        model=model, output=output, target=target, precision=precision, shapes=tuple(shape or ()), dims=tuple(dim or ()), json=json,
-        run=run, inputs=inputs, outputs=outputs, engine=engine, threads=threads, stop_after=stop_after,
-        print_after=tuple(print_after or ()), emit=emit, all_layers=all_layers,
-    ))  # fmt: skip
+    compile_model(
+        Options(
+            model=model,
+            output=output,
+            target=target,
+            precision=precision,
+            shapes=tuple(shape or ()),
+            dims=tuple(dim or ()),
+            json=json,
+            run=run,
+            inputs=inputs,
+            outputs=outputs,
+            engine=engine,
+            threads=threads,
+            stop_after=stop_after,
+            print_after=tuple(print_after or ()),
+            emit=emit,
+            all_layers=all_layers,
+        )
+    )
 
 
 @app.command("run")
@@ -135,9 +164,13 @@ def dis_command(
 @guarded
 def opt_command(
     file: Annotated[Path, typer.Argument(metavar="FILE.d1", help="IR text.")],
-    passes: Annotated[str, typer.Option("-p", "--passes", metavar="PASSES", help="Names, comma-separated; in this order.")],
+    passes: Annotated[
+        str, typer.Option("-p", "--passes", metavar="PASSES", help="Names, comma-separated; in this order.")
+    ],
     target: Target = "d1-tile",
-    precision: Annotated[str, typer.Option("--precision", metavar="f32|bf16", help="For the passes that ask.")] = "bf16",
+    precision: Annotated[
+        str, typer.Option("--precision", metavar="f32|bf16", help="For the passes that ask.")
+    ] = "bf16",
     error_format: ErrorFormat = "text",
     debug: Debug = False,
 ) -> None:
@@ -152,13 +185,17 @@ def opt_command(
 def asm_command(
     file: Annotated[Path, typer.Argument(metavar="FILE.d1", help="A tile program with its kernels, as text.")],
     output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT.d1x", help="Where the program goes.")],
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", metavar="FILE", help="An .npz or .d1x with constants that the text only names."),
+    ] = None,
     error_format: ErrorFormat = "text",
     debug: Debug = False,
 ) -> None:
     """Assemble a program written by hand."""
     from d1c.cli.text import assemble_file
 
-    assemble_file(file, output)
+    assemble_file(file, output, weights)
 
 
 @app.command("targets")

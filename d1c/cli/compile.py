@@ -49,16 +49,25 @@ def compile_model(o: Options) -> None:
 
     with progress("compiling", len(api.STAGES)) as tell:
         program = api.compile(
-            o.model, target=o.target, precision=o.precision, shapes=shapes_of(o.shapes), dims=dims_of(o.dims),
-            stop_after=o.stop_after, print_after=o.print_after, on_print=show, progress=tell,
-        )  # fmt: skip
+            o.model,
+            target=o.target,
+            precision=o.precision,
+            shapes=shapes_of(o.shapes),
+            dims=dims_of(o.dims),
+            stop_after=o.stop_after,
+            print_after=o.print_after,
+            on_print=show,
+            progress=tell,
+        )
     if o.emit is not None:
         print(program.module(o.emit))
     elif o.stop_after is not None and not printed:
         print(program.module())
     if program.compiled is None:
         if o.json is not None:
-            write_json(o.json, {"version": d1c_version(), "stopped_after": o.stop_after, "passes": list(program.passes)})
+            write_json(
+                o.json, {"version": d1c_version(), "stopped_after": o.stop_after, "passes": list(program.passes)}
+            )
         return
     if o.output is not None:
         with progress(f"writing {o.output.name}"):
@@ -92,7 +101,9 @@ def _check(o: Options) -> None:
     if not o.run and (o.inputs is not None or o.outputs is not None):
         raise UsageError("--inputs and --outputs go with --run", remedy="add --run, or leave them out")
     if o.stop_after is not None and o.stop_after != api.STAGES[-1] and (o.run or o.output is not None):
-        raise UsageError(f"--stop-after {o.stop_after} leaves no program to write or run", remedy="leave --stop-after out")
+        raise UsageError(
+            f"--stop-after {o.stop_after} leaves no program to write or run", remedy="leave --stop-after out"
+        )
     check_folder(o.output, o.json, o.outputs)
 
 

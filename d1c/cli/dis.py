@@ -35,7 +35,7 @@ def print_program(path: Path, core: str | None, role: str | None) -> None:
 
 
 def core_number(text: str, machine: Machine) -> int:
-    """The core at "X,Y": column and row of the machine's logical grid, from the north-west corner; dies lie side by side."""
+    """The core at "X,Y": column and row of the whole machine's logical grid, counted from the north-west corner."""
     columns, rows = machine.die_cols * machine.grid_cols, machine.die_rows * machine.grid_rows
     try:
         x, y = (int(n) for n in text.split(","))
@@ -50,7 +50,7 @@ def core_number(text: str, machine: Machine) -> int:
 
 
 def program_text(program: Program, role: str | None = None) -> str:
-    """The tile and the kern module of a program, its movements as comments (what they were made of is not in the binary)."""
+    """The tile and the kern module, movements as comments: the needs that they were made of are not in the binary."""
     from d1c.emit.modules import to_modules
     from d1c.emit.tile_program import TileProgram
 
@@ -85,7 +85,9 @@ def core_text(program: Program, core: int, role: str | None = None) -> Iterator[
             for number, thread in enumerate(r.threads):
                 yield f"role {r.name}, thread {number}"
                 for i, command in enumerate(thread):
-                    yield f"  {i:4} {_command(program, command, core)}" + (f"  ; {command.origin}" if command.origin else "")
+                    yield f"  {i:4} {_command(program, command, core)}" + (
+                        f"  ; {command.origin}" if command.origin else ""
+                    )
 
 
 def _plays(role: Role, core: int, mesh: Mesh) -> bool:
@@ -120,9 +122,11 @@ def _command(program: Program, c: Command, core: int) -> str:
             m = program.exchanges[c.exchange].messages()
             mine = np.flatnonzero(m.src == core)
             size = int(m.elements[mine].sum())
-            return f"push {name(c.source)} -> {name(c.target)} m{c.exchange}: {len(mine)} messages, {size:,} elements; semaphore {c.semaphore}"
+            what = f"m{c.exchange}: {len(mine)} messages, {size:,} elements; semaphore {c.semaphore}"
+            return f"push {name(c.source)} -> {name(c.target)} {what}"
         case Arrive():
-            return f"arrive m{c.exchange}: {_arrivals(program.exchanges[c.exchange], core)} messages on semaphore {c.semaphore}"
+            count = _arrivals(program.exchanges[c.exchange], core)
+            return f"arrive m{c.exchange}: {count} messages on semaphore {c.semaphore}"
         case Send():
             return (
                 f"send {own(c.elements)} elements {name(c.source)}+{own(c.source_offset)} -> "
@@ -144,7 +148,9 @@ def _command(program: Program, c: Command, core: int) -> str:
 def _reach(to: tuple[To, ...]) -> str:
     if not to:
         return "this core"
-    return " ".join(t.axis + ("*" if t.mode == "*" else f"{t.mode}{t.value}") for t in to)
+    return " ".join(
+        t.axis + ("*" if t.mode == "*" else f"{t.value:+d}" if t.mode == "+" else f"={t.value}") for t in to
+    )
 
 
 def _arrivals(x: Exchange, core: int) -> int:

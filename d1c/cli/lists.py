@@ -14,10 +14,13 @@ def print_targets(name: str | None) -> None:
     if name is None:
         for m in PRESETS.values():
             print(
-                f"{m.name:8} {m.dies:2} dies x {m.grid_rows} x {m.grid_cols} = {m.cores:,} cores of {m.node_count:,} live nodes, "
-                f"{m.sram_bytes:,} B SRAM each, {m.peak_flops_bf16 / 1e12:,.1f} TFLOP/s bf16, {m.peak_flops_f32 / 1e12:,.1f} f32"
+                f"{m.name:8} {m.dies:2} dies x {m.grid_rows} x {m.grid_cols} = {m.cores:,} cores "
+                f"of {m.node_count:,} live nodes, {m.sram_bytes:,} B SRAM each, "
+                f"{m.peak_flops_bf16 / 1e12:,.1f} TFLOP/s bf16, {m.peak_flops_f32 / 1e12:,.1f} f32"
             )
-        print("\nd1c targets NAME shows every number with its source; a .toml file changes any of them (docs/machine.md)")
+        print(
+            "\nd1c targets NAME shows every number with its source; a .toml file changes any of them (docs/machine.md)"
+        )
         return
     m = machine(name)
     for field in dataclasses.fields(Machine):

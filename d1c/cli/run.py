@@ -17,7 +17,12 @@ ENGINES = ("jit", "numpy")
 
 
 def execute(
-    program: Program, inputs: dict[str, np.ndarray], engine: str, threads: int | None, shuffle: int | None, seconds: dict[str, float]
+    program: Program,
+    inputs: dict[str, np.ndarray],
+    engine: str,
+    threads: int | None,
+    shuffle: int | None,
+    seconds: dict[str, float],
 ) -> dict[str, np.ndarray]:
     """Load and run; `seconds` gets "load_seconds" and "run_seconds"."""
     if engine not in ENGINES:
@@ -58,12 +63,17 @@ def run_program(
     show_outputs(results, outputs, seconds)
     if not (json or check):
         return
+    from d1c.report import summarize
     from d1rt.timing import layer_times
 
-    from d1c.report import summarize
-
     summary: dict[str, Any] = summarize(program, layer_times(program))
-    summary["run"] = {"engine": engine, "threads": threads, "shuffle": shuffle, **seconds, "peak_memory_bytes": peak_memory()}
+    summary["run"] = {
+        "engine": engine,
+        "threads": threads,
+        "shuffle": shuffle,
+        **seconds,
+        "peak_memory_bytes": peak_memory(),
+    }
     if check is not None:
         from d1c.check import check_program
 
@@ -80,7 +90,9 @@ def run_program(
 def show_outputs(outputs: dict[str, np.ndarray], path: Path | None, seconds: dict[str, float]) -> None:
     """A line per output on stdout, with its first values."""
     for name, array in outputs.items():
-        values = " ".join(f"{v:.6g}" if array.dtype.kind not in "biu" else str(v) for v in array.reshape(-1)[:6].tolist())
+        values = " ".join(
+            f"{v:.6g}" if array.dtype.kind not in "biu" else str(v) for v in array.reshape(-1)[:6].tolist()
+        )
         more = " ..." if array.size > 6 else ""
         print(f"{name} {list(array.shape)} {array.dtype}: {values}{more}")
     place = f", outputs in {path}" if path is not None else ""

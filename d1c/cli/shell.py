@@ -1,4 +1,4 @@
-"""What all commands share: refusals as one block and an exit code, files that are whole or absent, progress, reading flags."""
+"""What all commands share: refusals as one block and an exit code, files that are whole or absent, flags, progress."""
 
 from __future__ import annotations
 
@@ -114,8 +114,10 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
     """The arrays under their names; bf16 as f32, which every reader knows."""
     import numpy as np
 
-    known = {k: v.astype(np.float32) if v.dtype.kind == "V" or v.dtype.name == "bfloat16" else v for k, v in arrays.items()}
-    write_file(path, lambda file: np.savez(file, **known))
+    known = {
+        k: v.astype(np.float32) if v.dtype.kind == "V" or v.dtype.name == "bfloat16" else v for k, v in arrays.items()
+    }
+    write_file(path, lambda file: np.savez(file, **known))  # type: ignore[arg-type]
 
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
@@ -128,12 +130,16 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
                 raise ValueError("it holds one array without a name")
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
-        raise InputError(f"there is no file {path}", where=str(path), remedy="--inputs wants an existing .npz") from None
+        raise InputError(
+            f"there is no file {path}", where=str(path), remedy="--inputs wants an existing .npz"
+        ) from None
     except Exception as error:  # zipfile, zlib, numpy and OS each have their own class for a damaged file
         raise InputError(
-            f"cannot read {path} as .npz: {error}", where=str(path), rule="inputs come as an .npz, one array per input name",
+            f"cannot read {path} as .npz: {error}",
+            where=str(path),
+            rule="inputs come as an .npz, one array per input name",
             remedy="write it with numpy.savez(path, NAME=array)",
-        ) from None  # fmt: skip
+        ) from None
 
 
 def check_folder(*paths: Path | None) -> None:
@@ -218,8 +224,9 @@ class _Bar:
 
 @contextmanager
 def progress(title: str, steps: int = 0) -> Iterator[Callable[[str], None]]:
-    """Show on stderr what is going on, once it has taken a second; nothing where stderr is no terminal. Yields a function
-    that is told the name of each step as it starts."""
+    """Show on stderr what is going on, once it has taken a second; nothing where stderr is no terminal.
+
+    Yields a function that is told the name of each step as it starts."""
     if not sys.stderr.isatty():
         yield lambda step: None
         return

@@ -59,8 +59,9 @@ def _distribute(module: Module, target: str) -> Module:
 
 
 def assemble_file(path: Path, output: Path, weights: Path | None) -> None:
-    """Write the program that the text says: a tile module and the kern module of its kernels. `weights`: an .npz or a .d1x
-    with the constants that the text names by digest only."""
+    """Write the program that the text says: a tile module and the kern module of its kernels.
+
+    weights  an .npz or a .d1x with the constants that the text names by digest only."""
     check_folder(output)
     from d1c.emit.assemble import assemble
     from d1c.target import program_io

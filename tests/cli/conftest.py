@@ -35,11 +35,12 @@ def perceptron(batch: int | str = 4, op: str = "Relu", domain: str = "") -> onnx
         helper.make_node(op, ["i"], ["y"], "last", domain=domain),
     ]
     graph = helper.make_graph(
-        nodes, "perceptron",
+        nodes,
+        "perceptron",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch, 6])],
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch, 5])],
         [w, b],
-    )  # fmt: skip
+    )
     opsets = [helper.make_opsetid("", 17), *([helper.make_opsetid(domain, 1)] if domain else [])]
     return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 

@@ -22,8 +22,21 @@ Cli = Callable[..., Result]
 def test_the_summary_says_what_each_layer_costs_and_the_totals(cli: Cli, model: Path) -> None:
     done = cli("compile", model, "--target", "test")
     assert done.exit_code == 0, done.stderr
-    for word in ("product", "nodes", "SRAM", "cycles", "bound", "binds", "NoC", "inferences/s", "% of peak", "% of the bound",
-                 "cold weight load", "DIP HBM", "host ops: none"):  # fmt: skip
+    for word in (
+        "product",
+        "nodes",
+        "SRAM",
+        "cycles",
+        "bound",
+        "binds",
+        "NoC",
+        "inferences/s",
+        "% of peak",
+        "% of the bound",
+        "cold weight load",
+        "DIP HBM",
+        "host ops: none",
+    ):
         assert word in done.stdout, word
     assert done.stderr == "", "no progress where stderr is no terminal"
 
@@ -49,9 +62,22 @@ def test_the_json_has_the_documented_keys_and_consistent_numbers(cli: Cli, model
 
 def test_compile_and_run_in_one_command(cli: Cli, model: Path, inputs: Path, tmp_path: Path) -> None:
     done = cli(
-        "compile", model, "-o", tmp_path / "p.d1x", "--target", "test", "--precision", "f32", "--run", "--inputs", inputs,
-        "--outputs", tmp_path / "out.npz", "--engine", "numpy",
-    )  # fmt: skip
+        "compile",
+        model,
+        "-o",
+        tmp_path / "p.d1x",
+        "--target",
+        "test",
+        "--precision",
+        "f32",
+        "--run",
+        "--inputs",
+        inputs,
+        "--outputs",
+        tmp_path / "out.npz",
+        "--engine",
+        "numpy",
+    )
     assert done.exit_code == 0, done.stderr
     assert (tmp_path / "p.d1x").exists()
     np.testing.assert_allclose(np.load(tmp_path / "out.npz")["y"], expected(np.load(inputs)["x"]), atol=1e-5)
@@ -105,7 +131,7 @@ def test_a_machine_from_a_file(cli: Cli, model: Path, tmp_path: Path) -> None:
 
 
 def refused(done: Result, code: int, *words: str) -> None:
-    """A refusal: its exit code, one block on stderr that has these words and a remedy, nothing on stdout, no traceback."""
+    """A refusal: exit code, one block on stderr with these words and a remedy, nothing on stdout, no traceback."""
     assert done.exit_code == code, done.stdout + done.stderr
     assert done.stdout == ""
     assert "Traceback" not in done.stderr and "bug of d1c" not in done.stderr
@@ -145,10 +171,12 @@ def test_an_unbound_dimension_shows_the_flag(cli: Cli, tmp_path: Path) -> None:
 def test_a_model_that_does_not_fit_says_what_how_much_and_where(cli: Cli, tmp_path: Path) -> None:
     w = numpy_helper.from_array(np.zeros((2048, 2048), np.float32), "w")
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["y"], "wide")], "g",
+        [helper.make_node("MatMul", ["x", "w"], ["y"], "wide")],
+        "g",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2048])],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2048])], [w],
-    )  # fmt: skip
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2048])],
+        [w],
+    )
     path = tmp_path / "wide.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
     done = cli("compile", path, "--target", "test", "-o", tmp_path / "wide.d1x")
