@@ -12,7 +12,7 @@ import numpy as np
 
 from d1c.emit.check import check
 from d1c.emit.modules import from_modules
-from d1c.errors import VerifyError
+from d1c.errors import UsageError, VerifyError
 from d1c.ir.text import parse_modules
 from d1c.ir.verify import verify
 from d1c.target.machine import Machine
@@ -29,8 +29,8 @@ def assemble(
 
     machine  instead of the one that the text names (`d1c.module tile {machine = "test"}`); the mesh must be the same.
     weights  data of constants that the text names by digest only.
-    Raises ParseError (line, column, caret), VerifyError (type errors and broken rules, with the line) and DoesNotFit
-    (a buffer outside SRAM, or on another's bytes).
+    Raises ParseError (line, column, caret), VerifyError (type errors and broken rules, with the line), DoesNotFit (a
+    buffer outside SRAM, or on another's bytes) and UsageError (a constant without data).
     """
     try:
         return _assemble(text, filename, machine, weights)
@@ -63,9 +63,10 @@ def _assemble(
             name = next(buffers).name if kind == "buffer" else op.attrs.name
             lines[f"{kind} {name!r}"] = op.origin
         if kind == "place" and op.attrs.array not in program.weights:
-            raise VerifyError(
-                f"the text has no data of constant {op.attrs.array!r}, only its digest", where=op.origin,
-                rule="a program is assembled together with its data", remedy="give the data as `weights`",
+            raise UsageError(
+                f"the data of constant {op.attrs.array!r} is not in the text", where=op.origin,
+                rule="large constants are printed as a digest",
+                remedy="give the data: --weights FILE.npz, or --weights PROGRAM.d1x",
             )  # fmt: skip
     check(program, lines)
     return program

@@ -11,7 +11,7 @@ import pytest
 from d1c.emit.assemble import assemble
 from d1c.emit.modules import from_modules, to_modules
 from d1c.emit.tile_program import Movement, TileProgram
-from d1c.errors import ParseError, VerifyError
+from d1c.errors import ParseError, UsageError, VerifyError
 from d1c.frontend.importer import import_onnx
 from d1c.ir.layout import need_of
 from d1c.ir.structured import Entry
@@ -275,7 +275,7 @@ def test_names_that_do_not_resolve(body: str, words: str) -> None:
 def test_data_that_the_text_does_not_have() -> None:
     text = tile_text('tile.place(%a) {array = "w"}').replace("  }\n}", """  }
   constants { "w" = external<640eda111fc864cd> : 1x16xf32 }\n}""")
-    with pytest.raises(VerifyError, match="no data of constant 'w'"):
+    with pytest.raises(UsageError, match="data of constant 'w' is not in the text"):
         assemble(text, "t.d1")
 
 
