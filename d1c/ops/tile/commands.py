@@ -4,8 +4,8 @@
     tile.push(%x, %x.w) {movement = "m0", semaphore = 9}                            source, target
     tile.send(%x, %slot) {to = "nc+1", elements = 64, semaphore = 3}
 
-An integer that differs between cores is written `#int"nr nc: 3*7 1"`: a table over the positions along the factors,
-here three times 7, then 1. Whom a command reaches is written factor by factor: `nc+1` (the next one), `dr=0`, `nc=*`
+An integer that differs between cores is written `#int"nr nc: 7*3 1"`: a table over the positions along the factors,
+here 7 three times, then 1. Whom a command reaches is written factor by factor: `nc+1` (the next one), `dr=0`, `nc=*`
 (all of them).
 """
 
