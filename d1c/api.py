@@ -13,11 +13,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d1c.errors import UsageError
+from d1c.errors import DoesNotFit, UsageError
 from d1c.ir.core import LEVELS, Module
 from d1c.ir.text import parse
 from d1c.ir.verify import verify
@@ -151,11 +151,8 @@ class _Run:
             module = self.graph_passes(module)
         self.precision = str(module.attrs.get("precision", self.precision))
         if module.level == "graph" and not any(self.done(name) for name in ("import", *PIPELINE)):
-            from d1c.passes import distribute
-
-            module = self.stage("distribute", lambda: distribute.run(module, self.machine))
-            self.modules["dist"] = module
-        if module.level == "dist" and not self.done("distribute"):
+            self.distribute(module)
+        elif module.level == "dist" and not self.done("distribute"):
             self.lower_tile(module)
         return Program(self.machine, self.precision, self.modules, self.compiled, tuple(self.passes))
 
@@ -191,6 +188,21 @@ class _Run:
         ]
         self.modules["graph"] = done.module
         return done.module
+
+    def distribute(self, graph: Module) -> None:
+        """Distribute and lower: with fewer and fewer constants resident until the program fits SRAM."""
+        from d1c.passes import distribute
+
+        for share in distribute.RESIDENT_SHARES:
+            module = self.stage("distribute", partial(distribute.run, graph, self.machine, resident=share))
+            self.modules["dist"] = module
+            if self.done("distribute"):
+                return
+            try:
+                return self.lower_tile(module)
+            except DoesNotFit:
+                if share == distribute.RESIDENT_SHARES[-1]:
+                    raise
 
     def lower_tile(self, module: Module) -> None:
         from d1c.passes import lower_tile

@@ -28,18 +28,21 @@ from d1c.ops.dist.compute import ComputeAttrs, DistConstAttrs, ExchangeAttrs, co
 from d1c.target.machine import Machine
 from d1c.target.mesh import Group, Layout, LayoutError, Mesh
 
-RESIDENT_SHARE = 0.45
-"""Share of a core's SRAM that constants may take for good; the rest is for activations and gathered constants."""
+RESIDENT_SHARES = (0.45, 0.3, 0.15, 0.0)
+"""Shares of a core's SRAM that constants may take for good, tried in this order until the program fits; the rest is for
+activations and for constants that are gathered for each use."""
 
 Chooser = Callable[[Layer, Sequence[Layout | None]], Plan]
 
 
-def run(module: Module, machine: Machine, seed: int | None = None) -> Module:
-    """The distributed module. `seed`: random plans instead of priced ones (tests)."""
+def run(
+    module: Module, machine: Machine, seed: int | None = None, resident: float = RESIDENT_SHARES[0]
+) -> Module:
+    """The distributed module. `seed`: random plans instead of priced ones (tests). `resident`: see RESIDENT_SHARES."""
     mesh = Mesh(machine.axes)
     layers = layers_of(module)
     rng = np.random.default_rng(seed)
-    budget = RESIDENT_SHARE * machine.data_bytes
+    budget = resident * machine.data_bytes
     users = sum(any(o.constant for o in x.operands) for x in layers.layers)
 
     def chooser(layer: Layer, layouts: Sequence[Layout | None]) -> Plan:
