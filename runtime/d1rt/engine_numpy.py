@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict, deque
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -48,16 +48,20 @@ Waiting = tuple[int, int]
 class Engine:
     """Runs one program. `threads` is ignored (there is one host thread); `shuffle`: seed of the order of events."""
 
-    def __init__(self, program: Program, threads: int | None = None, shuffle: int | None = None) -> None:
-        self.program, self.shuffle = program, shuffle
+    def __init__(
+        self, program: Program, threads: int | None = None, shuffle: int | None = None, keep: bool = False
+    ) -> None:
+        self.program, self.shuffle, self.keep = program, shuffle, keep
         self.movements = [Movement(x) for x in program.exchanges]
         self._tables: dict[int, tuple[np.ndarray, ...]] = {}
         self._footprints: dict[tuple[object, ...], np.ndarray] = {}
 
-    def run(self, inputs: Mapping[str, np.ndarray], keep: bool | Collection[int] = ()) -> Result:
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Result:
         """See d1rt.loader.Engine."""
-        layers = set(range(len(self.program.layers))) if keep is True else set(keep or ())
-        return _Run(self, inputs, layers).run()
+        return _Run(self, inputs).run()
+
+    def close(self) -> None:
+        """Nothing is held between runs but tables."""
 
     def table(self, command: Call | Send | Wait) -> tuple[np.ndarray, ...]:
         """A command's per-core integers for all cores, in the order of its fields; for a Call: bases [cores, operands],
@@ -127,10 +131,10 @@ _NOTHING = np.zeros(0, np.int64)
 
 
 class _Run:
-    def __init__(self, engine: Engine, inputs: Mapping[str, np.ndarray], keep: set[int]) -> None:
-        self.engine, self.program, self.mesh, self.keep = engine, engine.program, engine.program.mesh, keep
+    def __init__(self, engine: Engine, inputs: Mapping[str, np.ndarray]) -> None:
+        self.engine, self.program, self.mesh = engine, engine.program, engine.program.mesh
         self.inputs = inputs
-        self.kept: Kept = {layer: {} for layer in sorted(keep)}
+        self.kept: Kept = {}
         size = max((b.address + b.bytes for b in self.program.buffers), default=0)
         self.cores = [Core(i, size) for i in range(self.mesh.cores)]
         self.rng = random.Random(engine.shuffle) if engine.shuffle is not None else None
@@ -341,8 +345,8 @@ class _Run:
         ]
         run_nest(nest, core.values(out), operands, tables, trips, [int(s) for s in scalars])
         core.mark(out, target, FULL)
-        if c.layer in self.keep:
-            self.kept[c.layer][core.number] = core.values(out).copy()
+        if self.engine.keep and c.layer >= 0:
+            self.kept.setdefault(c.layer, {})[core.number] = core.values(out).copy()
 
     # ---- deadlock ---------------------------------------------------------------------------------------------------
 

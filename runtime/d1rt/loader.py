@@ -33,10 +33,14 @@ class Result:
 class Engine(Protocol):
     """What executes a program; made for one program, runs it any number of times, each time from its initial state.
 
-    Engines are built as Engine(program, threads, shuffle). `inputs` are checked: every name, with its port's shape and
-    type. `keep`: True for all layers, or layer numbers. Raises Trap and Deadlock."""
+    Engines are built as Engine(program, threads, shuffle, keep): host threads, seed of the order of events, whether the
+    results of layers are kept."""
 
-    def run(self, inputs: Mapping[str, np.ndarray], keep: bool | Collection[int] = ()) -> Result: ...
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Result:
+        """`inputs` are checked: every name, with its port's shape and type. Raises Trap and Deadlock."""
+
+    def close(self) -> None:
+        """Give memory back; the engine does not run again."""
 
 
 def load(path_or_program: str | Path | Program) -> Loaded:
@@ -55,7 +59,7 @@ class Loaded:
         self.inputs: dict[str, Port] = {p.name: p for p in program.inputs}
         self.outputs: dict[str, Port] = {p.name: p for p in program.outputs}
         self.kept: Kept = {}
-        self._engines: dict[tuple[str, int | None, int | None], Engine] = {}
+        self._engines: dict[tuple[str, int | None, int | None, bool], Engine] = {}
 
     def run(
         self,
@@ -76,22 +80,22 @@ class Loaded:
         engine.
         """
         checked = self.check_inputs(inputs)
-        result = self.engine(engine, threads, shuffle).run(checked, keep)
-        self.kept = result.kept
+        result = self.engine(engine, threads, shuffle, bool(keep)).run(checked)
+        self.kept = {n: v for n, v in result.kept.items() if keep is True or (keep and n in keep)}
         return result.outputs
 
-    def engine(self, name: str, threads: int | None = None, shuffle: int | None = None) -> Engine:
+    def engine(self, name: str, threads: int | None = None, shuffle: int | None = None, keep: bool = False) -> Engine:
         """The engine of that name for this program; made once, since making one may mean compiling kernels."""
-        key = (name, threads, shuffle)
+        key = (name, threads, shuffle, keep)
         if key not in self._engines:
             if name == "jit":
                 from d1rt import engine_jit
 
-                self._engines[key] = engine_jit.Engine(self.program, threads, shuffle)
+                self._engines[key] = engine_jit.Engine(self.program, threads, shuffle, keep)
             elif name == "numpy":
                 from d1rt import engine_numpy
 
-                self._engines[key] = engine_numpy.Engine(self.program, threads, shuffle)
+                self._engines[key] = engine_numpy.Engine(self.program, threads, shuffle, keep)
             else:
                 raise UsageError(f"unknown engine {name!r}", rule=f"engines are {', '.join(ENGINES)}")
         return self._engines[key]
@@ -131,13 +135,22 @@ class Loaded:
         if layer not in kept:
             raise UsageError(f"layer {layer} was not kept", remedy=f"run with keep=True or keep=[{layer}]")
         record = self.program.layers[layer]
-        layout, shape = Layout.parse(str(record["layout"])), tuple(int(n) for n in record["shape"])
-        size = int(np.prod(layout.local_shape(shape), dtype=np.int64))
-        shares = {core: values[:size] for core, values in kept[layer].items()}
-        return whole(shares, layout, shape, dtype(str(record["dtype"])).numpy, self.program.mesh)
+        try:
+            layout, shape = Layout.parse(str(record["layout"])), tuple(int(n) for n in record["shape"])
+            layout.check(shape, self.program.mesh)
+            size = int(np.prod(layout.local_shape(shape), dtype=np.int64))
+            shares = {core: values[:size] for core, values in kept[layer].items()}
+            return whole(shares, layout, shape, dtype(str(record["dtype"])).numpy, self.program.mesh)
+        except (KeyError, TypeError, ValueError) as e:
+            raise UsageError(
+                f"layer {layer} cannot be put together: {e!r}",
+                rule="its record has shape, dtype and layout of the result",
+            ) from None
 
     def close(self) -> None:
-        """Drop the engines and what they hold."""
+        """Close the engines and drop what they hold."""
+        for engine in self._engines.values():
+            engine.close()
         self._engines.clear()
         self.kept = {}
 
