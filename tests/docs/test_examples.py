@@ -1,8 +1,9 @@
 """What the documentation's pages show is true: examples run, programs parse, command lines are ones that d1c takes.
 
 In a page, `>>>` examples and fenced blocks of `python` run from top to bottom in one namespace. Fenced blocks of `d1`
-that are whole modules are parsed, verified and printed again. Command lines, in fenced blocks of `sh` and in indented
-ones, are read with the command line's own parser; they are not run.
+that are whole modules are parsed, verified and printed again. Command lines, in fenced blocks of `sh` and in the indented
+ones of the README, are read with the command line's own parser; they are not run. Indented lines of other pages that
+start with `d1c` are synopses: their commands and options exist.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from d1c.pipeline import PASSES
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.M | re.S)
-COMMAND = re.compile(r"^(?: {4})?(?:\$ )?((?:\S*/)?(?:d1c|python3?) .*)$", re.M)
+COMMAND = re.compile(r"(?:\S*/)?(?:d1c|python3?) .*")
 
 
 def blocks(page: Path, language: str) -> list[tuple[int, str]]:
@@ -58,7 +59,8 @@ def as_before() -> Iterator[None]:
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if examples(p)], ids=lambda p: p.name)
-def test_examples_in_the_page(page: Path, as_before: None) -> None:
+def test_examples_in_the_page(page: Path, as_before: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # pages name files of the repository
     space = {"__name__": page.stem}
     test = doctest.DocTest(examples(page), space, page.name, str(page), 0, None)
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
@@ -85,18 +87,37 @@ def test_programs_parse_and_print(text: str) -> None:
 
 
 def commands(page: Path) -> list[tuple[int, list[str]]]:
-    """(line, words) of the command lines that start d1c or python; `a && b` is two, `\\` at the end goes on."""
-    text = page.read_text(encoding="utf-8").replace("\\\n", "  ")
+    """(line, words) of the command lines that start d1c or python, in fenced blocks of `sh` and the README's indented
+    ones; `a && b` is two, `\\` at the end goes on."""
+    text = page.read_text(encoding="utf-8")
+    lines = [(start + 1 + i, line) for start, block in blocks(page, "sh") for i, line in enumerate(block.split("\n"))]
+    if page.name == "README.md":
+        lines += [(i, line) for i, line in enumerate(text.split("\n"), 1) if line.startswith("    ")]
     out = []
-    fenced = [(m.start(), m.end(), m[1]) for m in FENCE.finditer(text)]
-    for m in re.finditer(r"^( {4})?(\S.*)$", text, re.M):
-        language = next((kind for a, b, kind in fenced if a <= m.start() < b), None)
-        if language != "sh" if language is not None else not m[1]:
-            continue
-        for part in m[2].removeprefix("$ ").split(" && "):
+    joined = "\n".join(f"{line.strip()}\0{number}" for number, line in lines)
+    for entry in re.sub(r"\\\0\d+\n", " ", joined).split("\n"):
+        line, _, number = entry.partition("\0")
+        for part in line.removeprefix("$ ").split(" && "):
             if COMMAND.fullmatch(part):
-                out.append((text.count("\n", 0, m.start()) + 1, shlex.split(part, comments=True)))
+                out.append((int(number), shlex.split(part, comments=True)))
     return out
+
+
+SYNOPSIS = re.compile(r"^    d1c (\w+)(.*\n(?:     +.*\n)*)", re.M)
+SYNOPSES = [
+    pytest.param(m[1], m[2], id=f"{p.name}:{m[1]}:{i}")
+    for p in PAGES
+    if p.name != "README.md"
+    for i, m in enumerate(SYNOPSIS.finditer(p.read_text(encoding="utf-8")))
+]
+
+
+@pytest.mark.parametrize(("command", "text"), SYNOPSES)
+def test_synopses_name_commands_and_options(command: str, text: str) -> None:
+    group: Any = typer.main.get_command(app)
+    known = {o for parameter in group.commands[command].params for o in parameter.opts}
+    used = re.findall(r"(?<!\S)\[?(-[a-z]\b|--[a-z][a-z-]*)", text)
+    assert set(used) <= known
 
 
 COMMANDS = [pytest.param(words, id=f"{p.name}:{line}") for p in PAGES for line, words in commands(p)]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
-from d1c.docgen import PAGES, op_rows
+from d1c.docgen import PAGES, op_rows, pass_rows
 from d1c.ops.opdef import load_all
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -32,3 +33,13 @@ def test_element_types_are_what_the_bodies_take() -> None:
 
 def test_every_row_has_a_line() -> None:
     assert [r.name for r in op_rows() if not r.doc] == []
+
+
+def test_the_architecture_lists_the_passes_in_order() -> None:
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    found = re.findall(r"^\| (\d+) \| (\w+) \| ([\w-]+) \| ([\w, ]+) \|", page, re.M)
+    assert found == [(str(r.place), r.level_in, r.name, r.level_out) for r in pass_rows() if r.place]
+
+
+def test_the_architecture_counts_the_graph_ops() -> None:
+    assert f"whole tensors, {len(op_rows())} ops" in (DOCS / "architecture.md").read_text(encoding="utf-8")
