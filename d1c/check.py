@@ -33,7 +33,8 @@ LIMITS: Mapping[str, Mapping[str, float]] = {
     "bf16": {"isolated": 2.0**-6, "accumulated": 2.0**-3},
 }
 """Largest |difference| that still counts as the same, as a share of the reference's largest magnitude, per precision.
-bf16 rounds each stored value by up to 2^-9; accumulated errors grow with depth: a correlation of 0.99 is enough there."""
+bf16 rounds each stored value by up to 2^-9; accumulated errors grow with depth, where a correlation of 0.99
+is enough."""
 CORRELATION = 0.99
 
 
@@ -60,7 +61,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class LayerCheck:
-    """One tensor. `isolated`, `accumulated`: None where not comparable (`note` says why). `diverges`: which are too far."""
+    """One tensor. `isolated`, `accumulated`: None where not comparable (`note` says why). `diverges`: too far."""
 
     name: str
     origin: str
