@@ -1,9 +1,9 @@
 """What the documentation's pages show is true: examples run, programs parse, command lines are ones that d1c takes.
 
 In a page, `>>>` examples and fenced blocks of `python` run from top to bottom in one namespace. Fenced blocks of `d1`
-that are whole modules are parsed, verified and printed again. Command lines, in fenced blocks of `sh` and in indented ones of
-the README, are read with the command line's own parser; they are not run. Indented lines of other pages that start with
-`d1c` are synopses: their commands and options exist.
+that are whole modules are parsed, verified and printed again. Command lines, in fenced blocks of `sh` and in indented
+ones of the README, are read with the command line's own parser; they are not run. Indented lines of other pages that
+start with `d1c` are synopses: their commands and options exist.
 """
 
 from __future__ import annotations
