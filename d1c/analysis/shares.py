@@ -104,7 +104,7 @@ def call_of(
                 numbers.append(None)
                 continue
             a, b, g, n = groups[i]
-            table, row = _table(coefs, extents[a:b], starts[i], trips[i], g.block)
+            table, row = _table(coefs, extents[a:b], starts[i], trips[i], g.block if g.axes else n)
             numbers.append(len(tables))
             tables.append(table)
             rows.append(row)
