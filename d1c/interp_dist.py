@@ -7,17 +7,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
-from d1c.analysis.exchange import exchange
+from d1c.analysis.plans import exchange_of
 from d1c.analysis.shares import Read, Shares, call_of
 from d1c.errors import Trap
 from d1c.ir.core import Block, Module, Op, Value
 from d1c.ir.layout import Need, need_of
 from d1c.ir.types import TensorType, WindowType
+from d1c.target.kernel import Loop, Nest
 from d1c.target.mesh import Group, Layout, Mesh, place, whole
+from d1c.target.movement import Exchange
 from d1c.target.numerics import run_nest
+
+_AT_ONCE = 1 << 22  # elements of messages that are moved by one numpy call
 
 
 def read_of(value: Value, need: Need) -> Read:
@@ -60,24 +65,44 @@ def deliver(
     mesh: Mesh, origin: str,
 ) -> dict[int, np.ndarray]:  # fmt: skip
     """Perform an exchange: the window of every class of cores. Traps unless every real element arrives exactly once."""
-    x = exchange(layout, shape, need, mesh)
+    x = exchange_of(layout, shape, need, mesh)
     if not x.covers():
         raise Trap(f"exchange at {origin} does not cover its windows")
+    return receive(x, held, fill, dtype, origin)
+
+
+def receive(
+    x: Exchange, held: Mapping[int, np.ndarray], fill: float, dtype: np.dtype, origin: str
+) -> dict[int, np.ndarray]:
+    """Send every message of `x` from the owned buffers. Traps where an element arrives twice, or some do not arrive."""
     m = x.messages()
-    windows = {int(c): np.full(x.window_elements, fill, dtype) for c in m.classes}
-    count = {c: np.zeros(x.window_elements, np.int8) for c in windows}
-    for i in range(len(m)):
-        c = int(m.classes[m.cls[i]])
-        so, do = np.array([m.soff[i]]), np.array([m.doff[i]])
-        for n, s, d in zip(m.sizes[:, i], m.sstride[:, i], m.dstride[:, i], strict=True):
-            step = np.arange(n)
-            so, do = (step[:, None] * s + so).ravel(), (step[:, None] * d + do).ravel()
-        count[c][do] += 1
-        windows[c][do] = held[int(m.src[i])][so]
-    for c, n in count.items():
-        if n.max(initial=0) > 1:
-            raise Trap(f"exchange at {origin}: core {c} receives an element twice")
-    return windows
+    windows = np.full((len(m.classes), x.window_elements), fill, dtype)
+    times = np.zeros(windows.shape, np.int8)
+    senders, row = np.unique(m.src, return_inverse=True)
+    sources = np.stack([held[int(c)] for c in senders]) if len(senders) else np.zeros((0, 0), dtype)
+    # messages of one shape differ in their offsets only
+    shapes, kind = np.unique(np.concatenate((m.sizes, m.sstride, m.dstride)), axis=1, return_inverse=True)
+    for k, (sizes, sstrides, dstrides) in enumerate(zip(*np.split(shapes.T, 3, axis=1), strict=True)):
+        take, put = _box(sizes, sstrides), _box(sizes, dstrides)
+        group = np.flatnonzero(kind.reshape(-1) == k)
+        for at in np.array_split(group, -(-len(group) * len(take) // _AT_ONCE)):
+            target = m.cls[at, None], m.doff[at, None] + put
+            np.add.at(times, target, 1)
+            windows[target] = sources[row.reshape(-1)[at, None], m.soff[at, None] + take]
+    if times.max(initial=0) > 1:
+        core = m.classes[int(times.max(axis=1).argmax())]
+        raise Trap(f"exchange at {origin}: core {core} receives an element twice")
+    if not np.array_equal(times.sum(axis=1, dtype=np.int64), x.real_elements(m.classes)):
+        raise Trap(f"exchange at {origin}: an element of a window does not arrive")
+    return dict(zip(m.classes.tolist(), windows, strict=True))
+
+
+def _box(sizes: np.ndarray, strides: np.ndarray) -> np.ndarray:
+    """Offsets of a strided box, innermost size first."""
+    out = np.zeros(1, np.int64)
+    for n, stride in zip(sizes, strides, strict=True):
+        out = (np.arange(n)[:, None] * stride + out).ravel()
+    return out
 
 
 def evaluate_dist(module: Module, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -116,23 +141,65 @@ def evaluate_dist(module: Module, inputs: Mapping[str, np.ndarray]) -> dict[str,
 
 
 def _compute(op: Op, held: Mapping[Value, Mapping[int, np.ndarray]], mesh: Mesh) -> dict[int, np.ndarray]:
+    """The owned buffer of every active core. Cores whose calls differ only in where their operands lie are evaluated
+    together, as one more parallel loop: numpy pays per call, not per element."""
     call = compute_call(op, mesh)
     t = op.result.type
     assert isinstance(t, TensorType) and t.layout is not None
+    memory: list[np.ndarray] = []  # per operand the buffers of all cores, one after another
+    starts: list[np.ndarray] = []  # and where each core's call finds its first element
+    for j, v in enumerate(op.operands):
+        cores = call.cores
+        if isinstance(v.type, WindowType):
+            keyed = tuple(a for a in mesh.names if a in v.type.need.axes)
+            cores = mesh.core_offset(keyed, mesh.position(keyed, cores))
+        owners, row = np.unique(cores, return_inverse=True)
+        if missing := [int(c) for c in owners if int(c) not in held[v]]:
+            raise Trap(f"compute at {op.origin}: core {missing[0]} holds nothing of operand {j}")
+        buffers = np.stack([held[v][int(c)] for c in owners])
+        _check_reach(call, j, buffers.shape[1], op.origin)
+        memory.append(buffers.reshape(-1))
+        starts.append(row.reshape(-1) * buffers.shape[1] + call.bases[:, j])
     size = math.prod(t.layout.local_shape(t.shape))
-    out = {}
-    for i, core in enumerate(call.cores):
-        operands = []
-        for j, v in enumerate(op.operands):
-            c = int(core)
-            if isinstance(v.type, WindowType):
-                keyed = tuple(a for a in mesh.names if a in v.type.need.axes)
-                c = int(mesh.core_offset(keyed, mesh.position(keyed, np.array([core])))[0])
-            operands.append(held[v][c][int(call.bases[i, j]) :])
-        tables = [t[call.table_rows[i, k]].astype(np.uint32) for k, t in enumerate(call.tables)]
-        result = np.zeros(size, t.dtype.numpy)
-        run_nest(
-            call.nest, result, operands, tables, [int(n) for n in call.trips[i]], [int(s) for s in call.scalars[i]]
-        )
-        out[int(core)] = result
-    return out
+    out = np.zeros((len(call.cores), size), t.dtype.numpy)
+    alike = np.unique(np.concatenate((call.trips, call.scalars, call.table_rows), axis=1), axis=0, return_inverse=True)
+    for k in range(len(alike[0])):
+        at = np.flatnonzero(alike[1].reshape(-1) == k)
+        one = at[0]
+        tables = [rows[n] for rows, n in zip(call.tables, call.table_rows[one], strict=True)]
+        tables = [x.astype(np.uint32) for x in (*tables, *(s[at] for s in starts))]
+        result = np.zeros(len(at) * size, out.dtype)
+        nest = _side_by_side(call.nest, len(at), size, len(call.tables))
+        trips, scalars = [len(at), *map(int, call.trips[one])], [int(x) for x in call.scalars[one]]
+        run_nest(nest, result, memory, tables, trips, scalars)
+        out[at] = result.reshape(len(at), size)
+    return {int(c): out[i] for i, c in enumerate(call.cores)}
+
+
+def _side_by_side(nest: Nest, cores: int, size: int, tables: int) -> Nest:
+    """The nest on several cores: an outermost loop over cores, whose results lie `size` elements apart and whose
+    operands start where tables number `tables` and on say."""
+    operands = tuple(
+        replace(o, strides=(0, *o.strides), tables=(tables + j, *o.tables)) for j, o in enumerate(nest.operands)
+    )
+    return replace(
+        nest, loops=(Loop("core", cores), *nest.loops), parallel=nest.parallel + 1, operands=operands,
+        out=replace(nest.out, strides=(size, *nest.out.strides), tables=(None, *nest.out.tables)),
+        cut=None if nest.cut is None else nest.cut + 1,
+    )  # fmt: skip
+
+
+def _check_reach(call: Shares, number: int, elements: int, origin: str) -> None:
+    """Traps where a core's call would leave its own buffer of operand `number`, which has `elements`."""
+    lowest, highest = call.bases[:, number].copy(), call.bases[:, number].copy()
+    operand = call.nest.operands[number]
+    for loop, (stride, table) in enumerate(zip(operand.strides, operand.tables, strict=True)):
+        if table is not None:
+            inside = np.arange(call.tables[table].shape[1]) < call.trips[:, loop, None]
+            offsets = np.where(inside, call.tables[table][call.table_rows[:, table]], 0)
+            lowest, highest = lowest + offsets.min(axis=1), highest + offsets.max(axis=1)
+        else:
+            last = stride * (call.trips[:, loop] - 1)
+            lowest, highest = lowest + np.minimum(last, 0), highest + np.maximum(last, 0)
+    if lowest.min(initial=0) < 0 or highest.max(initial=0) >= elements:
+        raise Trap(f"compute at {origin}: operand {number} is read outside its buffer of {elements} elements")

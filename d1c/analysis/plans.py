@@ -299,8 +299,8 @@ def _family(
         split, machine.launch_cycles * 2 + nodes * 2 + 8 * (parts[:, -1] if cut else 1) + vectors * (epi + 2), 0
     )
     # whoever reads the result gathers whole rows: short runs of columns cost it a packet each
-    tail = np.where(parts[:, len(targets) - 1] > 1, n, 1 << 20) * layer.result.dtype.bytes
-    short = np.maximum(machine.packet_bytes / tail, 1) - 1
+    row = np.where(parts[:, len(targets) - 1] > 1, n, 1 << 20) * layer.result.dtype.bytes
+    short = np.maximum(machine.packet_bytes / row, 1) - 1
     cycles += READERS * m * sizes[-1] * layer.result.dtype.bytes / machine.packet_bytes * short
     used = (-(-np.array(sizes)[None, :] // blocks)).prod(axis=1) * np.where(split, -(-k_total // np.maximum(k, 1)), 1)
     cycles = np.where(sram > 0.55 * machine.data_bytes, np.inf, cycles)

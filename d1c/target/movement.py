@@ -102,6 +102,13 @@ class Exchange:
     def window_elements(self) -> int:
         return math.prod(c.window for c in self.components)
 
+    def real_elements(self, cores: np.ndarray) -> np.ndarray:
+        """How many elements of the tensor the window of each of `cores` holds; the others are padding."""
+        out = np.ones(len(cores), np.int64)
+        for c in self.components:
+            out *= c.real[self.mesh.position(c.target_axes, cores)]
+        return out
+
     @property
     def padded(self) -> bool:
         """Some window holds elements outside the tensor."""
