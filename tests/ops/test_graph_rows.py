@@ -267,3 +267,11 @@ def test_fused_groups_have_one_anchor() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             check(_group(*names))
+
+
+@pytest.mark.parametrize("name", ["exp", "log", "sqrt", "floor", "pow", "hard_swish", "leaky_relu"])
+def test_functions_of_reals_refuse_integers(name: str) -> None:
+    row = opdef(f"graph.{name}")
+    types = (TensorType((3,), I32),) * (2 if name == "pow" else 1)
+    with pytest.raises(ValueError, match="takes floats, has i32"):
+        row.infer(types, row.attrs())

@@ -52,7 +52,7 @@ def _function(name: str, onnx: str, reference: Any, lo: float, hi: float, doc: s
     """A row whose body is the function of the same name in d1c.target.numerics."""
     f = getattr(numerics, name)
     cases: tuple[Case, ...] = (unary_case(reference, lo, hi),)
-    elementwise(f"graph.{name}", lambda b, a, x: f(b, x), 1, onnx=onnx, doc=doc, cases=cases)
+    elementwise(f"graph.{name}", lambda b, a, x: f(b, x), 1, onnx=onnx, doc=doc, cases=cases, floats=True)
 
 
 _function("exp", "Exp", np.exp, -20, 20, "e to the power x.")
@@ -67,7 +67,7 @@ elementwise("graph.relu", lambda b, a, x: b.max(x, 0), 1, onnx="Relu", doc="max(
             cases=(unary_case(lambda x: np.maximum(x, 0)),
                    integer_case(lambda x: np.maximum(x, 0), -9, 9, 1)))  # fmt: skip
 elementwise("graph.leaky_relu", lambda b, a, x: b.select(b.lt(x, 0.0), b.mul(x, a.alpha), x), 1, attrs=LeakyReluAttrs,
-            doc="x < 0: alpha * x, otherwise x.",
+            floats=True, doc="x < 0: alpha * x, otherwise x.",
             cases=(unary_case(lambda x: np.where(x < 0, x * np.float32(0.1), x),
                               attrs=LeakyReluAttrs(0.1)),))  # fmt: skip
 elementwise("graph.prelu", lambda b, a, x, slope: b.select(b.lt(x, 0.0), b.mul(x, slope), x), 2,
@@ -77,8 +77,8 @@ elementwise("graph.clip", _clip, 1, attrs=ClipAttrs, doc="min(max(x, lo), hi).",
             cases=(unary_case(lambda x: np.clip(x, -1, 2), attrs=ClipAttrs(-1.0, 2.0)),
                    unary_case(lambda x: np.maximum(x, 0.5), attrs=ClipAttrs(lo=0.5))))  # fmt: skip
 elementwise("graph.hard_sigmoid", lambda b, a, x: _unit(b, b.add(b.mul(x, a.alpha), a.beta)), 1, attrs=HardSigmoidAttrs,
-            doc="max(0, min(1, alpha * x + beta)).",
+            floats=True, doc="max(0, min(1, alpha * x + beta)).",
             cases=(unary_case(lambda x: np.clip(0.2 * x + 0.5, 0, 1), attrs=HardSigmoidAttrs()),))  # fmt: skip
 elementwise("graph.hard_swish", lambda b, a, x: b.mul(x, _unit(b, b.add(b.mul(x, 1 / 6), 0.5))), 1, onnx="HardSwish",
-            doc="x * max(0, min(1, x / 6 + 1/2)).",
+            floats=True, doc="x * max(0, min(1, x / 6 + 1/2)).",
             cases=(unary_case(lambda x: x * np.clip(x / 6 + 0.5, 0, 1)),))  # fmt: skip

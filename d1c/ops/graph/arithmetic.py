@@ -61,7 +61,7 @@ elementwise("graph.div", lambda b, a, x, y: b.div(x, y), 2, onnx="Div",
             cases=(binary_case(np.divide), integer_case(np.floor_divide, 1, 99)))  # fmt: skip
 elementwise("graph.mod", _mod, 2, attrs=ModAttrs, infer=_mod_infer, doc="Remainder of integers.",
             cases=(lambda rng: _mod_case(rng, False), lambda rng: _mod_case(rng, True)))  # fmt: skip
-elementwise("graph.pow", _pow, 2, onnx="Pow", doc="Power; a negative base needs an integral exponent.",
+elementwise("graph.pow", _pow, 2, onnx="Pow", floats=True, doc="Power; a negative base needs an integral exponent.",
             cases=(_positive_power,))  # fmt: skip
 elementwise("graph.max", lambda b, a, x, y: b.max(x, y), 2, doc="Larger of two; NaN wins.",
             cases=(binary_case(np.maximum), integer_case(np.maximum, -9, 9)))  # fmt: skip
@@ -71,15 +71,17 @@ elementwise("graph.neg", lambda b, a, x: b.neg(x), 1, onnx="Neg", doc="Negation.
             cases=(unary_case(np.negative), integer_case(np.negative, -9, 9, 1)))  # fmt: skip
 elementwise("graph.abs", lambda b, a, x: b.abs(x), 1, onnx="Abs", doc="Absolute value.",
             cases=(unary_case(np.abs), integer_case(np.abs, -9, 9, 1)))  # fmt: skip
-elementwise("graph.sqrt", lambda b, a, x: b.sqrt(x), 1, onnx="Sqrt", doc="Square root, correctly rounded.",
+elementwise("graph.sqrt", lambda b, a, x: b.sqrt(x), 1, onnx="Sqrt", floats=True, doc="Square root, correctly rounded.",
             cases=(unary_case(np.sqrt, 0, 9),))  # fmt: skip
-elementwise("graph.reciprocal", lambda b, a, x: b.div(b.const(1.0, "f32"), x), 1, onnx="Reciprocal", doc="1 / x.",
+elementwise("graph.reciprocal", lambda b, a, x: b.div(b.const(1.0, "f32"), x), 1, onnx="Reciprocal",
+            floats=True, doc="1 / x.",
             cases=(unary_case(np.reciprocal, 0.1, 9),))  # fmt: skip
-elementwise("graph.floor", lambda b, a, x: b.floor(x), 1, onnx="Floor", doc="Largest integer <= x.",
+elementwise("graph.floor", lambda b, a, x: b.floor(x), 1, onnx="Floor", floats=True, doc="Largest integer <= x.",
             cases=(unary_case(np.floor),))  # fmt: skip
-elementwise("graph.ceil", lambda b, a, x: b.ceil(x), 1, onnx="Ceil", doc="Smallest integer >= x.",
+elementwise("graph.ceil", lambda b, a, x: b.ceil(x), 1, onnx="Ceil", floats=True, doc="Smallest integer >= x.",
             cases=(unary_case(np.ceil),))  # fmt: skip
-elementwise("graph.round", lambda b, a, x: b.rint(x), 1, onnx="Round", doc="Nearest integer, ties to even.",
+elementwise("graph.round", lambda b, a, x: b.rint(x), 1, onnx="Round",
+            floats=True, doc="Nearest integer, ties to even.",
             cases=(unary_case(np.rint),))  # fmt: skip
 
 

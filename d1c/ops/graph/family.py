@@ -61,9 +61,9 @@ def accumulator(dtypes: Sequence[DType]) -> DType:
     return dtype(name)
 
 
-def broadcast_infer(arity: int, result: DType | None = None, first_bool: bool = False) -> Infer:
+def broadcast_infer(arity: int, result: DType | None = None, first_bool: bool = False, floats: bool = False) -> Infer:
     """Infer for an elementwise op: the broadcast shape with `result`, or with the operands' common type.
-    `first_bool`: operand 0 is a condition and takes no part in the common type."""
+    `first_bool`: operand 0 is a condition and takes no part in the common type. `floats`: takes nothing else."""
 
     def infer(types: tuple[Type, ...], attrs: Any) -> tuple[Type, ...]:
         ts = tensors(types, arity)
@@ -73,6 +73,8 @@ def broadcast_infer(arity: int, result: DType | None = None, first_bool: bool = 
         for t in values:
             if t.dtype.name not in COMPUTE_TYPE:
                 raise ValueError(f"no vector code for elements of type {t.dtype}")
+            if floats and not t.dtype.is_float:
+                raise ValueError(f"takes floats, has {t.dtype}: insert graph.cast")
         common = common_dtype([t.dtype for t in values])
         return (TensorType(broadcast_shape([t.shape for t in ts]), result or common),)
 
@@ -106,6 +108,7 @@ def elementwise(
     attrs: type = NoAttrs,
     result: DType | None = None,
     infer: Infer | None = None,
+    floats: bool = False,
     cases: tuple[Case, ...] = (),
     doc: str = "",
 ) -> OpDef:
@@ -114,11 +117,12 @@ def elementwise(
     body    (builder, attrs, *values) -> value: vector code out of d1c.target.numerics.Builder's instructions.
     onnx    the ONNX op of which this is the one-to-one image, or rules.
     result  the element type of the result where it is not the operands' common one.
+    floats  the body computes in f32 only; integers are refused.
     """
     rules = (OnnxRule(onnx, simple(name)),) if isinstance(onnx, str) else onnx
     return register(
         OpDef(
-            name, "elementwise", infer or broadcast_infer(arity, result), attrs, body=body,
+            name, "elementwise", infer or broadcast_infer(arity, result, floats=floats), attrs, body=body,
             structure=elementwise_structure, onnx=rules, cases=cases, doc=doc,
         )
     )  # fmt: skip
