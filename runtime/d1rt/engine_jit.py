@@ -1,0 +1,178 @@
+"""The fast engine: a program's steps as native work units over the memory of all cores.
+
+Who waits for whom in a program does not depend on data, so the order of its commands is found once, when the engine is
+made (engine_schedule); a run is a list of phases: all messages of a Push, all kernel calls of a Call. Host threads
+share the units of a phase (engine_native); no Python runs within one, and semaphores need no memory.
+
+Trapped when the engine is made: operands of calls that leave their buffers. Found then and raised by `run`: Deadlock,
+and Trap for missing credits, uninitialised reads and outputs that are not written; in small programs byte for byte as
+the plain engine does, in others by buffers as a whole, so that one part of a buffer cannot be told from another. A
+message arrives when it is sent: a race that needs it to be late shows in the plain engine only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from d1c.errors import D1Error, Deadlock, Trap
+from d1c.target.program import Call, Fill, Program
+from d1rt.engine_checks import check_calls
+from d1rt.engine_memory import Memory, Scatter, touches, written
+from d1rt.engine_native import Job, Native
+from d1rt.engine_schedule import Schedule, Step
+from d1rt.engine_states import Bytes, Movement, Slots
+from d1rt.engine_units import Units
+from d1rt.jit_nest import build
+from d1rt.loader import Kept, Result
+
+SMALL_EVENTS, SMALL_BYTES = 30_000, 1 << 26
+"""A program with no more commands and messages on all cores, and no more bytes, is followed byte by byte."""
+
+
+class Engine:
+    """See d1rt.loader.Engine.
+
+    threads  of the host (default: as many as this process may use)
+    shuffle  seed of a random order of commands, messages and calls; in small programs of parts of the cores at a time
+    use_dot  whether kernels use the host's bf16 dot product (default: where it exists); the bits are the same
+    alias    keep equal windows once; off: every core has its own SRAM, and a message is copied to every core
+    Raises Trap. `close` gives the memory back.
+    """
+
+    def __init__(
+        self, program: Program, threads: int | None = None, shuffle: int | None = None, use_dot: bool | None = None,
+        alias: bool = True,
+    ) -> None:  # fmt: skip
+        self.program, self.threads = program, threads or len(os.sched_getaffinity(0))
+        self.failure: D1Error | None = None
+        self._shuffle = shuffle
+        self._moves = [Movement(x) for x in program.exchanges]
+        self._jobs: dict[frozenset[int], _Prepared] = {}
+        check_calls(program)
+        try:
+            steps, plain, small = self._order(alias)
+        except (Deadlock, Trap) as e:
+            self.failure = e
+            return
+        self._steps = steps if plain else late_fills(steps)
+        self._phase = list(range(len(self._steps))) if plain else phases(self._steps)
+        self.memory = Memory(program, self._moves, self._steps, self._phase, plain, copied=plain and small)
+        self.kernels = build(dict(program.kernels), use_dot=use_dot)
+        self._native = Native()
+        self._inputs = [Scatter(self.memory, p) for p in program.inputs]
+        self._outputs = [Scatter(self.memory, p) for p in program.outputs]
+        self._pool = ThreadPoolExecutor(self.threads - 1) if self.threads > 1 else None
+
+    def _order(self, alias: bool) -> tuple[list[Step], bool, bool]:
+        """(steps, whether memory must be kept as it is, whether the program is small)."""
+        program, moves = self.program, self._moves
+        commands = sum(len(t) for r in program.roles for t in r.threads) * program.mesh.cores
+        messages = sum(int(m.expected.sum()) for m in moves)
+        size = max((b.address + b.bytes for b in program.buffers), default=0) * program.mesh.cores
+        small = commands + messages <= SMALL_EVENTS and size <= SMALL_BYTES
+
+        def rng() -> np.random.Generator | None:
+            return None if self._shuffle is None else np.random.default_rng(self._shuffle)
+
+        exact = Schedule(program, moves, Bytes(program, moves), rng(), parts=small).steps if small else None
+        try:
+            steps = Schedule(program, moves, Slots(program, moves), rng(), parts=small).steps
+        except Trap:
+            if exact is None:
+                raise
+            return exact, True, small  # legal, but not by whole buffers
+        return steps, not alias, small
+
+    def run(self, inputs: Mapping[str, np.ndarray], keep: bool | Collection[int] = ()) -> Result:
+        """See d1rt.loader.Engine."""
+        if self.failure is not None:
+            raise self.failure
+        layers = frozenset(range(len(self.program.layers)) if keep is True else keep or ())
+        if layers not in self._jobs:
+            self._jobs[layers] = _Prepared(self, layers)
+        prepared = self._jobs[layers]
+        self.memory.start()
+        for s in self._inputs:
+            s.put(inputs[s.port.name])
+        prepared.job.reset()
+        others = [self._pool.submit(prepared.job.run, i) for i in range(1, self.threads)] if self._pool else []
+        prepared.job.run(0)
+        for o in others:
+            o.result()
+        kept: Kept = {layer: {} for layer in sorted(layers)}
+        for layer, cores, rows in prepared.kept:
+            kept[layer].update(zip(cores.tolist(), rows.copy(), strict=True))
+        return Result({s.port.name: s.get() for s in self._outputs}, kept)
+
+    def close(self) -> None:
+        """Give the memory back. The engine cannot run again."""
+        if self.failure is None:
+            self.failure = D1Error("the engine is closed")
+            if self._pool is not None:
+                self._pool.shutdown()
+            self._inputs, self._outputs = [], []
+            self._jobs.clear()
+            del self.memory
+
+
+class _Prepared:
+    """The job that keeps the results of some layers. `kept`: (layer, cores, [cores, elements] filled by each run)."""
+
+    def __init__(self, engine: Engine, layers: frozenset[int]) -> None:
+        rng = None if engine._shuffle is None else np.random.default_rng(engine._shuffle)
+        units = Units(engine.program, engine._moves, engine.memory, engine.kernels, engine._native, engine.threads, rng)
+        self.kept: list[tuple[int, np.ndarray, np.ndarray]] = []
+        last = -1
+        for step, phase in zip(engine._steps, engine._phase, strict=True):
+            if phase != last:
+                units.phase()
+                last = phase
+            units.add(step)
+            c = step.command
+            if isinstance(c, Call) and c.layer in layers:
+                units.phase()
+                self.kept.append((c.layer, step.cores, units.copy_out(c.out, step.cores)))
+                units.phase()
+        table, starts = units.finish()
+        self._held = units.held  # the units point into these
+        self.job = Job(engine._native, table, starts, engine.threads, engine.kernels.scratch_bytes)
+
+
+def late_fills(steps: list[Step]) -> list[Step]:
+    """Fills put right before what first touches their window, so that it takes memory no longer than needed."""
+    waiting: list[Step] = []
+    out: list[Step] = []
+    for step in steps:
+        if isinstance(step.command, Fill):
+            waiting.append(step)
+            continue
+        uses = touches(step)
+        now = [f for f in waiting if written(f) in uses]
+        if now:
+            waiting = [f for f in waiting if written(f) not in uses]
+            # before the step that precedes this one, whose phase it can share
+            at = len(out) - 1 if out and not any(written(f) in touches(out[-1]) for f in now) else len(out)
+            out[at:at] = now
+        out.append(step)
+    return out
+
+
+def phases(steps: list[Step]) -> list[int]:
+    """Per step the number of its phase: a step joins the phase before where neither touches what the other writes."""
+    out: list[int] = []
+    touching: set[int] = set()
+    writing: set[int] = set()
+    for step in steps:
+        uses, makes = set(touches(step)), written(step)
+        if uses & writing or makes in touching or not out:
+            out.append(out[-1] + 1 if out else 0)
+            touching, writing = set(), set()
+        else:
+            out.append(out[-1])
+        touching |= uses
+        writing.add(makes)
+    return out

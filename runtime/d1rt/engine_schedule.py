@@ -1,0 +1,266 @@
+"""An order in which a program's commands can run, found without running them: waiting does not depend on data.
+
+The cores' threads are simulated with their semaphores and the states of memory, many cores at a time. The result is a
+list of steps (a command and the cores that perform it), each legal where it stands.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from d1c.errors import Deadlock
+from d1c.target.mesh import Mesh
+from d1c.target.program import Arrive, Barrier, Call, Command, Fill, Free, Post, Program, Push, Role, Send, To, Wait
+from d1c.target.program_check import role_cores
+from d1rt.engine_states import Memory, Movement
+from d1rt.traps import command_text, core_text, deadlock
+
+SHOWN, POSTERS = 10, 3
+"""How many waiting threads a report of a deadlock has, and how many who could help for each."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """`cores` (ascending) perform `command` together. Calls: only the cores that have work. Pushes: `messages` are the
+    numbers of those they send (None: all of the movement). Sends: `targets` [n, 2], (index into cores, core)."""
+
+    command: Call | Push | Send | Fill
+    cores: np.ndarray
+    messages: np.ndarray | None = None
+    targets: np.ndarray | None = None
+
+
+@dataclass(eq=False)
+class _Context:
+    """One thread of all cores of a role. `pc`: the command each core is at; `entered`: it has entered that barrier."""
+
+    role: Role
+    thread: int
+    commands: tuple[Command, ...]
+    cores: np.ndarray
+    pc: np.ndarray
+    entered: np.ndarray
+
+
+def reached(to: tuple[To, ...], cores: np.ndarray, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
+    """(index into `cores`, core reached) pairs of a Send or Post."""
+    who, at = np.arange(len(cores)), mesh.coords[cores].copy()
+    for t in to:
+        i = mesh.index[t.axis]
+        if t.mode == "*":
+            n = mesh.sizes[i]
+            who, at = np.repeat(who, n), np.repeat(at, n, axis=0)
+            at[:, i] = np.tile(np.arange(n), len(at) // n)
+        else:
+            at[:, i] = t.value + (at[:, i] if t.mode == "+" else 0)
+    ok = np.all((at >= 0) & (at < np.array(mesh.sizes)), axis=1)
+    return who[ok], at[ok] @ np.array([mesh.stride[n] for n in mesh.names], np.int64)
+
+
+def active(call: Call, mesh: Mesh) -> np.ndarray:
+    """[cores] which cores have work in a call."""
+    on = np.ones(mesh.cores, bool)
+    for a in call.held:
+        on &= mesh.coords[:, mesh.index[a]] == 0
+    for t in call.trips:
+        on &= t.of(mesh) > 0
+    return on
+
+
+class Schedule:
+    """Simulates a program; `steps` is the order. Raises Deadlock, and Trap where `memory` does.
+
+    rng    seed of a random order (None: threads in turn, each as far as it gets)
+    parts  with rng: also a random part of the cores at a time
+    """
+
+    def __init__(
+        self, program: Program, moves: list[Movement], memory: Memory, rng: np.random.Generator | None, parts: bool
+    ) -> None:
+        self.program, self.mesh, self.moves, self.memory = program, program.mesh, moves, memory
+        self.rng, self.parts = rng, parts
+        self.steps: list[Step] = []
+        semaphores = int(program.machine["semaphores"])
+        self.counts = np.zeros((self.mesh.cores, semaphores), np.int64)
+        self.waited = np.zeros_like(self.counts)
+        self._active: dict[int, np.ndarray] = {}
+        self._met: dict[tuple[tuple[int, ...], int], np.ndarray] = defaultdict(
+            lambda: np.zeros(self.mesh.cores, np.int64)
+        )
+        contexts = []
+        for role in program.roles:
+            cores = role_cores(role, self.mesh)
+            for i, commands in enumerate(role.threads):
+                contexts.append(
+                    _Context(role, i, commands, cores, np.zeros(len(cores), np.int64), np.zeros(len(cores), bool))
+                )
+        order = np.arange(len(contexts))
+        moved = True
+        while moved:
+            if rng is not None:
+                order = rng.permutation(order)
+            moved = False
+            for k in order:
+                moved |= self.advance(contexts[k])
+        if any((c.pc < len(c.commands)).any() for c in contexts):
+            raise self.deadlock(contexts)
+        for port in program.outputs:
+            memory.output(port)
+
+    def advance(self, c: _Context) -> bool:
+        """Run a context until it blocks, or in random order each core for one command; whether it did anything."""
+        any_moved, moved = False, True
+        while moved:
+            moved = False
+            for at in np.unique(c.pc):
+                if at == len(c.commands):
+                    continue
+                command = c.commands[at]
+                here = np.flatnonzero(c.pc == at)
+                ready = here[self.ready(c, command, here)]
+                if self.parts and self.rng is not None and len(ready) and not isinstance(command, Barrier):
+                    ready = np.sort(self.rng.permutation(ready)[: int(self.rng.integers(1, len(ready) + 1))])
+                if len(ready):
+                    self.perform(command, c.cores[ready])
+                    c.pc[ready] += 1
+                    any_moved = moved = True
+            if self.rng is not None:
+                break
+        return any_moved
+
+    # ---- waiting ----------------------------------------------------------------------------------------------------
+
+    def wanted(self, command: Command, cores: np.ndarray) -> tuple[int, np.ndarray] | None:
+        """The semaphore and the counts for which the cores wait."""
+        if isinstance(command, Wait):
+            return command.semaphore, command.count.of(self.mesh)[cores]
+        if isinstance(command, Arrive):
+            expected = self.moves[command.exchange].expected[cores]
+            return command.semaphore, np.where(expected > 0, self.waited[cores, command.semaphore] + expected, 0)
+        return None
+
+    def ready(self, c: _Context, command: Command, here: np.ndarray) -> np.ndarray:
+        """Mask over `here` (indices into the context's cores): who can go on."""
+        cores = c.cores[here]
+        if isinstance(command, Barrier):
+            met = self._met[command.up, command.release]
+            met[c.cores[here[~c.entered[here]]]] += 1
+            ready = np.asarray(met[cores] <= met.min())
+            c.entered[here] = ~ready
+            return ready
+        want = self.wanted(command, cores)
+        return np.ones(len(here), bool) if want is None else np.asarray(self.counts[cores, want[0]] >= want[1])
+
+    def deadlock(self, contexts: list[_Context]) -> Deadlock:
+        stuck = [
+            (int(c.cores[i]), c.thread, c, int(c.pc[i]))
+            for c in contexts
+            for i in np.flatnonzero(c.pc < len(c.commands))
+        ]
+        stuck.sort(key=lambda s: s[:2])
+        return deadlock(tuple(self.explain(s, stuck) for s in stuck[:SHOWN]), len(stuck))
+
+    def explain(self, one: tuple[int, int, _Context, int], stuck: Sequence[tuple[int, int, _Context, int]]) -> str:
+        """Who waits for what, and which commands that others have not reached could still post it."""
+        core, thread, c, at = one
+        command = c.commands[at]
+        line = (
+            f"core {core_text(self.mesh, core)}, role {c.role.name}, thread {thread}, command {at} "
+            f"{command_text(self.program, command)}"
+        )
+        want = self.wanted(command, np.array([core]))
+        if want is None:
+            return f"{line}: some core has not come"
+        line += f": semaphore {want[0]} has {self.counts[core, want[0]]}, needs {int(want[1][0])}"
+        if command.origin:
+            line += f" (for {command.origin})"
+        posters: list[str] = []
+        for other, number, o, start in stuck:
+            for k in range(start, len(o.commands)):
+                if self.may_post(other, o.commands[k], core, want[0]) and (other, number) != (core, thread):
+                    text = command_text(self.program, o.commands[k])
+                    posters.append(
+                        f"core {core_text(self.mesh, other)} thread {number} (now at {start}) by command {k} {text}"
+                    )
+                    break
+            if len(posters) == POSTERS:
+                break
+        return f"{line}; could be posted by {'; '.join(posters)}" if posters else f"{line}; nobody will post it"
+
+    def may_post(self, core: int, c: Command, target: int, semaphore: int) -> bool:
+        """Whether command `c` of `core` posts `semaphore` of core `target`."""
+        if isinstance(c, Push) and c.semaphore == semaphore:
+            m, cls = self.moves[c.exchange].messages, self.moves[c.exchange].class_of[target]
+            return bool(np.any((m.src == core) & (m.cls == cls)))
+        if isinstance(c, (Send, Post)) and c.semaphore == semaphore:
+            return target in reached(c.to, np.array([core]), self.mesh)[1]
+        return False
+
+    # ---- commands ---------------------------------------------------------------------------------------------------
+
+    def perform(self, c: Command, cores: np.ndarray) -> None:
+        match c:
+            case Call():
+                if id(c) not in self._active:
+                    self._active[id(c)] = active(c, self.mesh)
+                cores = cores[self._active[id(c)][cores]]
+                if len(cores):
+                    self.memory.call(c, cores)
+                    self.steps.append(Step(c, cores))
+            case Push():
+                self.push(c, cores)
+            case Arrive():
+                self.waited[cores, c.semaphore] += self.moves[c.exchange].expected[cores]
+            case Send():
+                who, to = reached(c.to, cores, self.mesh)
+                if len(who):
+                    self.memory.send(c, cores, who, to)
+                    self.counts[:, c.semaphore] += np.bincount(to, minlength=self.mesh.cores)
+                    self.steps.append(Step(c, cores, targets=np.stack([who, to], axis=1)))
+            case Post():
+                to = reached(c.to, cores, self.mesh)[1]
+                self.counts[:, c.semaphore] += np.bincount(to, minlength=self.mesh.cores)
+            case Free():
+                self.memory.free(c, cores)
+            case Fill():
+                if c.exchange >= 0:
+                    cores = cores[self.moves[c.exchange].class_of[cores] >= 0]
+                if len(cores):
+                    self.memory.fill(c, cores)
+                    self.steps.append(Step(c, cores))
+
+    def push(self, c: Push, cores: np.ndarray) -> None:
+        move = self.moves[c.exchange]
+        sends = np.zeros(self.mesh.cores, bool)
+        sends[cores] = True
+        mask = sends[move.messages.src]
+        if not mask.any():
+            return
+        picks = None if mask.all() else np.flatnonzero(mask)
+        self.memory.push(c, cores, picks)
+        cls = move.messages.cls if picks is None else move.messages.cls[picks]
+        self.counts[:, c.semaphore] += move.per_core(np.bincount(cls, minlength=len(move.size)))
+        self.steps.append(Step(c, cores, picks))
+
+
+def unaliased(steps: list[Step], moves: list[Movement]) -> set[int]:
+    """Buffers that cores of one class need not hold equally: written by calls or Sends, filled by a part of a class."""
+    out = set()
+    for s in steps:
+        c = s.command
+        if isinstance(c, Call):
+            out.add(c.out)
+        elif isinstance(c, Send):
+            out.add(c.target)
+        elif isinstance(c, Fill):
+            if c.exchange < 0:
+                out.add(c.buffer)
+                continue
+            cls, count = np.unique(moves[c.exchange].class_of[s.cores], return_counts=True)
+            if not np.array_equal(count, moves[c.exchange].size[cls]):
+                out.add(c.buffer)
+    return out

@@ -1,0 +1,310 @@
+"""What the fast engine knows of memory while it orders a program's commands: which bytes are free, which are written.
+
+`Bytes` knows every byte of every core, as the plain engine does, and raises the same traps; it is for small programs.
+`Slots` knows buffers as a whole, for all cores at once. It is stricter: what it cannot prove it traps.
+"""
+
+from __future__ import annotations
+
+from typing import NoReturn, Protocol
+
+import numpy as np
+
+from d1c.errors import Trap
+from d1c.target.mesh import place
+from d1c.target.movement import Exchange, Messages, ragged
+from d1c.target.program import Buffer, Call, Command, Fill, Free, Port, Program, Push, Send
+from d1rt import engine_numpy, state
+from d1rt.traps import FREE_BYTES, WRITTEN_BYTES, Fault, core_text, trap
+
+
+class Movement:
+    """What the cores know of one exchange. `class_of` [cores]: a core's class, -1 outside the movement; `size`
+    [classes]: cores of each class; `counts` [classes] and `expected` [cores]: messages that arrive; `padded` [cores]:
+    whether the window has elements that none delivers."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        mesh = exchange.mesh
+        self.exchange, self.mesh = exchange, mesh
+        self.messages: Messages = exchange.messages()
+        inside = np.ones(mesh.cores, bool)
+        for a in mesh.names:
+            if a not in exchange.keyed and a not in exchange.fan_axes:
+                inside &= mesh.coords[:, mesh.index[a]] == 0
+        self.class_of = np.where(inside, mesh.position(exchange.keyed), -1)
+        classes = self.messages.classes
+        self.size = np.bincount(self.class_of[inside], minlength=len(classes))
+        self.counts = np.bincount(self.messages.cls, minlength=len(classes))
+        self.expected = self.per_core(self.counts)
+        real, length = np.ones(len(classes), np.int64), np.ones(len(classes), np.int64)
+        for c in exchange.components:
+            position = mesh.position(c.target_axes, classes)
+            real, length = real * c.real[position], length * c.length[position]
+        self.padded = self.per_core(real != length)
+
+    def per_core(self, per_class: np.ndarray) -> np.ndarray:
+        """[cores] from [classes]; 0 outside the movement."""
+        return np.where(self.class_of >= 0, per_class[self.class_of], np.zeros(1, per_class.dtype))
+
+
+class Memory(Protocol):
+    """States of memory. Methods are the commands, for the given cores; they raise Trap."""
+
+    def call(self, c: Call, cores: np.ndarray) -> None: ...
+
+    def push(self, c: Push, cores: np.ndarray, picks: np.ndarray | None) -> None: ...
+
+    def send(self, c: Send, cores: np.ndarray, who: np.ndarray, to: np.ndarray) -> None: ...
+
+    def fill(self, c: Fill, cores: np.ndarray) -> None: ...
+
+    def free(self, c: Free, cores: np.ndarray) -> None: ...
+
+    def output(self, port: Port) -> None: ...
+
+
+def holders(port: Port, program: Program) -> np.ndarray:
+    """All cores that hold a share of a port, replicas too."""
+    mesh = program.mesh
+    holds = np.ones(mesh.cores, bool)
+    for a in port.layout.held:
+        holds &= mesh.coords[:, mesh.index[a]] == 0
+    for _, _, g, n in port.layout.spans(port.shape):
+        if g.axes:
+            holds &= mesh.position(g.axes) * g.block < n
+    return np.flatnonzero(holds)
+
+
+def placed(program: Program) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    """Per placement: buffer, its row index on every core (-1: none), the weights."""
+    out = []
+    for p in program.placements:
+        index = p.index.of(program.mesh)
+        for a in p.held:
+            index = np.where(program.mesh.coords[:, program.mesh.index[a]] == 0, index, -1)
+        out.append((p.buffer, index, program.weights[p.array]))
+    return out
+
+
+def overlaps(buffers: tuple[Buffer, ...]) -> list[list[int]]:
+    """Per buffer the others whose addresses overlap with it."""
+    out: list[list[int]] = [[] for _ in buffers]
+    order = sorted(range(len(buffers)), key=lambda i: buffers[i].address)
+    for k, i in enumerate(order):
+        end = buffers[i].address + buffers[i].bytes
+        for j in order[k + 1 :]:
+            if buffers[j].address >= end:
+                break
+            out[i].append(j)
+            out[j].append(i)
+    return out
+
+
+class Slots:
+    """Buffers as a whole. A buffer is written when a call has written to it, all its messages have come (and its
+    padding is filled), or it is placed or an input; live from the first write until Free."""
+
+    def __init__(self, program: Program, moves: list[Movement]) -> None:
+        self.program, self.moves, self.buffers = program, moves, program.buffers
+        self.near = overlaps(program.buffers)
+        shape = len(program.buffers), program.mesh.cores
+        self.written, self.live, self.filled = (np.zeros(shape, bool) for _ in range(3))
+        self.arrived, self.filling = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
+        self.sent: dict[int, np.ndarray] = {}  # [cores, elements] of buffers that Sends write
+        for port in program.inputs:
+            cores = holders(port, program)
+            self.written[port.buffer, cores] = self.live[port.buffer, cores] = True
+        for buffer, index, _ in placed(program):
+            self.written[buffer] |= index >= 0
+            self.live[buffer] |= index >= 0
+
+    def call(self, c: Call, cores: np.ndarray) -> None:
+        for b in dict.fromkeys((*c.operands, *c.tables)):
+            self.require_full(c, b, cores)
+        self.require_free(c, c.out, self.mask(cores) & self.live[c.out])
+        self.require_near(c, c.out, self.mask(cores))
+        self.written[c.out, cores] = self.live[c.out, cores] = True
+
+    def push(self, c: Push, cores: np.ndarray, picks: np.ndarray | None) -> None:
+        move, b = self.moves[c.exchange], c.target
+        m = move.messages
+        self.require_full(c, c.source, np.unique(m.src if picks is None else m.src[picks]))
+        counts = move.counts if picks is None else np.bincount(m.cls[picks], minlength=len(move.counts))
+        new = move.per_core(counts).astype(np.int32)
+        to = new > 0
+        other = (self.filling[b] != c.exchange) & (self.filling[b] != -1)
+        self.require_free(c, b, to & (other | (self.arrived[b] + new > move.expected)))
+        self.require_free(c, b, to & (self.filling[b] == -1) & self.live[b] & ~self.filled[b])
+        self.require_near(c, b, to)
+        self.arrived[b] += new
+        self.filling[b, to] = c.exchange
+        self.live[b] |= to
+        self.written[b] |= to & (self.arrived[b] == move.expected) & (self.filled[b] | ~move.padded)
+
+    def send(self, c: Send, cores: np.ndarray, who: np.ndarray, to: np.ndarray) -> None:
+        self.require_full(c, c.source, cores[np.unique(who)])
+        mesh, b = self.program.mesh, c.target
+        filled = self.sent.setdefault(b, np.zeros((mesh.cores, self.buffers[b].elements), bool))
+        owner, i = ragged(c.elements.of(mesh)[cores][who])
+        places = to[owner] * filled.shape[1] + c.target_offset.of(mesh)[cores][who][owner] + i
+        order = np.sort(places)
+        twice = order[1:][order[1:] == order[:-1]] // filled.shape[1]
+        self.require_free(c, b, self.mask(np.concatenate([twice, to[owner[filled.reshape(-1)[places]]]])))
+        self.require_free(c, b, self.mask(to) & self.live[b] & ~filled.any(axis=1))
+        self.require_near(c, b, self.mask(to))
+        filled.reshape(-1)[places] = True
+        self.live[b, to] = True
+        self.written[b, to] = filled[to].all(axis=1)
+
+    def fill(self, c: Fill, cores: np.ndarray) -> None:
+        b = c.buffer
+        self.require_free(c, b, self.mask(cores) & self.live[b])
+        self.require_near(c, b, self.mask(cores))
+        self.live[b, cores] = self.filled[b, cores] = True
+        if c.exchange < 0:
+            self.written[b, cores] = True
+            self.filled[b, cores] = False  # nothing is left for messages
+        else:
+            self.written[b, cores] = self.moves[c.exchange].expected[cores] == 0
+
+    def free(self, c: Free, cores: np.ndarray) -> None:
+        at = np.ix_(np.array(c.buffers, np.int64), cores)
+        self.written[at], self.live[at], self.filled[at], self.arrived[at], self.filling[at] = (
+            False,
+            False,
+            False,
+            0,
+            -1,
+        )
+        for b in set(c.buffers) & set(self.sent):
+            self.sent[b][cores] = False
+
+    def output(self, port: Port) -> None:
+        bad = holders(port, self.program)
+        bad = bad[~self.written[port.buffer, bad]]
+        if len(bad):
+            b, core = self.buffers[port.buffer], core_text(self.program.mesh, int(bad[0]))
+            raise Trap(
+                f"output {port.name!r} is not written", core=core, address=b.address, buffer=b.name, op="output",
+                rule=WRITTEN_BYTES,
+            )  # fmt: skip
+
+    def mask(self, cores: np.ndarray) -> np.ndarray:
+        out = np.zeros(self.program.mesh.cores, bool)
+        out[cores] = True
+        return out
+
+    def require_full(self, c: Command, buffer: int, cores: np.ndarray) -> None:
+        bad = cores[~self.written[buffer, cores]]
+        if len(bad):
+            b = self.buffers[buffer]
+            fault = Fault(f"uninitialised read: {b.name} is not wholly written", b.address, b.name, WRITTEN_BYTES)
+            raise trap(self.program, int(bad[0]), c, fault)
+
+    def require_free(self, c: Command, buffer: int, bad: np.ndarray) -> None:
+        if bad.any():
+            b = self.buffers[buffer]
+            fault = Fault(f"missing credit: {b.name} is not free", b.address, b.name, FREE_BYTES)
+            raise trap(self.program, int(np.argmax(bad)), c, fault)
+
+    def require_near(self, c: Command, buffer: int, to: np.ndarray) -> None:
+        for o in self.near[buffer]:
+            if (to & self.live[o]).any():
+                self.require_free(c, o, to & self.live[o])
+
+
+class Bytes:
+    """Every byte of every core."""
+
+    def __init__(self, program: Program, moves: list[Movement]) -> None:
+        self.program, self.mesh, self.buffers = program, program.mesh, program.buffers
+        self.moves = [state.Movement(x) for x in program.exchanges]
+        self.tables = engine_numpy.Engine(program)
+        size = max((b.address + b.bytes for b in program.buffers), default=0)
+        self.cores = [state.Core(i, size) for i in range(self.mesh.cores)]
+        for buffer, index, weights in placed(program):
+            for core in np.flatnonzero(index >= 0):
+                self.cores[core].write(self.buffers[buffer], np.arange(weights.shape[1]), weights[index[core]])
+        for port in program.inputs:
+            real = self.real(port)
+            first = self.first(port)
+            for core in holders(port, program):
+                self.cores[core].mark(self.buffers[port.buffer], real[first[core]], state.FULL)
+
+    def first(self, port: Port) -> np.ndarray:
+        """Per core the first replica of its share of a port."""
+        axes = port.layout.axes
+        return self.mesh.core_offset(axes, self.mesh.position(axes))
+
+    def real(self, port: Port) -> dict[int, np.ndarray]:
+        """Per first replica the elements of its buffer that are elements of the tensor."""
+        return {c: np.flatnonzero(m) for c, m in place(np.ones(port.shape, bool), port.layout, self.mesh).items()}
+
+    def fault(self, core: int, c: Command, f: Fault) -> NoReturn:
+        raise trap(self.program, int(core), c, f) from None
+
+    def call(self, c: Call, cores: np.ndarray) -> None:
+        nest, buffers = self.program.kernels[c.kernel][1], self.buffers
+        bases, trips_of, _, _ = self.tables.table(c)
+        for number in cores.tolist():
+            core, trips = self.cores[number], tuple(trips_of[number].tolist())
+            try:
+                tables = []
+                for k, b in enumerate(c.tables):
+                    loops = [i for o in (nest.out, *nest.operands) for i, t in enumerate(o.tables) if t == k]
+                    tables.append(core.read(buffers[b], np.arange(max((trips[i] for i in loops), default=0))))
+                target = self.tables.footprint(nest.out, nest.parallel, trips, tables)
+                core.require_free(buffers[c.out], target)
+                for k, (operand, b) in enumerate(zip(nest.operands, c.operands, strict=True)):
+                    reads = self.tables.footprint(operand, engine_numpy.reading_loops(nest, k), trips, tables)
+                    core.require_full(buffers[b], bases[number, k] + reads)
+                core.mark(buffers[c.out], target, state.FULL)
+            except Fault as f:
+                self.fault(number, c, f)
+
+    def push(self, c: Push, cores: np.ndarray, picks: np.ndarray | None) -> None:
+        moves = self.moves[c.exchange]
+        for number in cores.tolist():
+            for i in moves.sent_by(number):
+                self.deliver(c, number, moves.source(i), moves.reached(i), moves.target(i))
+
+    def send(self, c: Send, cores: np.ndarray, who: np.ndarray, to: np.ndarray) -> None:
+        source, target, elements = self.tables.table(c)
+        for i, core in enumerate(cores.tolist()):
+            n = np.arange(elements[core])
+            self.deliver(c, core, source[core] + n, to[who == i].tolist(), target[core] + n)
+
+    def deliver(self, c: Push | Send, core: int, reads: np.ndarray, to: list[int], writes: np.ndarray) -> None:
+        try:
+            self.cores[core].require_full(self.buffers[c.source], reads)
+            for core in to:
+                self.cores[core].require_free(self.buffers[c.target], writes)
+                self.cores[core].mark(self.buffers[c.target], writes, state.FULL)
+        except Fault as f:
+            self.fault(core, c, f)
+
+    def fill(self, c: Fill, cores: np.ndarray) -> None:
+        window = self.buffers[c.buffer]
+        for core in cores.tolist():
+            offsets = np.arange(window.elements) if c.exchange < 0 else self.moves[c.exchange].padding(core)
+            try:
+                self.cores[core].require_free(window, offsets)
+                self.cores[core].mark(window, offsets, state.FULL)
+            except Fault as f:
+                self.fault(core, c, f)
+
+    def free(self, c: Free, cores: np.ndarray) -> None:
+        for core in cores.tolist():
+            for b in c.buffers:
+                self.cores[core].free(self.buffers[b])
+
+    def output(self, port: Port) -> None:
+        b = self.buffers[port.buffer]
+        for core, elements in self.real(port).items():
+            try:
+                self.cores[core].require_full(b, elements)
+            except Fault as f:
+                raise Trap(
+                    f"output {port.name!r} is not written: {f.message}", core=core_text(self.mesh, core),
+                    address=f.address, buffer=b.name, op="output", rule=WRITTEN_BYTES,
+                ) from None  # fmt: skip

@@ -1,0 +1,214 @@
+"""Steps to work units of the native loop (engine_native): argument arrays of calls, records of messages and fills."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from d1c.target.dtypes import dtype
+from d1c.target.mesh import CoreInt
+from d1c.target.movement import ragged
+from d1c.target.program import Call, Fill, Program, Push, Send
+from d1rt.engine_memory import Memory
+from d1rt.engine_native import CALLS, COPY, UNIT, Native
+from d1rt.engine_records import Group, boxes, chunks, groups
+from d1rt.engine_schedule import Step
+from d1rt.engine_states import Movement
+from d1rt.jit_nest import Kernels
+
+RECORDS = 2048
+"""Records of a copy unit, at most."""
+PIECES = 32
+"""Units into which a thread's share of a call is cut, so that others can take some."""
+
+
+class Units:
+    """Collects units phase by phase. `held`: arrays that the units point into."""
+
+    def __init__(
+        self, program: Program, moves: list[Movement], memory: Memory, kernels: Kernels, native: Native, threads: int,
+        rng: np.random.Generator | None,
+    ) -> None:  # fmt: skip
+        self.program, self.mesh, self.moves, self.memory = program, program.mesh, moves, memory
+        self.kernels, self.native, self.threads, self.rng = kernels, native, threads, rng
+        self.held: list[np.ndarray] = []
+        self._done: list[np.ndarray] = []  # units of finished phases
+        self._starts: list[np.ndarray] = []
+        self._count = 0
+        self._units: list[np.ndarray] = []  # of this phase
+        self._share: list[np.ndarray] = []  # 0..1: which thread's they are
+
+    def phase(self) -> None:
+        """Start a phase; an empty one is dropped."""
+        if not self._units:
+            return
+        units, share = np.concatenate(self._units), np.concatenate(self._share)
+        if self.rng is not None:
+            share = self.rng.permutation(share)
+        thread = np.minimum((share * self.threads).astype(np.int64), self.threads - 1)
+        order = np.argsort(thread, kind="stable")
+        if self.rng is not None:
+            mixed = self.rng.permutation(len(order))
+            order = mixed[np.argsort(thread[mixed], kind="stable")]
+        self._done.append(units[order])
+        self._starts.append(self._count + np.searchsorted(thread[order], np.arange(self.threads)))
+        self._count += len(order)
+        self._units, self._share = [], []
+
+    def finish(self) -> tuple[np.ndarray, np.ndarray]:
+        """(units, starts) as engine_native.Job takes them."""
+        self.phase()
+        units = np.concatenate(self._done) if self._done else np.zeros((0, UNIT), np.int64)
+        return units, np.concatenate([*self._starts, np.array([self._count])])
+
+    def add(self, step: Step) -> None:
+        c = step.command
+        if isinstance(c, Call):
+            self.call(step, c)
+        elif isinstance(c, Push):
+            self.push(step, c)
+        elif isinstance(c, Fill):
+            self.fill(step, c)
+        else:
+            self.send(step, c)
+
+    def emit(self, name: tuple[str, ...], share: np.ndarray, **words: np.ndarray | int) -> None:
+        unit = np.zeros((len(share), UNIT), np.int64)
+        for k, v in words.items():
+            unit[:, name.index(k)] = v
+        self._units.append(unit)
+        self._share.append(share)
+
+    def values(self, integers: tuple[CoreInt, ...], cores: np.ndarray) -> list[np.ndarray]:
+        return [v.of(self.mesh)[cores] for v in integers]
+
+    # ---- calls ------------------------------------------------------------------------------------------------------
+
+    def call(self, step: Step, c: Call) -> None:
+        name, nest = self.program.kernels[c.kernel]
+        cores, rooms = step.cores, self.memory.rooms
+        columns = [rooms[c.out].at(cores)]
+        for b, base, operand in zip(c.operands, self.values(c.bases, cores), nest.operands, strict=True):
+            columns.append(rooms[b].at(cores) + base * dtype(operand.dtype).bytes)
+        columns += [rooms[b].at(cores) for b in c.tables]
+        # cores that read the same rows of the largest shared operand go one after another: it stays in the host's cache
+        size, key = 0, cores
+        for b in c.operands:
+            shared = rooms[b].classes is not None or b in self.memory.fixed
+            if shared and rooms[b].stride > size:
+                size, key = rooms[b].stride, rooms[b].row[cores]
+        columns += [*self.values(c.trips, cores), *self.values(c.scalars, cores)]
+        order = np.lexsort((cores, key))
+        if self.rng is not None:
+            order = self.rng.permutation(order)
+        args = np.ascontiguousarray(np.stack(columns, axis=1)[order])
+        self.held.append(args)
+        n = len(cores)
+        _, start, count = chunks([n], max(1, n // (self.threads * PIECES)))
+        stride = args.shape[1] * 8
+        self.emit(
+            CALLS, start / n, function=self.native.calls, kernel=self.kernels.address(name),
+            arguments=args.ctypes.data + start * stride, count=count, stride=stride,
+        )  # fmt: skip
+
+    # ---- copies -----------------------------------------------------------------------------------------------------
+
+    def copies(self, made: list[Group], source: int, target: int) -> None:
+        """Units of record groups; offsets are from the host addresses `source` and `target`."""
+        if not made:
+            return
+        if self.rng is not None:
+            made = [Group(g.bytes, g.repeat, g.sstep, g.tstep, self.rng.permutation(g.records)) for g in made]
+        records = np.concatenate([g.records for g in made])
+        self.held.append(records)
+        wide = records.dtype == np.int64
+        counts = [len(g.records) for g in made]
+        first = np.cumsum([0, *counts[:-1]])
+        group, start, count = chunks(counts, RECORDS)
+        facts = np.array(
+            [(self.native.copy(g.bytes, wide), g.repeat, g.sstep, g.tstep, g.bytes) for g in made], np.int64
+        )
+        function, repeat, sstep, tstep, size = facts[group].T
+        self.emit(
+            COPY, start / np.array(counts)[group], function=function,
+            records=records.ctypes.data + (first[group] + start) * records.itemsize * 2, count=count, repeat=repeat,
+            source_step=sstep, target_step=tstep, source=source, target=target, bytes=size,
+        )  # fmt: skip
+
+    def push(self, step: Step, c: Push) -> None:
+        move, source, target = self.moves[c.exchange], self.memory.rooms[c.source], self.memory.rooms[c.target]
+        m, size = move.messages, dtype(self.program.buffers[c.source].dtype).bytes
+        b = boxes(m, step.messages)
+        number = b.owner if step.messages is None else step.messages[b.owner]
+        soff = source.row[m.src[number]] * source.stride + b.soff * size
+        toff = b.toff * size
+        boxed = [b.inner * size, b.repeat, b.sstep * size, b.tstep * size]
+        if target.classes is not None:
+            toff = toff + m.cls[number] * target.stride
+        else:  # a row for every core of the class
+            inside = np.flatnonzero(move.class_of >= 0)
+            inside = inside[np.argsort(move.class_of[inside], kind="stable")]
+            first = np.cumsum(move.size) - move.size
+            o, i = ragged(move.size[m.cls[number]])
+            core = inside[first[m.cls[number]][o] + i]
+            soff, toff, boxed = soff[o], toff[o] + target.row[core] * target.stride, [x[o] for x in boxed]
+        self.copies(groups(soff, toff, *boxed), source.base, target.base)
+
+    def send(self, step: Step, c: Send) -> None:
+        assert step.targets is not None
+        who, to = step.targets.T
+        core = step.cores[who]
+        source, target = self.memory.rooms[c.source], self.memory.rooms[c.target]
+        size = dtype(self.program.buffers[c.source].dtype).bytes
+        elements = c.elements.of(self.mesh)[core]
+        soff = source.row[core] * source.stride + c.source_offset.of(self.mesh)[core] * size
+        toff = target.row[to] * target.stride + c.target_offset.of(self.mesh)[core] * size
+        on = elements > 0
+        none = np.zeros(int(on.sum()), np.int64)
+        self.copies(groups(soff[on], toff[on], elements[on] * size, none + 1, none, none), source.base, target.base)
+
+    def fill(self, step: Step, c: Fill) -> None:
+        b, room = self.program.buffers[c.buffer], self.memory.rooms[c.buffer]
+        d = dtype(b.dtype).numpy
+        pattern = np.full(b.elements, c.value).astype(d)
+        self.held.append(pattern)
+        rows = np.unique(room.row[step.cores])
+        if c.exchange < 0 or not self.memory.plain:  # nothing has been delivered yet
+            lo = np.zeros(len(rows), np.int64)
+            row, inner = rows, np.full(len(rows), b.bytes)
+        else:
+            row, lo, inner = self.pads(step, c, rows)
+        none = np.zeros(len(lo), np.int64)
+        self.copies(groups(lo, row * room.stride + lo, inner, none + 1, none, none), pattern.ctypes.data, room.base)
+
+    def pads(self, step: Step, c: Fill, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Runs of a window that its movement does not deliver: (row, first byte, bytes)."""
+        move, room, b = self.moves[c.exchange], self.memory.rooms[c.buffer], self.program.buffers[c.buffer]
+        pad = np.ones((len(move.size), b.elements + 1), bool)
+        x = boxes(move.messages, None)
+        o, i = ragged(x.repeat)
+        start = x.toff[o] + i * x.tstep[o]
+        q, j = ragged(x.inner[o])
+        pad[move.messages.cls[x.owner[o[q]]], start[q] + j] = False
+        pad[:, -1] = False
+        edge = np.diff(pad.astype(np.int8), axis=1, prepend=0)
+        cls, lo = np.nonzero(edge == 1)
+        hi = np.nonzero(edge == -1)[1]
+        row, first = np.unique(room.row[step.cores], return_index=True)
+        of = move.class_of[step.cores[first]]
+        size = np.bincount(cls, minlength=len(move.size))
+        r, k = ragged(size[of])
+        at = (np.cumsum(size) - size)[of][r] + k
+        width = dtype(b.dtype).bytes
+        return row[r], lo[at] * width, (hi[at] - lo[at]) * width
+
+    def copy_out(self, buffer: int, cores: np.ndarray) -> np.ndarray:
+        """A phase's copies of a buffer aside: the array [cores, elements] that they fill."""
+        b, room = self.program.buffers[buffer], self.memory.rooms[buffer]
+        out = np.zeros((len(cores), b.elements), dtype(b.dtype).numpy)
+        self.held.append(out)
+        none = np.zeros(len(cores), np.int64)
+        made = groups(
+            room.row[cores] * room.stride, np.arange(len(cores)) * b.bytes, none + b.bytes, none + 1, none, none
+        )
+        self.copies(made, room.base, out.ctypes.data)
+        return out
