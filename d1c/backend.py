@@ -32,17 +32,14 @@ class D1Rep(BackendRep):
         fixed = {t.name for t in model.graph.initializer}
         self.inputs = [i.name for i in model.graph.input if i.name not in fixed]
         self.outputs = [o.name for o in model.graph.output]
-        self.loaded: dict[tuple[tuple[int, ...], ...], Any] = {}
+        self.programs: dict[tuple[tuple[int, ...], ...], api.Program] = {}
 
-    def compile(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
-        """The loaded program for these input shapes."""
-        import d1rt
-
+    def compile(self, shapes: Mapping[str, tuple[int, ...]]) -> api.Program:
+        """The program for these input shapes."""
         key = tuple(shapes[name] for name in self.inputs)
-        if key not in self.loaded:
-            program = api.compile(self.model, target=self.target, precision=self.precision, shapes=shapes)
-            self.loaded[key] = d1rt.load(program.target)
-        return self.loaded[key]
+        if key not in self.programs:
+            self.programs[key] = api.compile(self.model, target=self.target, precision=self.precision, shapes=shapes)
+        return self.programs[key]
 
     def run(self, inputs: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Outputs as a named tuple of arrays. `inputs`: a sequence in the model's order, or a mapping by name."""
