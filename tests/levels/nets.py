@@ -7,68 +7,13 @@ from functools import cache
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper, numpy_helper
 
 from d1c.frontend.importer import import_onnx
 from d1c.ir.core import Module
 from d1c.pipeline import PASSES, PIPELINE, run_pipeline
+from tests.networks import Inputs, Net
 
 GRAPH = tuple(n for n in PIPELINE if PASSES[n].level_out == "graph")
-Inputs = dict[str, np.ndarray]
-
-
-class Net:
-    """Collects nodes and seeded weights; every method returns the name of what it adds."""
-
-    def __init__(self, seed: int) -> None:
-        self.rng = np.random.default_rng(seed)
-        self.nodes: list[onnx.NodeProto] = []
-        self.weights: list[onnx.TensorProto] = []
-
-    def __call__(self, op: str, *inputs: str, **attrs: object) -> str:
-        out = f"{op.lower()}{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, list(inputs), [out], **attrs))
-        return out
-
-    def const(self, array: np.ndarray) -> str:
-        name = f"w{len(self.weights)}"
-        self.weights.append(numpy_helper.from_array(np.ascontiguousarray(array), name))
-        return name
-
-    def random(self, *shape: int, fan: int = 1) -> str:
-        return self.const((self.rng.normal(size=shape) / fan**0.5).astype(np.float32))
-
-    def ints(self, *values: int) -> str:
-        return self.const(np.array(values, np.int64))
-
-    def scalar(self, value: float) -> str:
-        return self.const(np.array(value, np.float32))
-
-    def conv(self, x: str, c: int, o: int, *kernel: int, groups: int = 1, bias: bool = False, **attrs: object) -> str:
-        w = self.random(o, c // groups, *kernel, fan=c // groups * int(np.prod(kernel)))
-        return self("Conv", x, w, *([self.random(o)] if bias else []), group=groups, **attrs)
-
-    def norm(self, x: str, c: int) -> str:
-        scale, bias, mean = (self.random(c) for _ in range(3))
-        variance = self.const((self.rng.random(c) + 0.5).astype(np.float32))
-        return self("BatchNormalization", x, scale, bias, mean, variance)
-
-    def linear(self, x: str, k: int, n: int) -> str:
-        return self("Add", self("MatMul", x, self.random(k, n, fan=k)), self.random(n))
-
-    def model(self, inputs: Inputs, *outputs: str) -> tuple[onnx.ModelProto, Inputs]:
-        def info(name: str, array: np.ndarray) -> onnx.ValueInfoProto:
-            return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), array.shape)
-
-        graph = helper.make_graph(
-            self.nodes, "net", [info(n, a) for n, a in inputs.items()],
-            [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in outputs], self.weights,
-        )  # fmt: skip
-        opset = [helper.make_opsetid("", 20)]
-        return helper.make_model(graph, opset_imports=opset, ir_version=9), inputs
-
-    def data(self, *shape: int) -> np.ndarray:
-        return self.rng.normal(size=shape).astype(np.float32)
 
 
 def residual() -> tuple[onnx.ModelProto, Inputs]:
