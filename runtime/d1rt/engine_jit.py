@@ -13,7 +13,7 @@ message arrives when it is sent: a race that needs it to be late shows in the pl
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -38,31 +38,31 @@ class Engine:
 
     threads  of the host (default: as many as this process may use)
     shuffle  seed of a random order of commands, messages and calls; in small programs of parts of the cores at a time
+    keep     whether every layer's results are kept
     use_dot  whether kernels use the host's bf16 dot product (default: where it exists); the bits are the same
     alias    keep equal windows once; off: every core has its own SRAM, and a message is copied to every core
     Raises Trap. `close` gives the memory back.
     """
 
     def __init__(
-        self, program: Program, threads: int | None = None, shuffle: int | None = None, use_dot: bool | None = None,
-        alias: bool = True,
+        self, program: Program, threads: int | None = None, shuffle: int | None = None, keep: bool = False,
+        use_dot: bool | None = None, alias: bool = True,
     ) -> None:  # fmt: skip
         self.program, self.threads = program, threads or len(os.sched_getaffinity(0))
         self.failure: D1Error | None = None
         self._shuffle = shuffle
         self._moves = [Movement(x) for x in program.exchanges]
-        self._jobs: dict[frozenset[int], _Prepared] = {}
         check_calls(program)
         try:
             steps, plain, small = self._order(alias)
         except (Deadlock, Trap) as e:
             self.failure = e
             return
-        self._steps = steps if plain else late_fills(steps)
-        self._phase = list(range(len(self._steps))) if plain else phases(self._steps)
-        self.memory = Memory(program, self._moves, self._steps, self._phase, plain, copied=plain and small)
+        steps = steps if plain else late_fills(steps)
+        phase = list(range(len(steps))) if plain else phases(steps)
+        self.memory = Memory(program, self._moves, steps, phase, plain, copied=plain and small)
         self.kernels = build(dict(program.kernels), use_dot=use_dot)
-        self._native = Native()
+        self._prepare(steps, phase, keep)
         self._inputs = [Scatter(self.memory, p) for p in program.inputs]
         self._outputs = [Scatter(self.memory, p) for p in program.outputs]
         self._pool = ThreadPoolExecutor(self.threads - 1) if self.threads > 1 else None
@@ -87,25 +87,42 @@ class Engine:
             return exact, True, small  # legal, but not by whole buffers
         return steps, not alias, small
 
-    def run(self, inputs: Mapping[str, np.ndarray], keep: bool | Collection[int] = ()) -> Result:
+    def _prepare(self, steps: list[Step], phase: list[int], keep: bool) -> None:
+        """Make the job, and the arrays [cores, elements] into which it copies results that are kept."""
+        native = Native()
+        rng = None if self._shuffle is None else np.random.default_rng(self._shuffle)
+        units = Units(self.program, self._moves, self.memory, self.kernels, native, self.threads, rng)
+        self._kept: list[tuple[int, np.ndarray, np.ndarray]] = []
+        last = -1
+        for step, number in zip(steps, phase, strict=True):
+            if number != last:
+                units.phase()
+                last = number
+            units.add(step)
+            c = step.command
+            if keep and isinstance(c, Call) and c.layer >= 0:
+                units.phase()
+                self._kept.append((c.layer, step.cores, units.copy_out(c.out, step.cores)))
+                units.phase()
+        table, starts = units.finish()
+        self._held = units.held  # the units point into these
+        self._job = Job(native, table, starts, self.threads, self.kernels.scratch_bytes)
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> Result:
         """See d1rt.loader.Engine."""
         if self.failure is not None:
             raise self.failure
-        layers = frozenset(range(len(self.program.layers)) if keep is True else keep or ())
-        if layers not in self._jobs:
-            self._jobs[layers] = _Prepared(self, layers)
-        prepared = self._jobs[layers]
         self.memory.start()
         for s in self._inputs:
             s.put(inputs[s.port.name])
-        prepared.job.reset()
-        others = [self._pool.submit(prepared.job.run, i) for i in range(1, self.threads)] if self._pool else []
-        prepared.job.run(0)
+        self._job.reset()
+        others = [self._pool.submit(self._job.run, i) for i in range(1, self.threads)] if self._pool else []
+        self._job.run(0)
         for o in others:
             o.result()
-        kept: Kept = {layer: {} for layer in sorted(layers)}
-        for layer, cores, rows in prepared.kept:
-            kept[layer].update(zip(cores.tolist(), rows.copy(), strict=True))
+        kept: Kept = {}
+        for layer, cores, rows in self._kept:
+            kept.setdefault(layer, {}).update(zip(cores.tolist(), rows.copy(), strict=True))
         return Result({s.port.name: s.get() for s in self._outputs}, kept)
 
     def close(self) -> None:
@@ -115,31 +132,7 @@ class Engine:
             if self._pool is not None:
                 self._pool.shutdown()
             self._inputs, self._outputs = [], []
-            self._jobs.clear()
-            del self.memory
-
-
-class _Prepared:
-    """The job that keeps the results of some layers. `kept`: (layer, cores, [cores, elements] filled by each run)."""
-
-    def __init__(self, engine: Engine, layers: frozenset[int]) -> None:
-        rng = None if engine._shuffle is None else np.random.default_rng(engine._shuffle)
-        units = Units(engine.program, engine._moves, engine.memory, engine.kernels, engine._native, engine.threads, rng)
-        self.kept: list[tuple[int, np.ndarray, np.ndarray]] = []
-        last = -1
-        for step, phase in zip(engine._steps, engine._phase, strict=True):
-            if phase != last:
-                units.phase()
-                last = phase
-            units.add(step)
-            c = step.command
-            if isinstance(c, Call) and c.layer in layers:
-                units.phase()
-                self.kept.append((c.layer, step.cores, units.copy_out(c.out, step.cores)))
-                units.phase()
-        table, starts = units.finish()
-        self._held = units.held  # the units point into these
-        self.job = Job(engine._native, table, starts, engine.threads, engine.kernels.scratch_bytes)
+            del self._job, self._held, self.memory
 
 
 def late_fills(steps: list[Step]) -> list[Step]:
