@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 
@@ -40,6 +40,8 @@ SLOW = {
 """Vector instructions of one elementwise op, roughly, where it is not one."""
 
 
+MESSAGE = 4.0
+"""Cycles that a core spends on one message beyond its packets, roughly."""
 READERS = 4.0
 """How often a result is read again, roughly: rows are gathered by several columns of cores and with their halos."""
 
@@ -88,6 +90,33 @@ def _assignments(axes: tuple[tuple[str, int], ...], targets: int) -> tuple[tuple
     for i, (_, size) in enumerate(axes):
         parts[np.arange(len(ways)), table[:, i]] *= size
     return tuple(ways), parts[:, :targets]
+
+
+@cache
+def _axis_parts(axes: tuple[tuple[str, int], ...], targets: int, names: tuple[str, ...]) -> np.ndarray:
+    """[ways, targets] how many parts each target gets from the factors of these axes alone."""
+    ways, _ = _assignments(axes, targets)
+    table = np.array(ways).reshape(len(ways), len(axes))
+    parts = np.ones((len(ways), targets + 1), np.int64)
+    for i, (name, size) in enumerate(axes):
+        if name.split(".")[0] in names:
+            parts[np.arange(len(ways)), table[:, i]] *= size
+    return parts[:, :targets]
+
+
+def _link_cycles(packets: np.ndarray, keyed: set[int], axes: Mapping[str, np.ndarray], machine: Machine) -> np.ndarray:
+    """The busiest link's packets when every window takes `packets`: windows that differ along node rows share the
+    column links that a multicast over rows fills from end to end; those of one die share its row links and edges.
+    `keyed`: the targets on which the window depends; `axes`: parts of every target on node rows, node columns, dies."""
+    key, fan = {}, {}
+    for name, parts in axes.items():
+        mine = [i for i in range(parts.shape[1]) if i in keyed]
+        key[name] = parts[:, mine].prod(axis=1)
+        fan[name] = np.where(parts.prod(axis=1) > key[name], 1.0, 0.25)  # a window for one place needs part of the way
+    die = packets * key["row"] * key["col"]
+    edge = machine.die_edge_bytes_per_cycle / machine.packet_bytes
+    row, col = packets * key["row"] * fan["row"], die / machine.grid_rows * fan["col"]
+    return np.maximum(np.maximum(row, col), die / edge * fan["die"])
 
 
 def _targets(nest: Structured, layer: Layer, flat: bool) -> list[tuple[int, int]] | None:
@@ -272,8 +301,10 @@ def _family(
     cycles += np.where(split, vectors, vectors * (epi + 1)) + machine.launch_cycles
     sram = (m * n * np.where(split, 4, layer.result.dtype.bytes)).astype(np.float64)
     classes = parts.prod(axis=1)
+    axes_of = {"row": ("nr",), "col": ("nc",), "die": ("dr", "dc")}
+    parts_of = {k: _axis_parts(mesh.axes, len(targets) + cut, v)[index] for k, v in axes_of.items()}
     for index_map, o, lay in zip(nest.maps, layer.operands, layouts, strict=True):
-        size, run, keyed = _windows(nest, index_map, o.shape, targets, blocks, kblock if cut else None, parts)
+        size, run, keyed = _windows(nest, index_map, o.shape, targets, blocks, kblock if cut else None)
         size = size * o.dtype.bytes
         run = run * o.dtype.bytes
         sram += size
@@ -289,10 +320,8 @@ def _family(
         messages = np.minimum(size / max(own, 1) + 1, size / o.dtype.bytes)
         if lay.groups and lay.groups[-1].axes:
             messages = np.maximum(messages, np.minimum(size, o.dtype.bytes * extents[-1]) / np.maximum(run, 1))
-        links = packets * keyed * 12 / (4 * mesh.cores)
-        cycles += (
-            machine.launch_cycles + np.maximum(packets * 1.5, links) + 8 * messages + np.where(classes > 1, 100, 0)
-        )
+        links = _link_cycles(packets, keyed, parts_of, machine)
+        cycles += machine.launch_cycles + np.maximum(packets, links) + MESSAGE * messages + np.where(classes > 1, 100, 0)
     # a split reduction sends f32 nodes to a second stage
     nodes = m * n * 4 / machine.packet_bytes
     cycles += np.where(
@@ -358,9 +387,8 @@ def _windows(
     targets: Sequence[tuple[int, int]],
     blocks: np.ndarray,
     kblock: np.ndarray | None,
-    parts: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Per candidate: elements of the operand's window, of its innermost component, and how many windows differ."""
+) -> tuple[np.ndarray, np.ndarray, set[int]]:
+    """Per candidate: elements of the operand's window and of its innermost component; the targets on which it depends."""
     extents = tuple(d.extent for d in nest.dims)
     ranges = list(targets)
     if kblock is not None and nest.cut is not None:
@@ -374,9 +402,8 @@ def _windows(
     groups += [Group() for _ in range(d, len(extents))]
     need = need_of(extents, index, shape, Layout(tuple(groups)))
     size = np.ones(len(blocks), np.float64)
-    keyed = np.ones(len(blocks), np.float64)
+    keyed: set[int] = set()
     length = np.ones(len(blocks), np.float64)
-    seen: set[int] = set()
     for comp in need.components:
         length = np.full(len(blocks), comp.rest_hi - comp.rest_lo + 1, np.float64)
         for part in comp.parts:
@@ -387,9 +414,7 @@ def _windows(
                 block = blocks[:, i]
             distinct, inverse = np.unique(block, return_inverse=True)
             length += np.array([_reach(part.extents, part.coefs, int(b)) for b in distinct])[inverse]
-            if i not in seen:
-                seen.add(i)
-                keyed *= parts[:, i]
+            keyed.add(i)
         limit = math.prod(x for _, x in comp.pads) if comp.span > 1 else np.inf
         length = np.minimum(length, limit)
         size *= length
