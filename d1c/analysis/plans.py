@@ -116,7 +116,8 @@ def _link_cycles(packets: np.ndarray, keyed: set[int], axes: Mapping[str, np.nda
     die = packets * key["row"] * key["col"]
     edge = machine.die_edge_bytes_per_cycle / machine.packet_bytes
     row, col = packets * key["row"] * fan["row"], die / machine.grid_rows * fan["col"]
-    return np.maximum(np.maximum(row, col), die / edge * fan["die"])
+    busiest: np.ndarray = np.maximum(np.maximum(row, col), die / edge * fan["die"])
+    return busiest
 
 
 def _targets(nest: Structured, layer: Layer, flat: bool) -> list[tuple[int, int]] | None:
@@ -321,7 +322,8 @@ def _family(
         if lay.groups and lay.groups[-1].axes:
             messages = np.maximum(messages, np.minimum(size, o.dtype.bytes * extents[-1]) / np.maximum(run, 1))
         links = _link_cycles(packets, keyed, parts_of, machine)
-        cycles += machine.launch_cycles + np.maximum(packets, links) + MESSAGE * messages + np.where(classes > 1, 100, 0)
+        cycles += machine.launch_cycles + np.maximum(packets, links) + MESSAGE * messages
+        cycles += np.where(classes > 1, 100, 0)
     # a split reduction sends f32 nodes to a second stage
     nodes = m * n * 4 / machine.packet_bytes
     cycles += np.where(
@@ -388,7 +390,7 @@ def _windows(
     blocks: np.ndarray,
     kblock: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray, set[int]]:
-    """Per candidate: elements of the operand's window and of its innermost component; the targets on which it depends."""
+    """Per candidate: elements of the operand's window and of its innermost component; the targets it depends on."""
     extents = tuple(d.extent for d in nest.dims)
     ranges = list(targets)
     if kblock is not None and nest.cut is not None:
