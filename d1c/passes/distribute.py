@@ -1,12 +1,34 @@
 """distribute: every layer gets a plan, every movement becomes an exchange.
 
 Before:
-    %y = graph.fused(%x, %w) {out = "f32"} ({ ... graph.matmul ... })
+    d1c.module graph {outputs = ["y"]} {
+      func @main(%x: tensor<64x12xf32>, %w: tensor<12x4xf32>) {
+        %y = graph.fused(%x, %w) {out = "f32"} ({
+          ^(%0: tensor<64x12xf32>, %1: tensor<12x4xf32>):
+          %p = graph.matmul(%0, %1) : tensor<64x4xf32>
+          %r = graph.relu(%p) : tensor<64x4xf32>
+          graph.yield(%r)
+        }) : tensor<64x4xf32>
+        graph.return(%y)
+      }
+    }
+
 After:
-    %a = dist.exchange(%x) : window<...>
-    %b = dist.const {name = "w"} : window<...>
-    %y = dist.compute(%a, %b) {nest = #nest"mac (m 8, n 16 | k 8, e 2) ...", plan = #layout"[0: nr / 4, 1: nc / 4, 2,
-    3]"}
+    d1c.module dist {outputs = ["y"], target = "test", mesh = [["dc", 2], ["nr", 2], ["nc.0", 2], ["nc.1", 2]]} {
+      func @main(%x: tensor<64x12xf32, [0: dc nr nc.0-1 / 4, 1]>, %w: tensor<12x4xf32, [0: dc nr nc.0-1 / 1, 1]>) {
+        %w.w = dist.exchange(%w) : window<12x4xf32, [12 rest 0 11, 4 rest 0 3 | dc nr nc.0-1]>
+        %y = dist.compute(%x, %w.w)
+            {nest = #nest"mac (m 64, n 4 | k 12, e 1) cut k / 12 term 2 [m, k+e : 0.0] [k, n]",
+             plan = #layout"[0: dc nr nc.0-1 / 4, 1, 2, 3]", out = "f32", regions = ["epilogue"]} ({
+          ^(%acc: tensor<f32>):
+          %r = graph.relu(%acc) : tensor<f32>
+          dist.yield(%r)
+        }) : tensor<64x4xf32, [0: dc nr nc.0-1 / 4, 1]>
+        dist.return(%y)
+      }
+    }
+
+All 16 cores of the machine `test` take 4 rows each, which they own; every core receives all of `w`.
 """
 
 from __future__ import annotations
@@ -172,34 +194,22 @@ def _tensor(v: Value) -> TensorType:
 
 
 def shard(shape: tuple[int, ...], need: Need, mesh: Mesh) -> Layout:
-    """A home for a gathered constant: cut where its user cuts it, and the dim with most rows over all other factors."""
-    groups: list[Group] = []
-    k = 0
+    """A home for a gathered constant, as evenly spread as its extents allow: the last dim that its user cuts stays cut
+    so, the dims in front of it are flattened over the other factors, and what is left refines the cut."""
+    if not shape:
+        return Layout((), mesh.names)
+    column, axes, k = len(shape) - 1, list[str](), 0
     for c in need.components:
-        plain = (
-            len(c.parts) == 1
-            and c.span == 1
-            and len(c.parts[0].extents) == 1
-            and c.parts[0].coefs == (1,)
-            and c.rest_lo == 0 == c.rest_hi
-        )
-        if plain and c.parts[0].block * mesh.parts(c.parts[0].axes) >= c.shape[0]:
-            groups.append(Group(1, c.parts[0].axes, c.parts[0].block))
-        else:
-            groups += [Group() for _ in c.shape]
+        if c.span == 1 and len(c.parts) == 1 and len(c.parts[0].extents) == 1 and c.shape[0] > 1:
+            column, axes = k, list(c.parts[0].axes)
         k += c.span
-    free = [a for a in mesh.names if not any(a in g.axes for g in groups)]
-    whole = [i for i, g in enumerate(groups) if not g.axes]
-    if whole and free:
-        # flatten a leading run of uncut dims, so that many factors find rows
-        run = [i for i in whole if i == whole[0] + whole.index(i)]
-        run = run[:-1] if len(run) > 1 and run[-1] == len(groups) - 1 else run
-        n = math.prod(shape[i] for i in run)
-        take: list[str] = []
-        for a in free:
-            if mesh.parts((*take, a)) <= n:
-                take.append(a)
-        if take:
-            groups[run[0] : run[-1] + 1] = [Group(len(run), tuple(take), -(-n // mesh.parts(tuple(take))))]
-        free = [a for a in free if a not in take]
-    return Layout(tuple(groups), tuple(free))
+    rows, take = math.prod(shape[:column]), list[str]()
+    for a in (a for a in mesh.names if a not in axes):
+        if mesh.parts((*take, a)) <= rows:
+            take.append(a)
+        elif mesh.parts((*axes, a)) <= shape[column]:
+            axes.append(a)
+    groups = [Group(column, tuple(take), -(-rows // mesh.parts(tuple(take))))] if take else [Group()] * column
+    groups.append(Group(1, tuple(axes), -(-shape[column] // mesh.parts(tuple(axes)))) if axes else Group())
+    groups += [Group()] * (len(shape) - column - 1)
+    return Layout(tuple(groups), tuple(a for a in mesh.names if a not in (*take, *axes)))

@@ -10,7 +10,9 @@ import pytest
 
 from d1c.ir.text import parse
 from d1c.ir.verify import verify
+from d1c.passes import distribute
 from d1c.pipeline import PASSES, PIPELINE
+from d1c.target.machine import machine
 
 EXAMPLE = re.compile(r"^Before:\n((?:    .*\n|\n)+?)\nAfter:\n((?:    .*\n|\n)+?)(?=\n?^\S|\Z)", re.M)
 OPTIONS = {"precision": {"policy": "bf16"}}
@@ -27,6 +29,16 @@ def test_example_of_the_docstring(chosen) -> None:
         result = chosen.run(module, **OPTIONS.get(chosen.name, {}))
         verify(result, after=chosen.name)
         assert str(result).strip() == textwrap.dedent(after).strip()
+
+
+def test_example_of_distribute() -> None:
+    """Distribution takes a machine, and its lines are too long for a docstring: they may be broken where spaces are."""
+    ((before, after),) = EXAMPLE.findall((distribute.__doc__ or "") + "\n")
+    module = parse(textwrap.dedent(before))
+    verify(module)
+    result = distribute.run(module, machine("test"))
+    verify(result, after="distribute")
+    assert str(result).split() == after.split()
 
 
 def test_the_pipeline_names_passes_and_their_levels_meet() -> None:
