@@ -16,7 +16,7 @@ from .test_compile import refused
 Cli = Callable[..., Result]
 
 
-@pytest.mark.parametrize("extra", [[], ["--shuffle", 3]])
+@pytest.mark.parametrize("extra", [[], ["--shuffle", 3], ["--engine", "jit", "--threads", 2]])
 def test_the_outputs_are_the_models(cli: Cli, program: Path, inputs: Path, tmp_path: Path, extra: list[object]) -> None:
     out = tmp_path / "out.npz"
     done = cli("run", program, "--inputs", inputs, "--outputs", out, "--engine", "numpy", *extra)
