@@ -136,17 +136,20 @@ class Engine:
 
 
 def late_fills(steps: list[Step]) -> list[Step]:
-    """Fills put right before what first touches their window, so that it takes memory no longer than needed."""
-    waiting: list[Step] = []
+    """Fills put right before what first touches their window, so that it takes memory no longer than needed; and the
+    same fill of several groups of cores as one."""
+    waiting: dict[int, Step] = {}  # by command
     out: list[Step] = []
     for step in steps:
         if isinstance(step.command, Fill):
-            waiting.append(step)
+            old = waiting.get(id(step.command))
+            cores = step.cores if old is None else np.union1d(old.cores, step.cores)
+            waiting[id(step.command)] = Step(step.command, cores)
             continue
         uses = touches(step)
-        now = [f for f in waiting if written(f) in uses]
+        now = [f for f in waiting.values() if written(f) in uses]
         if now:
-            waiting = [f for f in waiting if written(f) not in uses]
+            waiting = {k: f for k, f in waiting.items() if written(f) not in uses}
             # before the step that precedes this one, whose phase it can share
             at = len(out) - 1 if out and not any(written(f) in touches(out[-1]) for f in now) else len(out)
             out[at:at] = now

@@ -105,20 +105,23 @@ class Schedule:
                 order = rng.permutation(order)
             moved = False
             for k in order:
-                moved |= self.advance(contexts[k])
+                moved |= self.advance(contexts[k], last=rng is None)
+            if not moved and rng is None:  # let some cores run ahead only where those behind all wait
+                moved = any(self.advance(c, last=False) for c in contexts)
         if any((c.pc < len(c.commands)).any() for c in contexts):
             raise self.deadlock(contexts)
         for port in program.outputs:
             memory.output(port)
 
-    def advance(self, c: _Context) -> bool:
-        """Run a context until it blocks, or in random order each core for one command; whether it did anything."""
-        any_moved, moved = False, True
-        while moved:
-            moved = False
+    def advance(self, c: _Context, last: bool) -> bool:
+        """Run a context; whether it did anything. `last`: those cores that are furthest behind, as far as they get; so
+        that many do the same together. Otherwise all cores, one command each."""
+        moved = False
+        while True:
+            done = False
             for at in np.unique(c.pc):
                 if at == len(c.commands):
-                    continue
+                    break
                 command = c.commands[at]
                 here = np.flatnonzero(c.pc == at)
                 ready = here[self.ready(c, command, here)]
@@ -127,10 +130,12 @@ class Schedule:
                 if len(ready):
                     self.perform(command, c.cores[ready])
                     c.pc[ready] += 1
-                    any_moved = moved = True
-            if self.rng is not None:
-                break
-        return any_moved
+                    done = True
+                if last:
+                    break
+            moved |= done
+            if not (last and done):
+                return moved
 
     # ---- waiting ----------------------------------------------------------------------------------------------------
 
