@@ -1,5 +1,5 @@
 """The command line. Nothing heavy is imported before a command needs it: `d1c --help` costs typer and no more."""
 
-from d1c.cli.app import app, main
+from d1c.cli.commands import app, main
 
 __all__ = ["app", "main"]

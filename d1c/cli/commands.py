@@ -1,7 +1,6 @@
 """The commands and their options. Each one hands over to a module beside this one, imported when it runs."""
 
-from __future__ import annotations
-
+# no postponed annotations: typer would evaluate their text again for every --help
 import sys
 from pathlib import Path
 from typing import Annotated
