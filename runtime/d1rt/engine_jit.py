@@ -24,7 +24,7 @@ from d1rt.engine_checks import check_calls
 from d1rt.engine_memory import Memory, Scatter, touches, written
 from d1rt.engine_native import Job, Native
 from d1rt.engine_schedule import Schedule, Step
-from d1rt.engine_states import Bytes, Movement, Slots
+from d1rt.engine_states import Bytes, Slots, movements
 from d1rt.engine_units import Units
 from d1rt.jit_nest import build
 from d1rt.loader import Kept, Result
@@ -51,7 +51,7 @@ class Engine:
         self.program, self.threads = program, threads or len(os.sched_getaffinity(0))
         self.failure: D1Error | None = None
         self._shuffle = shuffle
-        self._moves = [Movement(x) for x in program.exchanges]
+        self._moves = movements(program.exchanges)
         check_calls(program)
         try:
             steps, plain, small = self._order(alias)

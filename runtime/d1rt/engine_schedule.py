@@ -119,7 +119,7 @@ class Schedule:
         moved = False
         while True:
             done = False
-            for at in np.unique(c.pc):
+            for at in c.pc.min(keepdims=True) if last else np.unique(c.pc):
                 if at == len(c.commands):
                     break
                 command = c.commands[at]

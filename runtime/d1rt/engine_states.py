@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import fields
 from typing import NoReturn, Protocol
 
 import numpy as np
@@ -45,6 +47,21 @@ class Movement:
     def per_core(self, per_class: np.ndarray) -> np.ndarray:
         """[cores] from [classes]; 0 outside the movement."""
         return np.where(self.class_of >= 0, per_class[self.class_of], np.zeros(1, per_class.dtype))
+
+
+def movements(exchanges: Sequence[Exchange]) -> list[Movement]:
+    """One per exchange; equal exchanges (a network repeats its blocks) share theirs."""
+    known: dict[tuple[object, ...], Movement] = {}
+    out = []
+    for x in exchanges:
+        key: list[object] = [x.mesh.axes, x.source_held, x.target_held, x.plan_axes]
+        for c in x.components:
+            arrays = (c.real, c.length, *(getattr(c.pieces, f.name) for f in fields(c.pieces)))
+            key += [c.target_axes, c.source_axes, c.window, c.owned, *(a.tobytes() for a in arrays)]
+        if tuple(key) not in known:
+            known[tuple(key)] = Movement(x)
+        out.append(known[tuple(key)])
+    return out
 
 
 class Memory(Protocol):
@@ -128,7 +145,7 @@ class Slots:
     def push(self, c: Push, cores: np.ndarray, picks: np.ndarray | None) -> None:
         move, b = self.moves[c.exchange], c.target
         m = move.messages
-        self.require_full(c, c.source, np.unique(m.src if picks is None else m.src[picks]))
+        self.require_full(c, c.source, np.flatnonzero(self.mask(m.src if picks is None else m.src[picks])))
         counts = move.counts if picks is None else np.bincount(m.cls[picks], minlength=len(move.counts))
         new = move.per_core(counts).astype(np.int32)
         to = new > 0

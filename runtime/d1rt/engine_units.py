@@ -10,7 +10,7 @@ from d1c.target.movement import ragged
 from d1c.target.program import Call, Fill, Program, Push, Send
 from d1rt.engine_memory import Memory
 from d1rt.engine_native import CALLS, COPY, UNIT, Native
-from d1rt.engine_records import Group, boxes, chunks, groups
+from d1rt.engine_records import Boxes, Group, boxes, chunks, groups
 from d1rt.engine_schedule import Step
 from d1rt.engine_states import Movement
 from d1rt.jit_nest import Kernels
@@ -31,6 +31,7 @@ class Units:
         self.program, self.mesh, self.moves, self.memory = program, program.mesh, moves, memory
         self.kernels, self.native, self.threads, self.rng = kernels, native, threads, rng
         self.held: list[np.ndarray] = []
+        self._boxes: dict[Movement, Boxes] = {}
         self._done: list[np.ndarray] = []  # units of finished phases
         self._starts: list[np.ndarray] = []
         self._count = 0
@@ -137,7 +138,12 @@ class Units:
     def push(self, step: Step, c: Push) -> None:
         move, source, target = self.moves[c.exchange], self.memory.rooms[c.source], self.memory.rooms[c.target]
         m, size = move.messages, dtype(self.program.buffers[c.source].dtype).bytes
-        b = boxes(m, step.messages)
+        if step.messages is not None:
+            b = boxes(m, step.messages)
+        elif move in self._boxes:
+            b = self._boxes[move]
+        else:
+            b = self._boxes[move] = boxes(m, None)
         number = b.owner if step.messages is None else step.messages[b.owner]
         soff = source.row[m.src[number]] * source.stride + b.soff * size
         toff = b.toff * size
