@@ -1,4 +1,4 @@
-"""Plans of one layer: which there are, what each costs in closed form, and random ones for tests.
+"""Plans of one layer: which there are, and what each costs in closed form.
 
 A plan gives every mesh factor to one of the layer's dims (rows, columns, the cut of the reduction) or to nothing. The
 price is the first, simple one: issue cycles of the fullest core, packets that it receives and sends, launch; no
@@ -120,7 +120,7 @@ def _link_cycles(packets: np.ndarray, keyed: set[int], axes: Mapping[str, np.nda
     return busiest
 
 
-def _targets(nest: Structured, layer: Layer, flat: bool) -> list[tuple[int, int]] | None:
+def dim_ranges(nest: Structured, layer: Layer, flat: bool) -> list[tuple[int, int]] | None:
     """Dim ranges that factors may go to: rows (flat, or the two largest dims), columns; None: flat is not possible."""
     last = nest.parallel - 1
     rows = [d for d in range(last) if nest.dims[d].extent > 1]
@@ -195,7 +195,7 @@ def choose(layer: Layer, layouts: Sequence[Layout | None], machine: Machine, mes
     SRAM."""
     best: Plan | None = None
     for flat in (True, False):
-        targets = _targets(layer.nest, layer, flat)
+        targets = dim_ranges(layer.nest, layer, flat)
         if targets is not None:
             found = _family(layer, targets, layouts, machine, mesh, resident_bytes)
             if found is not None and (best is None or found.cycles < best.cycles):
@@ -437,46 +437,6 @@ def _reach(extents: tuple[int, ...], coefs: tuple[int, ...], block: int) -> int:
         return out
 
     return int(np.abs(value(stop) - value(start)).max())
-
-
-def random_plan(layer: Layer, rng: np.random.Generator, mesh: Mesh) -> Plan:
-    """A plan drawn to find errors: idle factors, blocks too large, any factor order, split reductions, flat rows."""
-    nest = layer.nest
-    extents = tuple(d.extent for d in nest.dims)
-    for _ in range(20):
-        flat = bool(rng.random() < 0.6)
-        targets = _targets(nest, layer, flat) or _targets(nest, layer, False)
-        assert targets is not None
-        if not flat:
-            targets = [(d, d + 1) for d in range(nest.parallel)]
-        cut = nest.cut is not None and nest.kind != "fma" and not nest.lanes
-        picks = rng.integers(0, len(targets) + cut + 1, len(mesh.axes))
-        axes = [[a for a, p in zip(mesh.names, picks, strict=True) if p == i] for i in range(len(targets) + cut)]
-        for names in axes:
-            rng.shuffle(names)
-        held = [a for a, p in zip(mesh.names, picks, strict=True) if p == len(targets) + cut]
-        blocks = []
-        for (a, b), ax in zip(targets, axes, strict=False):
-            n = math.prod(extents[a:b])
-            least = -(-n // mesh.parts(tuple(ax)))
-            blocks.append(int(rng.integers(least, n + 1)) if rng.random() < 0.3 else least)
-        rows, combine = list(targets), None
-        if cut:
-            assert nest.cut is not None
-            slices = -(-extents[nest.cut] // nest.slice)
-            per = 1 << max(0, -(-slices // mesh.parts(tuple(axes[-1]))) - 1).bit_length()
-            rows.append((nest.cut, nest.cut + 1))
-            blocks.append(per * nest.slice)
-            if axes[-1]:
-                combine = combine_plan(nest, targets, axes[: len(targets)], axes[-1], held, mesh)
-        plan = layout_from(nest, rows, axes, blocks, held)
-        try:
-            for m, o in zip(nest.maps, layer.operands, strict=True):
-                need_of(extents, m, o.shape, plan)
-        except LayoutError:
-            continue
-        return Plan(plan, combine, 0.0)
-    return Plan(Layout(tuple(Group() for _ in nest.dims), mesh.names), None, 0.0)
 
 
 def spread(shape: tuple[int, ...], mesh: Mesh) -> Layout:

@@ -40,7 +40,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from d1c.analysis.layers import Layer, Layers, Stored, layers_of
-from d1c.analysis.plans import Plan, accumulator_type, choose, exchange_of, in_place, random_plan, spread
+from d1c.analysis.plans import Plan, accumulator_type, choose, exchange_of, in_place, spread
+from d1c.analysis.random_plans import random_plan
 from d1c.errors import DoesNotFit
 from d1c.ir.core import Block, Function, Module, Op, Value
 from d1c.ir.layout import Need, need_of
@@ -57,9 +58,7 @@ activations and for constants that are gathered for each use."""
 Chooser = Callable[[Layer, Sequence[Layout | None]], Plan]
 
 
-def run(
-    module: Module, machine: Machine, seed: int | None = None, resident: float = RESIDENT_SHARES[0]
-) -> Module:
+def run(module: Module, machine: Machine, seed: int | None = None, resident: float = RESIDENT_SHARES[0]) -> Module:
     """The distributed module. `seed`: random plans instead of priced ones (tests). `resident`: see RESIDENT_SHARES."""
     mesh = Mesh(machine.axes)
     layers = layers_of(module)
