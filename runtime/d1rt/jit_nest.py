@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from d1c.errors import UsageError
 from d1c.target.kernel import Nest
 from d1rt.jit_ir import Function, Module, vec
 from d1rt.jit_loops import Frame, levels
@@ -111,6 +112,9 @@ def build(
     `folder`: the object cache (default: the user's). No choice changes any bit of the results."""
     target = host() if cpu is None else Host(cpu, "")
     cache_ = ObjectCache((folder or default_folder()) if cached else None)
+    if use_dot and cpu is None and not dot_works():
+        # LLVM aborts the process when it meets the instruction without the feature
+        raise UsageError("this host has no bf16 dot product", remedy="leave use_dot out, or say False")
     dot = (cpu is None and dot_works()) if use_dot is None else use_dot
     if wide is None:
         wide = target.has("avx512f") or cpu in ("skylake-avx512", "sapphirerapids", "znver4", "znver5")
