@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 
 from d1c.target.kernel import Nest
-from d1rt.jit_ir import Function, Value, element, vec
+from d1rt.jit_ir import Function, Value, element, vec, width
 from d1rt.jit_loops import Frame, Pointers, acc_type, accumulator, levels
 from d1rt.jit_reduce import combine, reduce_order
 from d1rt.jit_vector import LANES, SIZE, load_raw, widen
@@ -108,6 +108,7 @@ def emit_mac(frame: Frame, blocks: Blocking) -> None:
     def column(pointers: Pointers, start: Value, n: Value | None, v: int, mr: int, half: int) -> None:
         """All rows of v vectors of columns from `start`."""
         b = pointers[2] + frame.offset(2, lane, start)
+        mr, half = min(mr, most), min(half, most)
 
         def block(row: Value, r: int) -> None:
             name = _emit_block(frame, shape, blocks.dot, r, v, n is not None)
@@ -204,6 +205,9 @@ def _emit_block(outer: Frame, shape: _Shape, dot: bool, r: int, v: int, tail: bo
     pointers = [fn.const("i64", 0) if s == 1 else b for s in range(len(frame.slots))]
     stack, _, _ = scratch_layout(nest)
     t = acc_type(nest)
+    if tail and shape.packed and not dot:  # few lanes: narrower vectors
+        extent = nest.loops[nest.parallel - 1].extent
+        t = vec(4 if extent <= 4 else 8 if extent <= 8 else LANES, element(t))
 
     def step(p: Pointers, acc: Sequence[Value]) -> Sequence[Value]:
         return _multiply(frame, shape, dot, [x + p[1] for x in row], p[2], list(acc), v, n)
@@ -240,11 +244,12 @@ def _multiply(
             return acc
         # A bf16 is the upper half of its f32: element 2j is the lower half of the word. Each half is loaded anew: 16
         # registers hold the accumulators and little more. Volatile and two types keep LLVM from sharing loads.
+        lanes = width(acc[0].type)
         for odd in (1, 0):
-            words = [load_raw(fn, 4, b + 64 * j, 4, LANES, n, volatile=True) for j in range(v)]
+            words = [load_raw(fn, 4, b + 64 * j, 4, lanes, n, volatile=True) for j in range(v)]
             bs = [((w & -65536) if odd else (w << 16)).bitcast(acc[0].type) for w in words]
             for i, p in enumerate(rows):
-                w = fn.splat(fn.load("i32" if odd else "float", p), LANES).bitcast(vec(LANES, "i32"))
+                w = fn.splat(fn.load("i32" if odd else "float", p), lanes).bitcast(vec(lanes, "i32"))
                 x = ((w & -65536) if odd else (w << 16)).bitcast(acc[0].type)
                 for j in range(v):
                     acc[i * v + j] = fn.intrinsic("fma", x, bs[j], acc[i * v + j])
