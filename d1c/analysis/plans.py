@@ -40,6 +40,9 @@ SLOW = {
 """Vector instructions of one elementwise op, roughly, where it is not one."""
 
 
+IDLE = 0.6
+"""How much dearer a plan is held to be that uses no core than one that uses all, in a layer with work for all of them:
+what its readers pay for finding the result in few places."""
 MESSAGE = 4.0
 """Cycles that a core spends on one message beyond its packets, roughly."""
 READERS = 4.0
@@ -163,6 +166,13 @@ def _weight(block: Block) -> int:
     return sum(SLOW.get(o.name.split(".")[1], 1) for o in block.ops[:-1])
 
 
+def idle_weight(nest: Structured, machine: Machine) -> float:
+    """IDLE, less for a layer whose work, spread over all cores, takes less than its launch."""
+    rate = machine.mma_flops_per_cycle / 2 if nest.kind == "mac" else machine.f32_lanes
+    ideal = math.prod(d.extent for d in nest.dims) / (rate * machine.cores)
+    return IDLE * min(1.0, ideal / machine.launch_cycles)
+
+
 def work_cycles(
     nest: Structured,
     pair: bool,
@@ -252,7 +262,9 @@ def _exact(
     pair = nest.kind == "mac" and nest.dims[-1].extent == 2
     m, n, k = np.array([rows]), np.array([sizes[last]]), np.array([kk])
     cycles = work_cycles(nest, pair, m, n, k, _weight(layer.term), _weight(layer.epilogue), machine)
-    return Plan(plan, None, float(cycles[0]) + comm + machine.launch_cycles)
+    used = math.prod(-(-n // sizes[a]) for a, _, _, n in plan.spans(extents))
+    price = (float(cycles[0]) + comm + machine.launch_cycles) * (1 + idle_weight(nest, machine) * (1 - used / mesh.cores))
+    return Plan(plan, None, price)
 
 
 def _family(
@@ -335,7 +347,7 @@ def _family(
     cycles += READERS * m * sizes[-1] * layer.result.dtype.bytes / machine.packet_bytes * short
     used = (-(-np.array(sizes)[None, :] // blocks)).prod(axis=1) * np.where(split, -(-k_total // np.maximum(k, 1)), 1)
     cycles = np.where(sram > 0.55 * machine.data_bytes, np.inf, cycles)
-    price = cycles * (1 + 2e-3 * (1 - np.minimum(used / mesh.cores, 1)))
+    price = cycles * (1 + idle_weight(nest, machine) * (1 - np.minimum(used / mesh.cores, 1)))
     at = int(np.argmin(price))
     if not np.isfinite(cycles[at]):
         return None
@@ -374,9 +386,7 @@ def combine_plan(
             chosen[-1].append(a)
         elif room[0] >= n:
             chosen[0].append(a)
-        elif room[-1] >= n:
-            chosen[-1].append(a)
-        else:
+        else:  # fewer columns a core would make whoever reads the result gather short runs
             idle.append(a)
     blocks = [-(-math.prod(extents[x:y]) // mesh.parts(tuple(c))) for (x, y), c in zip(targets, chosen, strict=True)]
     return layout_from(stage, list(targets), chosen, blocks, idle)
