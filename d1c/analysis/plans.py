@@ -263,8 +263,8 @@ def _exact(
     m, n, k = np.array([rows]), np.array([sizes[last]]), np.array([kk])
     cycles = work_cycles(nest, pair, m, n, k, _weight(layer.term), _weight(layer.epilogue), machine)
     used = math.prod(-(-n // sizes[a]) for a, _, _, n in plan.spans(extents))
-    price = (float(cycles[0]) + comm + machine.launch_cycles) * (1 + idle_weight(nest, machine) * (1 - used / mesh.cores))
-    return Plan(plan, None, price)
+    total = float(cycles[0]) + comm + machine.launch_cycles
+    return Plan(plan, None, total * (1 + idle_weight(nest, machine) * (1 - used / mesh.cores)))
 
 
 def _family(
