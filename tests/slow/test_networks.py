@@ -19,8 +19,8 @@ import d1rt
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
 
-import networks  # noqa: E402
-import packaged  # noqa: E402
+import networks
+import packaged
 
 pytestmark = pytest.mark.slow
 
