@@ -13,7 +13,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ from d1c.ir.core import LEVELS, Module
 from d1c.ir.text import parse
 from d1c.ir.types import TensorType
 from d1c.ir.verify import verify
-from d1c.pipeline import PIPELINE, run_pipeline
+from d1c.pipeline import GRAPH_PASSES, LOWERINGS, PASSES, PIPELINE, Lowered, run_pipeline
 from d1c.target.machine import Machine, machine
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["STAGES", "Program", "compile", "import_onnx", "lower", "parse"]
 
-STAGES = ("import", *(name for name in PIPELINE), "distribute", "lower-tile")
+STAGES = ("import", *PIPELINE)
 """What `compile` does, in order: names for `stop_after` and `print_after`."""
 PRECISIONS = ("bf16", "f32")
 
@@ -77,7 +77,8 @@ def lower(
     return compile(module, target=target, precision=precision, stop_after=_LAST_STAGE[to]).module(to)
 
 
-_LAST_STAGE = {"graph": PIPELINE[-1], "dist": "distribute", "tile": "lower-tile", "kern": "lower-tile"}
+_LAST_STAGE = {PASSES[name].level_out: name for name in PIPELINE}
+_LAST_STAGE["kern"] = _LAST_STAGE["tile"]
 
 
 def compile(
@@ -152,15 +153,13 @@ class _Run:
         if module.level == "graph" and "precision" not in module.attrs and not self.done("import"):
             module = self.graph_passes(module)
         self.precision = str(module.attrs.get("precision", self.precision))
-        if module.level == "graph" and not any(self.done(name) for name in ("import", *PIPELINE)):
-            self.distribute(module)
-        elif module.level == "dist" and not self.done("distribute"):
-            self.lower_tile(module)
+        if not self.done("import", *GRAPH_PASSES) and not (module.level == "dist" and self.done("distribute")):
+            self.lower(module)
         return Program(self.machine, self.precision, self.modules, self.compiled, tuple(self.passes))
 
-    def done(self, name: str) -> bool:
-        """Whether `name` was the last stage to run."""
-        return self.stop_after == name
+    def done(self, *names: str) -> bool:
+        """Whether the last stage to run is one of these."""
+        return self.stop_after in names
 
     def stage(self, name: str, run: Callable[[], Module]) -> Module:
         self.progress(name)
@@ -175,48 +174,41 @@ class _Run:
         if name in self.print_after or "all" in self.print_after:
             self.on_print(name, module)
 
-    def graph_passes(self, module: Module) -> Module:
+    def passes_over(self, module: Module, names: Sequence[str], **options: Any) -> Lowered:
         done = run_pipeline(
             module,
-            PIPELINE,
-            options={"policy": self.precision},
-            stop_after=self.stop_after if self.stop_after in PIPELINE else None,
-            print_after=self.print_after & {"all", *PIPELINE},
+            names,
+            options=options,
+            stop_after=self.stop_after if self.stop_after in names else None,
+            print_after=self.print_after & {"all", *names},
             on_print=self.on_print,
             on_start=self.progress,
         )
         self.passes += [
             {"name": r.name, "seconds": r.seconds, "verify_seconds": r.verify_seconds} for r in done.reports
         ]
-        self.modules["graph"] = done.module
-        return done.module
+        return done
 
-    def distribute(self, graph: Module) -> None:
+    def graph_passes(self, module: Module) -> Module:
+        module = self.passes_over(module, GRAPH_PASSES, policy=self.precision).module
+        self.modules["graph"] = module
+        return module
+
+    def lower(self, module: Module) -> None:
         """Distribute and lower: with fewer and fewer constants resident until the program fits SRAM."""
-        from d1c.passes import distribute
+        from d1c.passes.distribute import RESIDENT_SHARES
 
-        for share in distribute.RESIDENT_SHARES:
-            module = self.stage("distribute", partial(distribute.run, graph, self.machine, resident=share))
-            self.modules["dist"] = module
-            if self.done("distribute"):
-                return
+        names = [n for n in LOWERINGS if module.level == "graph" or PASSES[n].level_in != "graph"]
+        for share in RESIDENT_SHARES if module.level == "graph" else RESIDENT_SHARES[-1:]:
             try:
-                return self.lower_tile(module)
+                done = self.passes_over(module, names, machine=self.machine, resident=share)
             except DoesNotFit:
-                if share == distribute.RESIDENT_SHARES[-1]:
+                if share == RESIDENT_SHARES[-1]:
                     raise
-
-    def lower_tile(self, module: Module) -> None:
-        from d1c.passes import lower_tile
-
-        self.progress("lower-tile")
-        started = time.perf_counter()
-        self.compiled = lower_tile.lower(module, self.machine)
-        self.passes.append({"name": "lower-tile", "seconds": time.perf_counter() - started})
-        if self.print_after & {"all", "lower-tile"}:
-            program = Program(self.machine, self.precision, self.modules, self.compiled)
-            for level in ("tile", "kern"):
-                self.on_print("lower-tile", program.module(level))
+            else:
+                self.modules[done.module.level] = done.module
+                self.compiled = done.program
+                return
 
 
 @dataclass(frozen=True)

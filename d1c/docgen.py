@@ -6,8 +6,6 @@ has a kernel, found by asking the row.
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -178,10 +176,6 @@ def ops_page() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-LOWERINGS = (("distribute", "graph", "dist"), ("lower-tile", "dist", "tile, kern"))
-"""What follows the pipeline; they need the machine, so that the driver calls them by themselves."""
-
-
 @dataclass(frozen=True, slots=True)
 class PassRow:
     """One line of the table of passes. `place` in the order of a compilation, from 1; 0: not part of it."""
@@ -202,12 +196,6 @@ def pass_rows() -> tuple[PassRow, ...]:
         )
         for p in PASSES.values()
     ]
-    place = len(PIPELINE)
-    for name, level_in, level_out in LOWERINGS:
-        if name not in PASSES:
-            place += 1
-            doc = inspect.getdoc(importlib.import_module(f"d1c.passes.{name.replace('-', '_')}")) or ""
-            rows.append(PassRow(name, place, level_in, level_out, (), doc.removeprefix(f"{name}: ")))
     return tuple(sorted(rows, key=lambda r: (r.place == 0, r.place)))
 
 

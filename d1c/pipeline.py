@@ -7,16 +7,20 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from d1c.errors import UsageError
 from d1c.ir.core import Module
 from d1c.ir.verify import verify
 
+if TYPE_CHECKING:
+    from d1c.emit.tile_program import TileProgram
+
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One pass. `run` is (module, **options) -> Module, `options` what it takes, `doc` its module's docstring."""
+    """One pass. `run` is (module, **options) -> Module, for level tile -> TileProgram (which to_modules says as a tile
+    and a kern module); `options`: what it takes, of which `machine` must be given; `doc`: its module's docstring."""
 
     name: str
     level_in: str
@@ -24,8 +28,8 @@ class Pass:
     options: tuple[str, ...] = ()
 
     @property
-    def run(self) -> Callable[..., Module]:
-        run: Callable[..., Module] = self._module.run
+    def run(self) -> Callable[..., Any]:
+        run: Callable[..., Any] = self._module.run
         return run
 
     @property
@@ -54,6 +58,8 @@ PASSES: dict[str, Pass] = {
         Pass("fuse", "graph", "graph"),
         Pass("precision", "graph", "graph", ("policy",)),
         Pass("pack-operands", "graph", "graph"),
+        Pass("distribute", "graph", "dist", ("machine", "seed", "resident")),
+        Pass("lower-tile", "dist", "tile", ("machine",)),
     )
 }
 
@@ -67,7 +73,13 @@ PIPELINE: tuple[str, ...] = (
     "fuse",
     "precision",  # after fuse: what a group stores is rounded, what stays inside is not
     "pack-operands",  # after precision: pairs are bf16's
+    "distribute",
+    "lower-tile",
 )
+
+GRAPH_PASSES: tuple[str, ...] = tuple(n for n in PIPELINE if PASSES[n].level_out == "graph")
+LOWERINGS: tuple[str, ...] = tuple(n for n in PIPELINE if PASSES[n].level_out != "graph")
+"""The pipeline's two parts: what does not need the machine, and what does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +94,15 @@ class PassReport:
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
+    """The last module above level tile, and the program where the passes came to one."""
+
     module: Module
     reports: tuple[PassReport, ...] = field(default=())
+    program: TileProgram | None = None
+
+    def modules(self) -> tuple[Module, ...]:
+        """What the passes end in: the module, or the tile and the kern module of the program."""
+        return (self.module,) if self.program is None else _modules(self.program)
 
 
 def run_pipeline(
@@ -98,11 +117,12 @@ def run_pipeline(
 ) -> Lowered:
     """Run passes in order, the verifier before the first and after each.
 
-    options      for every pass that names them, e.g. {"policy": "bf16"}.
+    options      for every pass that names them, e.g. {"policy": "bf16", "machine": machine("d1-tile")}.
     stop_after   the last pass to run.
     print_after  passes (or "all") after which `on_print` gets (pass name, module).
     on_start     gets each pass's name before it runs (progress).
-    Raises UsageError for an unknown pass or one at the wrong level, VerifyError where a module is not valid.
+    Raises UsageError for an unknown pass, one at the wrong level or one that lacks the machine, VerifyError where a
+    module is not valid, and what the passes raise.
     """
     asked = (*names, *([stop_after] if stop_after else []), *(n for n in print_after if n != "all"))
     unknown = [n for n in asked if n not in PASSES]
@@ -112,25 +132,40 @@ def run_pipeline(
     verify(module)
     verified = time.perf_counter() - started
     reports = []
+    program: TileProgram | None = None
     for name in names:
         chosen = PASSES[name]
-        if module.level != chosen.level_in:
+        level = module.level if program is None else "tile"
+        if level != chosen.level_in:
             raise UsageError(
-                f"pass {name} takes a {chosen.level_in} module, this one is at level {module.level}",
+                f"pass {name} takes a {chosen.level_in} module, this one is at level {level}",
                 remedy=f"order: {', '.join(names)}",
             )
+        if "machine" in chosen.options and "machine" not in (options or {}):
+            raise UsageError(f"pass {name} needs a machine", remedy='give options={"machine": ...}')
         if on_start:
             on_start(name)
         run = partial(chosen.run, **{k: v for k, v in (options or {}).items() if k in chosen.options})
         started = time.perf_counter()
-        module = run(module)
+        made = run(module)
         done = time.perf_counter()
-        verify(module, after=name)
+        if isinstance(made, Module):
+            module = made
+            verify(module, after=name)
+        else:  # its modules are made where they are asked for: a program has many commands
+            program = made
         verified += time.perf_counter() - done
         reports.append(PassReport(name, done - started, verified, len(module.functions[0].block.ops)))
         verified = 0.0
         if on_print and (name in print_after or "all" in print_after):
-            on_print(name, module)
+            for shown in (module,) if program is None else _modules(program):
+                on_print(name, shown)
         if name == stop_after:
             break
-    return Lowered(module, tuple(reports))
+    return Lowered(module, tuple(reports), program)
+
+
+def _modules(program: TileProgram) -> tuple[Module, Module]:
+    from d1c.emit.modules import to_modules
+
+    return to_modules(program)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 from d1c.cli.shell import check_folder, read_npz
 from d1c.errors import UsageError
-from d1c.ir.core import Module
 from d1c.ir.text import parse
-from d1c.ir.verify import verify
 
 
 def read_text(path: Path) -> str:
@@ -25,37 +22,13 @@ def read_text(path: Path) -> str:
 
 def opt(path: Path, passes: str, target: str, precision: str) -> None:
     """Print what the passes make of a module."""
-    from d1c.pipeline import PASSES, run_pipeline
+    from d1c.pipeline import run_pipeline
     from d1c.target.machine import machine
 
-    names = [name.strip() for name in passes.split(",") if name.strip()]
-    known = (*PASSES, *(n for n in ("distribute",) if n not in PASSES))
-    for name in names:
-        if name not in known:
-            raise UsageError(f"unknown pass {name!r}", rule=f"passes are {', '.join(known)}")
     module = parse(read_text(path), filename=str(path), origins=True)
-    verify(module)
-    for name in names:
-        if name in PASSES:
-            options = {"policy": precision, "machine": machine(target)}
-            module = run_pipeline(module, (name,), options=options).module
-        else:
-            module = _distribute(module, target)
-    print(module)
-
-
-def _distribute(module: Module, target: str) -> Module:
-    from d1c.passes import distribute
-    from d1c.target.machine import machine
-
-    if module.level != "graph":
-        raise UsageError(f"pass distribute takes a graph module, this one is at level {module.level}")
-    if "outputs" not in module.attrs:  # hand-written modules may leave the names of results out
-        results = module.function().block.ops[-1].operands
-        module = replace(module, attrs={**module.attrs, "outputs": tuple(v.name for v in results)})
-    done = distribute.run(module, machine(target))
-    verify(done, after="distribute")
-    return done
+    names = [name.strip() for name in passes.split(",") if name.strip()]
+    done = run_pipeline(module, names, options={"policy": precision, "machine": machine(target)})
+    print("\n".join(map(str, done.modules())))
 
 
 def assemble_file(path: Path, output: Path, weights: Path | None) -> None:

@@ -1,4 +1,4 @@
-"""distribute: every layer gets a plan, every movement becomes an exchange.
+"""Every layer gets a plan, every movement becomes an exchange.
 
 Before:
     d1c.module graph {outputs = ["y"]} {
@@ -59,7 +59,13 @@ Chooser = Callable[[Layer, Sequence[Layout | None]], Plan]
 
 
 def run(module: Module, machine: Machine, seed: int | None = None, resident: float = RESIDENT_SHARES[0]) -> Module:
-    """The distributed module. `seed`: random plans instead of priced ones (tests). `resident`: see RESIDENT_SHARES."""
+    """The distributed module. `seed`: random plans instead of priced ones (tests). `resident`: see RESIDENT_SHARES.
+
+    Results whose names the attribute `outputs` does not give (hand-written modules) go by the names of their values.
+    Raises DoesNotFit where no plan of a layer fits SRAM."""
+    if "outputs" not in module.attrs:
+        names = tuple(v.name for v in module.function().block.ops[-1].operands)
+        module = replace(module, attrs={**module.attrs, "outputs": names})
     mesh = Mesh(machine.axes)
     layers = layers_of(module)
     rng = np.random.default_rng(seed)

@@ -1,4 +1,4 @@
-"""lower-tile: a distributed module becomes what the cores do: buffers with addresses, commands of two threads, kernels.
+"""A distributed module becomes what the cores do: buffers with addresses, commands of two threads, kernels.
 
 All cores share one role. Thread 0 computes: it waits for its windows, calls the layer's kernel, says that the result is
 ready. Thread 1 sends: it waits until a tensor is ready and pushes it to where it is needed. Memory is recycled by
@@ -78,7 +78,7 @@ class _Step:
     epoch: int = 0
 
 
-def lower(module: Module, machine: Machine) -> TileProgram:
+def run(module: Module, machine: Machine) -> TileProgram:
     """The program of a dist module. DoesNotFit where a core's SRAM cannot hold it."""
     return _Lowering(module, machine).run()
 

@@ -94,6 +94,14 @@ def test_opt_distributes(cli: Cli, tmp_path: Path) -> None:
     assert parse(done.stdout).level == "dist"
 
 
+def test_opt_lowers_to_a_program_that_asm_takes(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "g.d1").write_text(GRAPH)
+    done = cli("opt", tmp_path / "g.d1", "-p", "fuse,distribute,lower-tile", "--target", "test")
+    assert done.exit_code == 0 and "d1c.module tile" in done.stdout and "d1c.module kern" in done.stdout
+    (tmp_path / "p.d1").write_text(done.stdout)
+    assert cli("asm", tmp_path / "p.d1", "-o", tmp_path / "p.d1x").exit_code == 0
+
+
 def test_opt_refuses_what_it_cannot_do(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "g.d1").write_text(GRAPH)
     done = cli("opt", tmp_path / "g.d1", "-p", "vectorise")

@@ -135,7 +135,7 @@ def test_many_random_plans(name: str, policy: str) -> None:
 def test_priced_plans_become_programs(target: Machine, name: str, policy: str) -> None:
     dist = same_bits(name, policy, target, None)
     check_text(dist)
-    check_program(lower_tile.lower(dist, target).program, target)
+    check_program(lower_tile.run(dist, target).program, target)
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -143,17 +143,17 @@ def test_random_plans_become_programs(name: str) -> None:
     target = machine("test")
     module, _ = graph_of(name, "bf16")
     for seed in range(5):
-        check_program(lower_tile.lower(distribute.run(module, target, seed=seed), target).program, target)
+        check_program(lower_tile.run(distribute.run(module, target, seed=seed), target).program, target)
 
 
 def test_little_sram_makes_epochs() -> None:
     """With less SRAM buffers share addresses at different times; still no two that live at once."""
     module, _ = graph_of("residual", "f32")
     target = machine("test")
-    whole = lower_tile.lower(distribute.run(module, target), target).program
+    whole = lower_tile.run(distribute.run(module, target), target).program
     need = whole.info["sram_peak_bytes"]
     small = replace(target, sram_bytes=need * 7 // 8 // 64 * 64, code_reserve_bytes=0)
-    program = lower_tile.lower(distribute.run(module, small), small).program
+    program = lower_tile.run(distribute.run(module, small), small).program
     assert program.info["epochs"] > 1
     check_program(program, small)
 

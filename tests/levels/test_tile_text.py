@@ -17,7 +17,6 @@ from d1c.ir.layout import need_of
 from d1c.ir.structured import Entry
 from d1c.ir.text import parse, parse_modules, print_module
 from d1c.ir.verify import verify
-from d1c.passes import distribute, lower_tile
 from d1c.pipeline import run_pipeline
 from d1c.target.kernel import Loop, Nest, Operand
 from d1c.target.machine import PRESETS, Machine
@@ -176,10 +175,9 @@ def test_golden_text_and_exact_inverse() -> None:
 
 @pytest.mark.parametrize("target", ["test", "d1-die", "d1-tile"])
 def test_a_compiled_network(target: str, examples: object) -> None:
-    graph = run_pipeline(
-        import_onnx(f"{examples}/digits/digits.onnx", dims={"batch": 2}), options={"policy": "bf16"}
-    ).module
-    tile = lower_tile.lower(distribute.run(graph, PRESETS[target]), PRESETS[target])
+    model = import_onnx(f"{examples}/digits/digits.onnx", dims={"batch": 2})
+    tile = run_pipeline(model, options={"policy": "bf16", "machine": PRESETS[target]}).program
+    assert tile is not None
     back = through_text(tile)
     same(tile.program, back.program)
     assert back.movements == tile.movements

@@ -13,7 +13,7 @@ from d1c.errors import Deadlock, Trap
 from d1c.frontend.importer import import_onnx
 from d1c.interp import evaluate
 from d1c.passes import distribute
-from d1c.passes.lower_tile import lower
+from d1c.passes.lower_tile import run as lower
 from d1c.pipeline import PASSES, PIPELINE, run_pipeline
 from d1c.target.machine import machine
 from d1c.target.mesh import CoreInt, Layout, Mesh
