@@ -70,12 +70,13 @@ def test_network_matches_onnxruntime(name: str, precision: str) -> None:
         got = found[node.name].reshape(want.shape)
         scale = np.abs(want).max()
         error = np.abs(got.astype(np.float64) - want).max() / scale
-        flat = np.corrcoef(got.ravel().astype(np.float64), want.ravel())[0, 1] if want.size > 2 else 1.0 - error
+        flat = np.corrcoef(got.ravel().astype(np.float64), want.ravel())[0, 1]
         print(f"{name} {precision} {node.name}: max difference {error:.2e} of max magnitude, correlation {flat:.6f}")
         if precision == "f32":
             assert error <= 1e-4
         else:
             assert flat >= lowest
+            assert error <= 0.05  # two values always correlate: they must also be near
             if classifier:
                 agree = np.mean(got.reshape(len(want), -1).argmax(1) == want.reshape(len(want), -1).argmax(1))
                 assert agree >= (1.0 if len(want) == 1 else 1 - 1 / len(want))
