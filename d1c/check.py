@@ -20,6 +20,7 @@ import onnx
 from d1c import api
 from d1c.analysis.layers import layers_of
 from d1c.errors import D1Error, UsageError
+from d1c.frontend.load import load_model
 from d1c.interp import eval_op
 from d1c.ir.core import Block, Module, Op, Value
 from d1c.ir.types import TensorType
@@ -160,7 +161,9 @@ def compare(x: np.ndarray, reference: np.ndarray) -> Difference:
 
 
 def reference_tensors(model: str | Path, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Every tensor of the model as onnxruntime computes it, without graph optimisations. UsageError: not installed."""
+    """Every tensor of the model as onnxruntime computes it, without graph optimisations.
+
+    UsageError: it is not installed, or does not run the model on these inputs. ImportFailed: no model."""
     try:
         import onnxruntime as ort
     except ModuleNotFoundError:
@@ -168,6 +171,7 @@ def reference_tensors(model: str | Path, inputs: Mapping[str, np.ndarray]) -> di
             "--check compares with onnxruntime, which is not installed",
             remedy="pip install 'd1c[test]', or pip install onnxruntime",
         ) from None
+    load_model(model)  # refuses what is no model, by name
     proto = onnx.load(str(model))
     have = {o.name for o in proto.graph.output}
     for node in proto.graph.node:
@@ -178,9 +182,15 @@ def reference_tensors(model: str | Path, inputs: Mapping[str, np.ndarray]) -> di
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
-    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    names = [o.name for o in session.get_outputs()]
-    values = session.run(names, dict(inputs))
+    try:
+        session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        names = [o.name for o in session.get_outputs()]
+        values = session.run(names, dict(inputs))
+    except Exception as error:  # its own classes, of no common base, and ValueError for inputs
+        raise UsageError(
+            f"onnxruntime does not run {model} on these inputs: {' '.join(str(error).split())[:300]}",
+            remedy="--check wants the model that the program was compiled from",
+        ) from None
     tensors = {n: np.asarray(v) for n, v in zip(names, values, strict=True) if isinstance(v, np.ndarray)}
     return {**{k: np.asarray(v) for k, v in inputs.items()}, **tensors}
 

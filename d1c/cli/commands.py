@@ -36,7 +36,9 @@ Engine = Annotated[
     str, typer.Option("--engine", metavar="jit|numpy", help="Native code, or the defining numpy engine.")
 ]
 Threads = Annotated[int | None, typer.Option("--threads", min=1, help="Host threads [default: all].")]
-Shuffle = Annotated[int | None, typer.Option("--shuffle", metavar="SEED", help="Order of cores, threads, messages.")]
+Shuffle = Annotated[
+    int | None, typer.Option("--shuffle", metavar="SEED", min=0, help="Order of cores, threads, messages.")
+]
 AllLayers = Annotated[bool, typer.Option("--all-layers", help="Show every layer of a long network.")]
 Binary = Annotated[Path, typer.Argument(metavar="OUT.d1x", help="A compiled program.")]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import d1c.api as api
-from d1c.cli.run import execute, show_outputs
+from d1c.cli.run import check_engine, execute, show_outputs
 from d1c.cli.shell import check_folder, dims_of, progress, read_npz, shapes_of, write_json, write_npz
 from d1c.errors import UsageError
 from d1c.ir.core import LEVELS, Module
@@ -62,7 +62,8 @@ def compile_model(o: Options) -> None:
     if o.emit is not None:
         print(program.module(o.emit))
     elif o.stop_after is not None and not printed:
-        print(program.module())
+        for level in (None,) if program.compiled is None else ("tile", "kern"):
+            print(program.module(level))
     if program.compiled is None:
         if o.json is not None:
             write_json(
@@ -104,6 +105,7 @@ def _check(o: Options) -> None:
         raise UsageError(
             f"--stop-after {o.stop_after} leaves no program to write or run", remedy="leave --stop-after out"
         )
+    check_engine(o.engine)
     check_folder(o.output, o.json, o.outputs)
 
 

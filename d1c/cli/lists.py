@@ -10,7 +10,9 @@ from d1c.target.machine import PRESETS, Machine, machine
 
 
 def print_targets(name: str | None) -> None:
-    """The presets, a line each; or every field of one machine with its unit, source and meaning."""
+    """The presets, a line each; or every field of one machine with its unit, source and meaning.
+
+    Sources are those of d1-tile's numbers: what another machine changes is its own."""
     if name is None:
         for m in PRESETS.values():
             print(
@@ -27,7 +29,8 @@ def print_targets(name: str | None) -> None:
         meta = field.metadata
         unit = f" {meta['unit']}" if meta["unit"] else ""
         print(f"{field.name} = {_value(getattr(m, field.name))}{unit}")
-        print(f"    {meta['doc']}; {meta['source']}")
+        own = getattr(m, field.name) != getattr(PRESETS["d1-tile"], field.name)
+        print(f"    {meta['doc']}; {f'{m.name} has its own' if own else meta['source']}")
 
 
 def _value(value: Any) -> str:

@@ -16,6 +16,12 @@ if TYPE_CHECKING:
 ENGINES = ("jit", "numpy")
 
 
+def check_engine(engine: str) -> None:
+    """UsageError where there is no such engine."""
+    if engine not in ENGINES:
+        raise UsageError(f"no engine {engine!r}", rule=f"engines are {', '.join(ENGINES)}")
+
+
 def execute(
     program: Program,
     inputs: dict[str, np.ndarray],
@@ -25,8 +31,6 @@ def execute(
     seconds: dict[str, float],
 ) -> dict[str, np.ndarray]:
     """Load and run; `seconds` gets "load_seconds" and "run_seconds"."""
-    if engine not in ENGINES:
-        raise UsageError(f"no engine {engine!r}", rule=f"engines are {', '.join(ENGINES)}")
     import d1rt
 
     with progress("loading"), timed(seconds, "load_seconds"):
@@ -50,7 +54,12 @@ def run_program(
     """Run the program in `path`; compare its layers with onnxruntime where `check` names the model."""
     if inputs is None:
         raise UsageError("d1c run needs --inputs IN.npz", remedy="one array per input of the model, by name")
+    check_engine(engine)
     check_folder(outputs, json)
+    if check is not None and not check.is_file():
+        raise UsageError(
+            f"--check: there is no file {check}", remedy="give the model that the program was compiled from"
+        )
     given = read_npz(inputs)
     from d1c.target import program_io
 

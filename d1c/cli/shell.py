@@ -84,9 +84,11 @@ def write_file(path: Path, write: Callable[[BinaryIO], object]) -> None:
         os.umask(mask)
         os.chmod(name, 0o666 & ~mask)
         os.replace(name, path)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             os.unlink(name)
+        if isinstance(error, OSError):
+            raise UsageError(f"cannot write {path}: {error.strerror or error}", remedy="choose another place") from None
         raise
 
 
@@ -125,14 +127,13 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
     import numpy as np
 
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not hasattr(file, "files"):
-                raise ValueError("it holds one array without a name")
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise ValueError("it is an .npy, one array without a name")
+        with file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
-        raise InputError(
-            f"there is no file {path}", where=str(path), remedy="--inputs wants an existing .npz"
-        ) from None
+        raise InputError(f"there is no file {path}", where=str(path), remedy="check the path") from None
     except Exception as error:  # zipfile, zlib, numpy and OS each have their own class for a damaged file
         raise InputError(
             f"cannot read {path} as .npz: {error}",
@@ -143,10 +144,12 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def check_folder(*paths: Path | None) -> None:
-    """Refuse outputs whose folder does not exist, before any work is done."""
+    """Refuse outputs whose folder does not exist, or that are folders, before any work is done."""
     for path in paths:
         if path is not None and not path.parent.is_dir():
             raise UsageError(f"cannot write {path}: there is no folder {path.parent}", remedy="make the folder first")
+        if path is not None and path.is_dir():
+            raise UsageError(f"cannot write {path}: it is a folder", remedy="name a file")
 
 
 # ---- flags ---------------------------------------------------------------------------------------------------------

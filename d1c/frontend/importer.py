@@ -178,7 +178,8 @@ class _Import:
             raise ImportFailed(
                 f"{_described(node, self.opsets)} is not as ONNX defines it: {type(error).__name__}: {error}",
                 where=cx.origin,
-                remedy="check the model with onnx.checker; if it passes, this is a bug of d1c's rule",
+                remedy="check --shape and --dim, and the model with onnx.checker; "
+                "if all is right, this is a bug of d1c's rule",
             ) from error
         results = (built,) if isinstance(built, Value) else tuple(built)
         for i, name in enumerate(node.output):

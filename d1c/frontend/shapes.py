@@ -42,6 +42,11 @@ def input_types(
     for name in shapes:
         if name not in names:
             raise UsageError(f"--shape names {name!r}, which is no input", remedy=f"inputs: {', '.join(names)}")
+    for symbol, value in dims.items():
+        if value < 1:
+            raise UsageError(
+                f"--dim {symbol}={value}: dimensions are at least 1", remedy=f"for example --dim {symbol}=8"
+            )
     types: dict[str, TensorType] = {}
     open_inputs: list[str] = []
     flags: dict[str, None] = {}
@@ -53,8 +58,15 @@ def input_types(
         element = element_type(tensor.elem_type, f"input {info.name}")
         if info.name in shapes:
             shape = tuple(shapes[info.name])
-            if any(d < 0 for d in shape):
-                raise UsageError(f"--shape {info.name}={_commas(shape)}: dimensions are not negative")
+            if any(d < 1 for d in shape):
+                raise UsageError(f"--shape {info.name}={_commas(shape)}: dimensions are at least 1")
+            if tensor.HasField("shape") and len(shape) != len(tensor.shape.dim):
+                raise UsageError(
+                    f"--shape {info.name}={_commas(shape)} has {len(shape)} dimensions, the model's input has "
+                    f"{len(tensor.shape.dim)}: {_commas([_symbol(d) or d.dim_value or '?' for d in tensor.shape.dim])}",
+                    where=info.name,
+                    remedy="give every dimension of the input, the batch too",
+                )
             symbols |= {s: None for d in tensor.shape.dim if (s := _symbol(d))}
             types[info.name] = TensorType(shape, element)
             continue

@@ -97,7 +97,7 @@ def write(
         finally:
             part.unlink(missing_ok=True)
     except OSError as e:
-        raise UsageError(f"cannot write {path}: {e.strerror or e}", where=str(path)) from e
+        raise UsageError(f"cannot write {path}: {e.strerror or e}", remedy="choose another place") from e
     except zipfile.LargeZipFile as e:
         raise UsageError(f"cannot write {path}: more than 4 GiB, which this version of .d1x cannot hold") from e
 
@@ -178,7 +178,7 @@ def read(path: str | Path) -> Container:
             remedy="compile the model again, or copy the file again",
         ) from None  # fmt: skip
     except OSError as e:
-        raise UsageError(f"cannot read {path}: {e.strerror or e}", where=str(path)) from e
+        raise UsageError(f"cannot read {path}: {e.strerror or e}", remedy="check the path") from e
 
 
 class _Bad(Exception):

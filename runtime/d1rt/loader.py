@@ -106,7 +106,7 @@ class Loaded:
         for name in inputs:
             if name not in self.inputs:
                 raise InputError(
-                    f"the program has no input {name!r}", rule=f"its inputs are: {listed}", remedy="remove it"
+                    f"the program has no input {name!r}", rule=f"its inputs are: {listed}", remedy="rename or remove it"
                 )
         out = {}
         for name, port in self.inputs.items():

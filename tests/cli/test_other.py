@@ -70,6 +70,8 @@ def test_targets(cli: Cli) -> None:
     assert "8,800 cores of 8,850 live nodes" in listed
     one = cli("targets", "d1-tile").stdout
     assert "sram_bytes = 1,310,720 B" in one and "assumed" in one and "Hot Chips" in one
+    own = cli("targets", "test").stdout.split("sram_bytes = ")[1].splitlines()
+    assert own[0] == "65,536 B" and "test has its own" in own[1] and "Hot Chips" not in own[1]
     assert cli("targets", "d3").exit_code == 2
 
 

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from typer.testing import Result
 
-from .conftest import expected
+from d1c.cli.shell import write_file
+from d1c.errors import UsageError
+
+from .conftest import expected, perceptron
 from .test_compile import refused
 
 Cli = Callable[..., Result]
@@ -84,11 +87,45 @@ def test_corrupt_programs_are_refused_or_harmless(cli: Cli, program: Path, input
         assert "remedy" in done.stderr
 
 
+def test_inputs_in_an_npy(cli: Cli, program: Path, tmp_path: Path) -> None:
+    with (tmp_path / "x.npz").open("wb") as file:
+        np.save(file, np.zeros((4, 6), np.float32))
+    refused(cli("run", program, "--inputs", tmp_path / "x.npz"), 12, "x.npz", "one array without a name", "savez")
+
+
+def test_an_output_that_is_a_folder_is_refused_first(cli: Cli, program: Path, inputs: Path, tmp_path: Path) -> None:
+    for flag in ("--outputs", "--json"):
+        refused(cli("run", program, "--inputs", inputs, flag, tmp_path), 2, "it is a folder")
+
+
+def test_a_file_that_cannot_be_put_in_place(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="cannot write"):
+        write_file(tmp_path, lambda file: file.write(b"x"))
+    assert list(tmp_path.parent.glob("*.part")) == []
+
+
+def test_check_with_another_model(cli: Cli, program: Path, inputs: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    run = ("run", program, "--inputs", inputs, "--engine", "numpy", "--check")
+    refused(cli(*run, tmp_path / "none.onnx"), 2, "none.onnx", "compiled from")
+    (tmp_path / "text.onnx").write_text("not a model")
+    done = cli(*run, tmp_path / "text.onnx")
+    assert done.exit_code == 3 and "not an ONNX file" in done.stderr
+    import onnx
+
+    other = perceptron()
+    other.graph.input[0].name = other.graph.node[0].input[0] = "z"
+    onnx.save(other, tmp_path / "other.onnx")
+    done = cli(*run, tmp_path / "other.onnx")
+    assert done.exit_code == 2 and "other.onnx" in done.stderr and "compiled from" in done.stderr
+
+
 def test_wrong_flags(cli: Cli, program: Path, inputs: Path) -> None:
     done = cli("run", program)
     assert done.exit_code == 2 and "--inputs" in done.stderr
     done = cli("run", program, "--inputs", inputs, "--engine", "abacus")
     assert done.exit_code == 2 and "abacus" in done.stderr and "numpy" in done.stderr
+    assert cli("run", program, "--inputs", inputs, "--shuffle", "-1").exit_code == 2
 
 
 def test_check_agrees_with_onnxruntime(cli: Cli, program: Path, model: Path, inputs: Path, tmp_path: Path) -> None:
