@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 from d1c.errors import DoesNotFit, UsageError
 from d1c.ir.core import LEVELS, Module
 from d1c.ir.text import parse
-from d1c.ir.types import TensorType
 from d1c.ir.verify import verify
 from d1c.pipeline import GRAPH_PASSES, LOWERINGS, PASSES, PIPELINE, Lowered, run_pipeline
 from d1c.target.machine import Machine, machine
@@ -271,26 +270,13 @@ class Program:
         shuffle: int | None = None,
     ) -> dict[str, np.ndarray]:
         """Execute on the emulator: outputs by name, in the model's shapes. Raises InputError, Deadlock, Trap."""
-        outputs = self._loaded.run(inputs, engine=engine, threads=threads, shuffle=shuffle)
-        return {name: value.reshape(self._shapes.get(name, value.shape)) for name, value in outputs.items()}
+        return self._loaded.run(inputs, engine=engine, threads=threads, shuffle=shuffle)
 
     @cached_property
     def _loaded(self) -> Loaded:
         import d1rt
 
         return d1rt.load(self.target)
-
-    @cached_property
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        """The outputs' shapes in the model: the machine stores a scalar as one element."""
-        if "graph" not in self.modules:
-            return {}
-        results = self.modules["graph"].function().block.ops[-1].operands
-        return {
-            p.name: v.type.shape
-            for p, v in zip(self.target.outputs, results, strict=True)
-            if isinstance(v.type, TensorType)
-        }
 
     def summary(self) -> dict[str, Any]:
         """The compile summary as plain JSON values (docs/cli.md has the keys)."""

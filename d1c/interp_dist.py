@@ -118,11 +118,12 @@ def evaluate_dist(module: Module, inputs: Mapping[str, np.ndarray]) -> dict[str,
         if op.name == "dist.return":
             for name, v in zip(module.attrs["outputs"], op.operands, strict=True):
                 assert isinstance(v.type, TensorType)
-                out[name] = _whole(held[v], v.type, mesh)
+                value = _whole(held[v], v.type, mesh)
+                out[name] = value.reshape(()) if name in module.attrs.get("scalars", ()) else value
         elif op.name == "dist.const":
             array, t = module.constants[op.attrs.name], op.result.type
             if isinstance(t, WindowType):
-                held[op.result] = fill_windows(array, t.need, 0.0, mesh)
+                held[op.result] = fill_windows(array, t.need, op.attrs.fill, mesh)
             else:
                 assert isinstance(t, TensorType) and t.layout is not None
                 held[op.result] = place(array, t.layout, mesh)

@@ -10,7 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
+from d1c.errors import TypeMismatch
 from d1c.ir.core import Block, Function, Module, Op, Value
 from d1c.ir.structured import Dim, Entry, Map, Outside, Structured
 from d1c.ir.types import TensorType
@@ -138,8 +140,29 @@ def compose(outer: Map, shape: tuple[int, ...], inner: Map) -> Map | None:
 
 
 def layers_of(module: Module) -> Layers:
-    """The layers of a graph module's `main`."""
+    """The layers of a graph module's `main`. Raises TypeMismatch where a tensor that is stored or read is empty."""
+    _refuse_empty(module)
     return _Builder(module.function()).run(module)
+
+
+def _refuse_empty(module: Module) -> None:
+    """No core could own a share of it, and no kernel has a trip."""
+    function = module.function()
+    outputs = module.attrs.get("outputs", ())
+    named = [(v, f"input {v.name!r}", "") for v in function.block.args]
+    for op in function.block.ops:
+        if opdef(op.name).kind not in ("constant", "view"):
+            known = [f"output {name!r}" for name in outputs] if op.name == "graph.return" else []
+            for v, what in zip_longest((*op.operands, *op.results), known):
+                named.append((v, what or f"{v.name or 'a tensor'!r} of {op.name}", op.origin))
+    for v, what, origin in named:
+        if 0 in _tensor(v).shape:
+            raise TypeMismatch(
+                f"{what} is empty: its shape is {list(_tensor(v).shape)}",
+                where=origin,
+                rule="tensors of the program have at least one element",
+                remedy="give the dimension another value (--dim), or take the node out of the model",
+            )
 
 
 class _Builder:

@@ -61,11 +61,15 @@ Chooser = Callable[[Layer, Sequence[Layout | None]], Plan]
 def run(module: Module, machine: Machine, seed: int | None = None, resident: float = RESIDENT_SHARES[0]) -> Module:
     """The distributed module. `seed`: random plans instead of priced ones (tests). `resident`: see RESIDENT_SHARES.
 
-    Results whose names the attribute `outputs` does not give (hand-written modules) go by the names of their values.
-    Raises DoesNotFit where no plan of a layer fits SRAM."""
+    The attribute `scalars` names the outputs of shape (), which are stored as [1]. Results whose names the attribute
+    `outputs` does not give (hand-written modules) go by the names of their values. Raises TypeMismatch for an empty
+    tensor, DoesNotFit where no plan of a layer fits SRAM."""
     if "outputs" not in module.attrs:
         names = tuple(v.name for v in module.function().block.ops[-1].operands)
         module = replace(module, attrs={**module.attrs, "outputs": names})
+    results = zip(module.attrs["outputs"], module.function().block.ops[-1].operands, strict=True)
+    if scalars := tuple(n for n, v in results if _tensor(v).shape == ()):
+        module = replace(module, attrs={**module.attrs, "scalars": scalars})
     mesh = Mesh(machine.axes)
     layers = layers_of(module)
     rng = np.random.default_rng(seed)
@@ -183,7 +187,7 @@ class _Distributor:
         if self.resident + size <= self.budget:
             self.resident += size
             w = Value(WindowType(o.shape, o.dtype, need), o.name)
-            self.ops.append(Op("dist.const", (), DistConstAttrs(o.name), (w,), (), origin))
+            self.ops.append(Op("dist.const", (), DistConstAttrs(o.name, fill or 0.0), (w,), (), origin))
             self.windows[key] = w
             return w
         if o.name not in self.values:

@@ -115,11 +115,12 @@ class _Lowering:
             "sram_data_bytes": peak, "sram_code_bytes": overhead, "sram_peak_bytes": peak + overhead,
             **{k: v for k, v in self.module.attrs.items() if k.startswith("folded") or k == "model"},
         }  # fmt: skip
+        scalars = self.module.attrs.get("scalars", ())
         program = Program(
             self.machine.to_dict(), self.mesh, buffers, tuple((self.names[i], n) for n, i in self.kernels.items()),
             tuple(self.exchanges), (Role("main", (), threads),), tuple(self.placements),
             tuple(self.port(v.name, v) for v in main.block.args),
-            tuple(self.port(n, v) for n, v in zip(self.module.attrs["outputs"], outputs, strict=True)),
+            tuple(self.port(n, v, n in scalars) for n, v in zip(self.module.attrs["outputs"], outputs, strict=True)),
             self.weights, tuple(self.layers), info,
         )  # fmt: skip
         return TileProgram(program, tuple(self.moves))
@@ -143,9 +144,11 @@ class _Lowering:
         self.buffers.append(_Buffer(name, dtype, max(elements, 1), kind))
         return len(self.buffers) - 1
 
-    def port(self, name: str, v: Value) -> Port:
+    def port(self, name: str, v: Value, scalar: bool = False) -> Port:
         t = v.type
         assert isinstance(t, TensorType) and t.layout is not None
+        if scalar:  # one element: whoever is first along its factors has it
+            return Port(name, self.of[v], (), t.dtype.name, Layout((), (*t.layout.axes, *t.layout.held)))
         return Port(name, self.of[v], t.shape, t.dtype.name, t.layout)
 
     def steps(self, ops: tuple[Op, ...]) -> tuple[list[_Step], tuple[Value, ...]]:
@@ -189,7 +192,7 @@ class _Lowering:
         size = self.buffers[number].elements
         if isinstance(t, WindowType):
             axes = tuple(a for a in self.mesh.names if a in t.need.axes)
-            rows = fill_windows(array, t.need, 0.0, self.mesh)
+            rows = fill_windows(array, t.need, op.attrs.fill, self.mesh)
         else:
             assert isinstance(t, TensorType) and t.layout is not None
             axes = t.layout.axes

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -198,7 +199,8 @@ def whole(
     out = np.zeros([n for _, _, _, n in layout.spans(shape)], dtype)
     local = layout.local_shape(shape)
     for core, part in shares(layout, shape, mesh):
-        view = out[part]
+        index: tuple[Any, ...] = (*part, ...)  # a view for rank 0 too
+        view = out[index]
         view[...] = held[core].reshape(local)[tuple(slice(0, s) for s in view.shape)]
     return out.reshape(shape)
 

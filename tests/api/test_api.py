@@ -14,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 import d1c
 import d1rt
-from d1c.errors import ShapeUnbound, UsageError
+from d1c.errors import ShapeUnbound, TypeMismatch, UsageError
+from d1c.interp_dist import evaluate_dist
 from d1c.target.machine import machine
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -146,3 +147,53 @@ def test_the_lowering_example_runs() -> None:
     assert done.stdout.count("the same bits as graph") == 3
     for level in ("graph", "dist", "tile", "kern"):
         assert f"d1c.module {level}" in done.stdout
+
+
+def model(nodes: list[onnx.NodeProto], outputs: list[list[int]], shape: list[int], **constants: object) -> bytes:
+    """A model of input x and outputs y0, y1, ... of these shapes, serialised."""
+    made = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(f"y{i}", TensorProto.FLOAT, s) for i, s in enumerate(outputs)],
+        [numpy_helper.from_array(np.asarray(v), k) for k, v in constants.items()],
+    )  # fmt: skip
+    proto = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return bytes(proto.SerializeToString())
+
+
+@pytest.mark.parametrize("target", ["test", "d1-node"])
+@pytest.mark.parametrize("engine", ["jit", "numpy"])
+def test_scalar_results_have_no_dims(target: str, engine: str, tmp_path: Path, rng: np.random.Generator) -> None:
+    reduce = helper.make_node("ReduceSum", ["x"], ["y0"], keepdims=0)
+    keep = helper.make_node("ReduceSum", ["x"], ["k"], keepdims=1)
+    nodes = [reduce, keep, helper.make_node("Reshape", ["k", "one"], ["y1"]), helper.make_node("Neg", ["y0"], ["y2"])]
+    program = d1c.compile(model(nodes, [[], [1], []], [3, 70], one=[1]), target=target, precision="f32")
+    x = {"x": rng.integers(-9, 9, (3, 70)).astype(np.float32)}
+    program.save(tmp_path / "p.d1x")
+    for run in (program.run, d1rt.load(tmp_path / "p.d1x").run):
+        out = run(x, engine=engine)
+        assert [out[f"y{i}"].shape for i in range(3)] == [(), (1,), ()]
+        assert out["y0"] == out["y1"][0] == -out["y2"] == x["x"].sum()
+    assert [p.shape for p in program.target.outputs] == [(), (1,), ()]
+    assert evaluate_dist(program.module("dist"), x)["y0"].shape == ()
+
+
+@pytest.mark.parametrize(
+    "bytes_, name",
+    [
+        (model([helper.make_node("Relu", ["x"], ["y0"], "r")], [[0, 4]], [0, 4]), "input 'x'"),
+        (model([helper.make_node("Slice", ["x", "at", "at"], ["y0"], "s")], [[0, 4]], [2, 4], at=[1]), "output 'y0'"),
+        (
+            model(
+                [
+                    helper.make_node("Slice", ["x", "at", "at"], ["e"], "s"),
+                    helper.make_node("ReduceSum", ["e"], ["y0"], "c", keepdims=0),
+                ],
+                [[]], [2, 4], at=[1],
+            ),
+            "'e' of graph.[a-z_]*",
+        ),
+    ],
+)  # fmt: skip
+def test_empty_tensors_are_refused_by_name(bytes_: bytes, name: str) -> None:
+    with pytest.raises(TypeMismatch, match=f"{name} is empty"):
+        d1c.compile(bytes_, target="test")

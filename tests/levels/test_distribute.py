@@ -9,6 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 
+import d1rt
 from d1c import interp_dist
 from d1c.analysis.plans import exchange_of
 from d1c.errors import Trap
@@ -254,3 +255,33 @@ def test_a_window_that_is_too_short_traps(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(interp_dist, "receive", lambda *args: {c: w[:-1] for c, w in whole(*args).items()})
     with pytest.raises(Trap, match="read outside its buffer"):
         evaluate_dist(dist, inputs)
+
+
+POOL = """
+d1c.module graph {outputs = ["y"]} {
+  func @main(%x: tensor<1x9x9x4xf32>) {
+    %w = graph.const {name = "w"} : tensor<1x9x9x4xf32>
+    %p = graph.max_pool(%w) {kernel = [3, 3], strides = [1, 1], pads = [1, 1, 1, 1], dilations = [1, 1]}
+        : tensor<1x9x9x4xf32>
+    %y = graph.add(%p, %x) : tensor<1x9x9x4xf32>
+    graph.return(%y)
+  }
+}"""
+
+
+@pytest.mark.parametrize("resident", [distribute.RESIDENT_SHARES[0], 0.0])
+def test_windows_of_a_constant_are_padded_with_what_their_reader_wants(
+    rng: np.random.Generator, resident: float
+) -> None:
+    """The border of a maximum is -inf, also where the pooled tensor is a constant that stays in its windows."""
+    data = -1 - rng.random((1, 9, 9, 4), np.float32)
+    target, x = machine("test"), np.zeros((1, 9, 9, 4), np.float32)
+    dist = distribute.run(replace(parse(POOL), constants={"w": data}), target, resident=resident)
+    padded = np.pad(data, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
+    want = np.max([padded[:, i : i + 9, j : j + 9] for i in range(3) for j in range(3)], axis=0)
+    again = parse(str(dist), constants={"w": data})
+    assert ("fill = -inf" in str(dist)) and str(again) == str(dist)
+    np.testing.assert_array_equal(evaluate_dist(again, {"x": x})["y"], want)
+    program = lower_tile.run(dist, target).program
+    for engine in ("jit", "numpy"):
+        np.testing.assert_array_equal(d1rt.load(program).run({"x": x}, engine=engine)["y"], want)

@@ -25,9 +25,11 @@ register_attribute("nest", Structured)
 
 @dataclass(frozen=True, slots=True)
 class DistConstAttrs:
-    """`name`: the key in Module.constants; its data is placed before the program starts."""
+    """`name`: the key in Module.constants; its data is placed before the program starts. `fill`: what a window holds
+    outside the tensor."""
 
     name: str
+    fill: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
