@@ -179,7 +179,7 @@ def short_plan(plan: str) -> str:
 def totals(summary: Mapping[str, Any]) -> list[str]:
     """The totals, a line each."""
     s = summary
-    layers = sum(x["op"] != "barrier" for x in s["layers"])
+    layers, folded = sum(x["op"] != "barrier" for x in s["layers"]), s["folded"]
     lines = [
         f"{s['model'] or 'program'} on {s['target']}, {s['precision'] or 'as written'}, batch {s['batch']}: "
         f"{layers} layers, {s['nodes_used']:,} of {s['nodes']:,} nodes used, "
@@ -188,8 +188,8 @@ def totals(summary: Mapping[str, Any]) -> list[str]:
         f"{s['percent_of_peak']:.2f} % of peak, {s['percent_of_bound']:.1f} % of the bound",
         f"cold weight load apart: {_us(s['weight_load_us'])} for {s['weight_bytes']:,} B; "
         f"inputs start in {s['inputs_start']}, outputs end in {s['outputs_end']}",
-        f"host ops: {', '.join(s['host_ops']) or 'none'}; folded at compile time: {s['folded']['nodes']} nodes, "
-        f"{s['folded']['bytes']:,} B",
+        f"host ops: {', '.join(s['host_ops']) or 'none'}; "
+        f"folded at compile time: {folded['nodes']} {'node' if folded['nodes'] == 1 else 'nodes'}, {folded['bytes']:,} B",
     ]
     if s["passes"]:
         seconds = sum(p["seconds"] + p.get("verify_seconds", 0.0) for p in s["passes"])
