@@ -189,7 +189,8 @@ def totals(summary: Mapping[str, Any]) -> list[str]:
         f"cold weight load apart: {_us(s['weight_load_us'])} for {s['weight_bytes']:,} B; "
         f"inputs start in {s['inputs_start']}, outputs end in {s['outputs_end']}",
         f"host ops: {', '.join(s['host_ops']) or 'none'}; "
-        f"folded at compile time: {folded['nodes']} {'node' if folded['nodes'] == 1 else 'nodes'}, {folded['bytes']:,} B",
+        f"folded at compile time: {folded['nodes']} {'node' if folded['nodes'] == 1 else 'nodes'}, "
+        f"{folded['bytes']:,} B",
     ]
     if s["passes"]:
         seconds = sum(p["seconds"] + p.get("verify_seconds", 0.0) for p in s["passes"])

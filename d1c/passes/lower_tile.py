@@ -17,7 +17,7 @@ import numpy as np
 from d1c.analysis.plans import exchange_of
 from d1c.analysis.shares import Shares
 from d1c.emit.tile_program import Movement, TileProgram
-from d1c.errors import DoesNotFit
+from d1c.errors import DoesNotFit, UsageError
 from d1c.interp_dist import compute_call, fill_windows
 from d1c.ir.core import Module, Op, Value
 from d1c.ir.types import TensorType, WindowType
@@ -187,6 +187,12 @@ class _Lowering:
 
     def constant(self, op: Op) -> None:
         """Place a constant: a row of its array for every different window or share."""
+        if op.attrs.name not in self.module.constants:
+            raise UsageError(
+                f"the data of constant {op.attrs.name!r} is not in the module",
+                rule="a program holds its weights; printed text has large constants as a digest only",
+                remedy="lower the model itself: d1c compile MODEL.onnx --emit tile",
+            )
         array, t = self.module.constants[op.attrs.name], op.result.type
         number = self.add(op.result, "constant")
         size = self.buffers[number].elements

@@ -104,6 +104,23 @@ def test_opt_lowers_to_a_program_that_asm_takes(cli: Cli, tmp_path: Path) -> Non
     assert cli("asm", tmp_path / "p.d1", "-o", tmp_path / "p.d1x").exit_code == 0
 
 
+def test_opt_does_not_lower_constants_that_are_only_named(cli: Cli, model: Path, tmp_path: Path) -> None:
+    flags = ("--target", "test", "--precision", "f32")
+    (tmp_path / "d.d1").write_text(cli("compile", model, *flags, "--emit", "dist").stdout)
+    done = cli("opt", tmp_path / "d.d1", "-p", "lower-tile", "--target", "test")
+    assert done.exit_code == 2 and "constant" in done.stderr and "remedy" in done.stderr, done.stdout + done.stderr
+
+
+def test_stopping_after_the_last_pass_prints_what_asm_takes(
+    cli: Cli, model: Path, program: Path, tmp_path: Path
+) -> None:
+    stopped = cli("compile", model, "--target", "test", "--precision", "f32", "--stop-after", "lower-tile")
+    assert stopped.exit_code == 0, stopped.stderr
+    (tmp_path / "p.d1").write_text(stopped.stdout)
+    done = cli("asm", tmp_path / "p.d1", "-o", tmp_path / "p.d1x", "--weights", program)
+    assert done.exit_code == 0, done.stderr
+
+
 def test_opt_refuses_what_it_cannot_do(cli: Cli, tmp_path: Path) -> None:
     (tmp_path / "g.d1").write_text(GRAPH)
     done = cli("opt", tmp_path / "g.d1", "-p", "vectorise")
