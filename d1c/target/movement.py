@@ -60,7 +60,15 @@ class ComponentExchange:
         return np.searchsorted(self.pieces.t, np.arange(len(self.real) + 1))
 
     def covers(self) -> bool:
-        """Every real element of every need arrives exactly once: the pieces tile it without gap or overlap."""
+        """As many elements as every need has real ones arrive, none twice, none outside the window.
+
+        Where a window has no padding (real == length == window) that is all of it: the runs tile it without gap or
+        overlap. In a padded window it says how many elements arrive, not that they lie where the tensor does: a run
+        moved into the padding passes. Nor does it say that a run comes from the right source element, padded or not:
+        pieces do not hold the tensor's shape and layout, from which both follow. Those the compiler has, which makes
+        the pieces from them (d1c.analysis.exchange); a program as text has them too. Memory is safe either way: what
+        does not arrive is what `Fill` writes, and what nobody writes traps where it is read.
+        """
         p = self.pieces
         o, i = ragged(p.count)
         at, n = p.doff[o] + i * p.dstep[o], p.length[o]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -257,3 +258,25 @@ def test_rules_are_refused_by_name():
         Layout((Group(1, ("dr",), 2),)).check((6,), MESH)
     with pytest.raises(LayoutError, match="monotone"):
         need_of((4, 4), (E((1, 1)), E((0, 1))), (4, 4), Layout((Group(2, ("dr", "nc"), 3),)))
+
+
+def test_what_covering_proves_and_what_not() -> None:
+    """docs/runtime.md: tiling where there is no padding, counts where there is."""
+    plan = Layout((Group(1, ("nc",), 4), Group()))
+    halo = need_of((12, 3), (Entry(((0, 1), (1, 1)), -1),), (12,), plan)
+    x = exchange(Layout((Group(1, ("nc",), 4),)), (12,), halo, MESH)
+    (c,) = x.components
+    assert x.covers() and x.padded and c.real.tolist() == [5, 6, 5] and c.pieces.doff[0] == 1
+
+    def with_offsets(doff: np.ndarray) -> bool:
+        return replace(c, pieces=replace(c.pieces, doff=doff)).covers()
+
+    first, middle = c.pieces.t == 0, c.pieces.t == 1
+    assert with_offsets(c.pieces.doff - first)  # into the padding in front: only the counts are checked
+    assert not with_offsets(c.pieces.doff - 2 * first)  # out of the window
+    assert middle.sum() == 3
+    for run in np.flatnonzero(middle):  # a window without padding: no run may move at all
+        for by in (-1, 1):
+            moved = c.pieces.doff.copy()
+            moved[run] += by
+            assert not with_offsets(moved)
