@@ -12,33 +12,23 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from typing import Any
 
 import numpy as np
 
 from d1c.analysis.exchange import exchange
 from d1c.analysis.layers import Layer
-from d1c.ir.core import Block
+from d1c.analysis.shares import trace
+from d1c.ir.core import Block, Op, Value
 from d1c.ir.layout import Need, need_of
 from d1c.ir.structured import Map, Structured
-from d1c.target.dtypes import DType, dtype
+from d1c.ir.types import TensorType
+from d1c.target.dtypes import F32, DType, dtype
+from d1c.target.isa import body_cycles
+from d1c.target.kernel import COMPUTE_TYPE
 from d1c.target.machine import Machine
 from d1c.target.mesh import Group, Layout, LayoutError, Mesh
 from d1c.target.movement import Exchange
-
-SLOW = {
-    "exp": 15,
-    "log": 18,
-    "tanh": 20,
-    "erf": 22,
-    "sigmoid": 18,
-    "pow": 40,
-    "sin": 20,
-    "cos": 20,
-    "div": 4,
-    "sqrt": 4,
-}
-"""Vector instructions of one elementwise op, roughly, where it is not one."""
-
 
 IDLE = 0.6
 """How much dearer a plan is held to be that uses no core than one that uses all, in a layer with work for all of them:
@@ -162,8 +152,26 @@ def layout_from(
     return Layout(tuple(groups), tuple(held))
 
 
-def _weight(block: Block) -> int:
-    return sum(SLOW.get(o.name.split(".")[1], 1) for o in block.ops[:-1])
+def _weight(block: Block, machine: Machine) -> float:
+    """Issue cycles of a region's ops for one vector of elements."""
+    return sum(
+        _op_cycles(o.name, o.attrs, tuple(COMPUTE_TYPE[_scalar(v).dtype.name] for v in o.operands), machine)
+        for o in block.ops[:-1]
+    )
+
+
+@cache
+def _op_cycles(name: str, attrs: Any, kinds: tuple[str, ...], machine: Machine) -> float:
+    """Of one elementwise op on operands of these compute types: what the body that its row records costs. At least 1: a
+    cast issues nothing itself, but the store behind it rounds."""
+    args, result = tuple(Value(TensorType((), F32)) for _ in kinds), Value(TensorType((), F32))
+    block = Block(args, (Op(name, args, attrs, (result,)), Op("dist.yield", (result,))))
+    return max(1.0, body_cycles(trace(block, kinds), machine))
+
+
+def _scalar(v: Value) -> TensorType:
+    assert isinstance(v.type, TensorType)
+    return v.type
 
 
 def idle_weight(nest: Structured, machine: Machine) -> float:
@@ -179,11 +187,12 @@ def work_cycles(
     m: np.ndarray,
     n: np.ndarray,
     k: np.ndarray,
-    term: int,
-    epilogue: int,
+    term: float,
+    epilogue: float,
     machine: Machine,
 ) -> np.ndarray:
-    """Issue cycles of one core that computes m rows x n columns with k reduce iterations (pairs counted twice)."""
+    """Issue cycles of one core that computes m rows x n columns with k reduce iterations (pairs counted twice). `term`,
+    `epilogue`: cycles of these bodies for one vector."""
     vectors = m * -(-n // machine.f32_lanes)
     main: np.ndarray
     if nest.kind == "mac" and pair:
@@ -261,7 +270,7 @@ def _exact(
         return None
     pair = nest.kind == "mac" and nest.dims[-1].extent == 2
     m, n, k = np.array([rows]), np.array([sizes[last]]), np.array([kk])
-    cycles = work_cycles(nest, pair, m, n, k, _weight(layer.term), _weight(layer.epilogue), machine)
+    cycles = work_cycles(nest, pair, m, n, k, _weight(layer.term, machine), _weight(layer.epilogue, machine), machine)
     used = math.prod(-(-n // sizes[a]) for a, _, _, n in plan.spans(extents))
     total = float(cycles[0]) + comm + machine.launch_cycles
     return Plan(plan, None, total * (1 + idle_weight(nest, machine) * (1 - used / mesh.cores)))
@@ -308,8 +317,8 @@ def _family(
     m, n = blocks[:, :-1].prod(axis=1) * fixed, blocks[:, -1]
     pair = nest.kind == "mac" and nest.dims[-1].extent == 2
     split = parts[:, -1] > 1 if cut else np.zeros(len(index), bool)
-    epi = _weight(layer.epilogue)
-    cycles = work_cycles(nest, pair, m, n, k, _weight(layer.term), 0, machine).astype(np.float64)
+    epi = _weight(layer.epilogue, machine)
+    cycles = work_cycles(nest, pair, m, n, k, _weight(layer.term, machine), 0, machine).astype(np.float64)
     vectors = m * -(-n // machine.f32_lanes)
     cycles += np.where(split, vectors, vectors * (epi + 1)) + machine.launch_cycles
     sram = (m * n * np.where(split, 4, layer.result.dtype.bytes)).astype(np.float64)

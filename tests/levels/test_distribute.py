@@ -5,24 +5,30 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
 
 import d1rt
 from d1c import interp_dist
+from d1c.analysis import plans
 from d1c.analysis.plans import exchange_of
 from d1c.errors import Trap
 from d1c.interp import evaluate_all
 from d1c.interp_dist import evaluate_dist
-from d1c.ir.core import Module
+from d1c.ir.core import Block, Module, Op, Value
 from d1c.ir.text import parse
+from d1c.ir.types import TensorType
 from d1c.ir.verify import verify
-from d1c.ops.opdef import opdef
+from d1c.ops.graph.logic import CastAttrs
+from d1c.ops.opdef import REGISTRY, opdef
 from d1c.passes import distribute, lower_tile
+from d1c.target.dtypes import F32
 from d1c.target.machine import Machine, machine
 from d1c.target.mesh import Mesh
 from d1c.target.movement import Exchange, Messages
+from d1c.target.numerics import Builder
 from d1c.target.program import Buffer, Call, Program, Push
 from tests.levels.nets import NETS, graph_of
 
@@ -285,3 +291,25 @@ def test_windows_of_a_constant_are_padded_with_what_their_reader_wants(
     program = lower_tile.run(dist, target).program
     for engine in ("jit", "numpy"):
         np.testing.assert_array_equal(d1rt.load(program).run({"x": x}, engine=engine)["y"], want)
+
+
+def test_an_op_is_priced_by_the_body_of_its_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No table of names: an op that is new in the registry, here ten additions, costs plans what its body issues."""
+
+    def ten(b: Builder, attrs: object, x: Any) -> Any:
+        for _ in range(10):
+            x = b.add(x, 1.5)
+        return x
+
+    monkeypatch.setitem(REGISTRY, "graph.t_ten", replace(opdef("graph.neg"), name="graph.t_ten", body=ten))
+    target, a = machine("d1-tile"), Value(TensorType((), F32))
+    results = [Value(TensorType((), F32)) for _ in range(3)]
+    ops = (
+        Op("graph.t_ten", (a,), results=(results[0],)), Op("graph.add", (results[0], a), results=(results[1],)),
+        Op("graph.cast", (results[1],), CastAttrs("bf16"), (results[2],)),
+    )  # fmt: skip
+    assert plans._weight(Block((a,), (*ops, Op("dist.yield", (results[2],)))), target) == 10 + 1 + 1
+    half = replace(target, special_function_rate=target.special_function_rate / 2)
+    div = Op("graph.div", (a, a), results=(results[0],))
+    slow, fast = (plans._weight(Block((a,), (div, Op("dist.yield", (results[0],)))), m) for m in (half, target))
+    assert slow == 2 * fast > 1
