@@ -124,19 +124,22 @@ def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an .npz by name. InputError: missing, not an .npz, damaged, pickled objects."""
+    import zipfile
+
     import numpy as np
 
     try:
-        file = np.load(path, allow_pickle=False)
-        if isinstance(file, np.ndarray):
-            raise ValueError("it is an .npy, one array without a name")
-        with file:
+        with path.open("rb") as raw:
+            if not zipfile.is_zipfile(raw):
+                npy = raw.seek(0) == 0 and raw.read(6) == b"\x93NUMPY"
+                raise ValueError("it is an .npy, one array without a name" if npy else "it is no archive, or truncated")
+        with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except FileNotFoundError:
         raise InputError(f"there is no file {path}", where=str(path), remedy="check the path") from None
     except Exception as error:  # zipfile, zlib, numpy and OS each have their own class for a damaged file
         raise InputError(
-            f"cannot read {path} as .npz: {error}",
+            f"cannot read {path} as .npz: {getattr(error, 'strerror', None) or error}",
             where=str(path),
             rule="inputs come as an .npz, one array per input name",
             remedy="write it with numpy.savez(path, NAME=array)",

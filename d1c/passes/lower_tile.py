@@ -79,7 +79,14 @@ class _Step:
 
 
 def run(module: Module, machine: Machine) -> TileProgram:
-    """The program of a dist module. DoesNotFit where a core's SRAM cannot hold it."""
+    """The program of a dist module. DoesNotFit where a core cannot hold it, or has one thread only."""
+    if machine.threads < 2:
+        raise DoesNotFit(
+            f"programs need 2 threads on a core, and machine {machine.name} has {machine.threads}",
+            rule="one thread computes, one sends",
+            amounts={"threads": machine.threads},
+            remedy="give the machine threads = 2 or more",
+        )
     return _Lowering(module, machine).run()
 
 
