@@ -258,6 +258,15 @@ class _Lowering:
         capacity = self.machine.sram_bytes - overhead
         fixed = sum(b.bytes for b in self.buffers if b.kind in ("constant", "table"))
         pool = self.machine.semaphores - self.first_arrival
+        most = max(steps, key=lambda s: len(s.fetch), default=None)
+        if most is not None and len(most.fetch) > pool:
+            raise DoesNotFit(
+                f"a core of {self.machine.name} has too few semaphores for {most.op.origin or most.op.result.name}",
+                rule="every movement that a layer waits for counts its messages on a semaphore of its own",
+                amounts={"movements of the layer": len(most.fetch), "semaphores of a core": self.machine.semaphores,
+                         "of these for barriers and threads": self.first_arrival},
+                remedy="use a target with more semaphores",
+            )  # fmt: skip
         for share in (0.95, 0.8, 0.65, 0.5):
             epochs = self.epochs(steps, outputs, (capacity - fixed) * share, pool)
             if epochs is None:

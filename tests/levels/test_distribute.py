@@ -14,7 +14,7 @@ import d1rt
 from d1c import interp_dist
 from d1c.analysis import plans
 from d1c.analysis.plans import exchange_of
-from d1c.errors import Trap
+from d1c.errors import DoesNotFit, Trap
 from d1c.interp import evaluate_all
 from d1c.interp_dist import evaluate_dist
 from d1c.ir.core import Block, Module, Op, Value
@@ -163,6 +163,13 @@ def test_little_sram_makes_epochs() -> None:
     program = lower_tile.run(distribute.run(module, small), small).program
     assert program.info["epochs"] > 1
     check_program(program, small)
+
+
+def test_too_few_semaphores_are_named() -> None:
+    module, few = graph_of("residual", "bf16")[0], replace(machine("test"), semaphores=6)
+    dist = distribute.run(module, few)
+    with pytest.raises(DoesNotFit, match=r"too few semaphores(.|\n)*semaphores of a core = 6"):
+        lower_tile.run(dist, few)
 
 
 def test_plans_are_random() -> None:
