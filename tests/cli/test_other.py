@@ -44,9 +44,9 @@ def cpu_seconds(*args: str) -> float:
 
 
 def test_help_answers_in_under_a_third_of_a_second_of_cpu_time() -> None:
-    """The best of three: a busy host makes some runs slower, and none faster."""
+    """The best of eight: a busy host makes some runs slower, and none faster."""
     cpu_seconds("-m", "d1c", "--help")  # writes the byte code
-    assert min(cpu_seconds("-m", "d1c", "--help") for _ in range(3)) < 0.3
+    assert min(cpu_seconds("-m", "d1c", "--help") for _ in range(8)) < 0.3
 
 
 def test_help_lists_all_commands(cli: Cli) -> None:
