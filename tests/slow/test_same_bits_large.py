@@ -72,7 +72,8 @@ def test_jit_engine(name: str, machine: str) -> None:
             assert_expected(name, loaded.run(inputs, threads=threads, shuffle=shuffle))
 
 
-@pytest.mark.parametrize("machine, shuffle", [("test", 1), ("test", 2), ("test", 3), ("d1-die", 1)])
+@pytest.mark.parametrize("machine", ["test", "d1-die"])
+@pytest.mark.parametrize("shuffle", [1, 2, 3])
 @pytest.mark.parametrize("name", ["digits", "mtcnn_onet"])
 def test_numpy_engine(name: str, machine: str, shuffle: int) -> None:
     program, inputs = compiled(name, machine)
