@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from d1c.analysis.plans import exchange_of
+from d1c.analysis.exchange import exchange_of
 from d1c.analysis.shares import Read, Shares, call_of
 from d1c.errors import Trap
 from d1c.ir.core import Block, Module, Op, Value

@@ -8,6 +8,7 @@ from one core to a rectangle of cores) when a program is emitted or evaluated.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 
@@ -39,6 +40,19 @@ def exchange(source: Layout, shape: tuple[int, ...], need: Need, mesh: Mesh) -> 
         )
         k = end
     return Exchange(mesh, tuple(comps), source.held, need.held, need.plan_axes)
+
+
+@lru_cache(maxsize=4096)
+def exchange_of(source: Layout, shape: tuple[int, ...], need: Need, mesh: Mesh) -> Exchange:
+    """`exchange`, remembered: layers of equal shapes ask the same."""
+    return exchange(source, shape, need, mesh)
+
+
+def in_place(x: Exchange, source: Layout, need: Need) -> bool:
+    """Whether the kernel can read the owned buffer itself: nothing moves, and window and buffer are addressed alike."""
+    if not x.local or [g.span for g in source.groups] != [c.span for c in need.components]:
+        return False
+    return all(np.array_equal(c.pieces.soff, c.pieces.doff) and c.window <= c.owned for c in x.components)
 
 
 def _component(wanted: list[Component], owned: list[Group], shape: tuple[int, ...], mesh: Mesh) -> ComponentExchange:

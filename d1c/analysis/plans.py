@@ -11,16 +11,16 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from d1c.analysis.exchange import exchange
+from d1c.analysis.exchange import exchange_of, in_place
 from d1c.analysis.layers import Layer
 from d1c.analysis.shares import trace
 from d1c.ir.core import Block, Op, Value
-from d1c.ir.layout import Need, need_of
+from d1c.ir.layout import need_of
 from d1c.ir.structured import Map, Structured
 from d1c.ir.types import TensorType
 from d1c.target.dtypes import F32, DType, dtype
@@ -28,7 +28,6 @@ from d1c.target.isa import body_cycles
 from d1c.target.kernel import COMPUTE_TYPE
 from d1c.target.machine import Machine
 from d1c.target.mesh import Group, Layout, LayoutError, Mesh
-from d1c.target.movement import Exchange
 
 IDLE = 0.6
 """How much dearer a plan is held to be that uses no core than one that uses all, in a layer with work for all of them:
@@ -46,19 +45,6 @@ class Plan:
     plan: Layout
     combine: Layout | None
     cycles: float
-
-
-@lru_cache(maxsize=4096)
-def exchange_of(source: Layout, shape: tuple[int, ...], need: Need, mesh: Mesh) -> Exchange:
-    """`exchange`, remembered: layers of equal shapes ask the same."""
-    return exchange(source, shape, need, mesh)
-
-
-def in_place(x: Exchange, source: Layout, need: Need) -> bool:
-    """Whether the kernel can read the owned buffer itself: nothing moves, and window and buffer are addressed alike."""
-    if not x.local or [g.span for g in source.groups] != [c.span for c in need.components]:
-        return False
-    return all(np.array_equal(c.pieces.soff, c.pieces.doff) and c.window <= c.owned for c in x.components)
 
 
 @cache

@@ -39,8 +39,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from d1c.analysis.exchange import exchange_of, in_place
 from d1c.analysis.layers import Layer, Layers, Stored, layers_of
-from d1c.analysis.plans import Plan, accumulator_type, choose, exchange_of, in_place, spread
+from d1c.analysis.plans import Plan, accumulator_type, choose, spread
 from d1c.analysis.random_plans import random_plan
 from d1c.errors import DoesNotFit
 from d1c.ir.core import Block, Function, Module, Op, Value

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from d1c.analysis.plans import exchange_of
+from d1c.analysis.exchange import exchange_of
 from d1c.analysis.shares import Shares
 from d1c.emit.tile_program import Movement, TileProgram
 from d1c.errors import DoesNotFit, UsageError

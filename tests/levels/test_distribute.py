@@ -13,7 +13,7 @@ import pytest
 import d1rt
 from d1c import interp_dist
 from d1c.analysis import plans
-from d1c.analysis.plans import exchange_of
+from d1c.analysis.exchange import exchange_of
 from d1c.errors import DoesNotFit, Trap
 from d1c.interp import evaluate_all
 from d1c.interp_dist import evaluate_dist

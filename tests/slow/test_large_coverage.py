@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import d1c
-from d1c.analysis.plans import exchange_of
+from d1c.analysis.exchange import exchange_of
 from d1c.interp_dist import compute_call
 from d1c.ir.layout import Component, Need
 from d1c.ir.text import parse
