@@ -87,6 +87,7 @@ def compile(
     precision: str = "bf16",
     shapes: Mapping[str, Sequence[int]] | None = None,
     dims: Mapping[str, int] | None = None,
+    freeze: Mapping[str, np.ndarray] | None = None,
     stop_after: str | None = None,
     print_after: Collection[str] = (),
     on_print: OnPrint | None = None,
@@ -96,7 +97,7 @@ def compile(
 
     target      a preset's name, a .toml file, or a Machine.
     precision   how values are stored: "bf16" or "f32"; arithmetic between them is f32 either way (docs/numerics.md).
-    shapes, dims  as for `import_onnx`.
+    shapes, dims, freeze  as for `import_onnx`.
     stop_after  the last of STAGES to run. print_after: stages (or "all") after which `on_print` gets (stage, module);
                 without `on_print` the module is printed.
     progress    gets each stage's name as it starts.
@@ -111,7 +112,7 @@ def compile(
     run = _Run(
         chosen, precision, stop_after, frozenset(print_after), on_print or _print, progress or (lambda name: None)
     )
-    return run.all(model, shapes, dims)
+    return run.all(model, shapes, dims, freeze)
 
 
 def _print(name: str, module: Module) -> None:
@@ -134,16 +135,17 @@ class _Run:
         model: str | Path | bytes | onnx.ModelProto | Module,
         shapes: Mapping[str, Sequence[int]] | None,
         dims: Mapping[str, int] | None,
+        freeze: Mapping[str, np.ndarray] | None,
     ) -> Program:
         self.passes: list[dict[str, Any]] = []
         self.modules: dict[str, Module] = {}
         self.compiled: TileProgram | None = None
         if isinstance(model, Module):
-            if shapes or dims:
-                raise UsageError("a module has its shapes already", remedy="give shapes and dims to import_onnx")
+            if shapes or dims or freeze:
+                raise UsageError("a module has its shapes already", remedy="give shapes, dims and freeze to import_onnx")
             module = model
         else:
-            module = self.stage("import", lambda: import_onnx(model, shapes=shapes, dims=dims))
+            module = self.stage("import", lambda: import_onnx(model, shapes=shapes, dims=dims, freeze=freeze))
             if isinstance(model, (str, Path)):
                 module = replace(module, attrs={**module.attrs, "model": Path(model).name})
         if module.level not in ("graph", "dist"):

@@ -25,12 +25,17 @@ Importer = Callable[..., Any]  # (importer context, node) -> value or values; se
 
 @dataclass(frozen=True)
 class OnnxRule:
-    """How an ONNX op of `domain`, from opset `since` on, becomes ops of this level. The newest that fits wins."""
+    """How an ONNX op of `domain`, from opset `since` on, becomes ops of this level. The newest that fits wins.
+
+    static   the operands (by number) that must be known at compile time, because they decide shapes; all others are
+             computed on the cores. Where such an operand is an input of the model, it is frozen at the first run.
+    """
 
     op_type: str
     build: Importer
     since: int = 1
     domain: str = ""
+    static: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
