@@ -142,7 +142,7 @@ class _Run:
         self.compiled: TileProgram | None = None
         if isinstance(model, Module):
             if shapes or dims or freeze:
-                raise UsageError("a module has its shapes already", remedy="give shapes, dims and freeze to import_onnx")
+                raise UsageError("a module has its shapes already", remedy="give shapes, dims, freeze to import_onnx")
             module = model
         else:
             module = self.stage("import", lambda: import_onnx(model, shapes=shapes, dims=dims, freeze=freeze))

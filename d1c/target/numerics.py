@@ -5,7 +5,7 @@ builders, storage), polynomials.py (elementary functions) and nest_numpy.py (sum
 """
 
 from d1c.target.nest_numpy import mac_pairs, run_nest, slices, sum_axes, tree
-from d1c.target.polynomials import cos, erf, exp, log, pow, sigmoid, sin, tanh
+from d1c.target.polynomials import atan, cos, erf, exp, expm1, log, log1p, pow, sigmoid, sin, tanh
 from d1c.target.vector import (
     Builder,
     NumpyBuilder,
@@ -23,7 +23,7 @@ VERSION = 1
 """Numerics version, stored in every program: changed whenever any result's bits may change."""
 
 __all__ = [
-    "VERSION", "Builder", "NumpyBuilder", "Recorded", "Recorder", "cos", "erf", "execute", "exp", "fma_f32",
-    "fma_short", "log", "mac_pairs", "pow", "round_to", "run_body", "run_nest", "sigmoid", "sin", "slices",
-    "sum_axes", "tanh", "tree", "widen",
+    "VERSION", "Builder", "NumpyBuilder", "Recorded", "Recorder", "atan", "cos", "erf", "execute", "exp", "expm1",
+    "fma_f32", "fma_short", "log", "log1p", "mac_pairs", "pow", "round_to", "run_body", "run_nest", "sigmoid",
+    "sin", "slices", "sum_axes", "tanh", "tree", "widen",
 ]  # fmt: skip

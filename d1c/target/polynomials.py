@@ -175,3 +175,56 @@ def sin(b: Builder[V], x: V) -> V:
 def cos(b: Builder[V], x: V) -> V:
     """cos x: as sin."""
     return _sine(b, x, 1)
+
+
+def log1p(b: Builder[V], x: V) -> V:
+    """ln(1 + x), 3 ulp, relative also near zero: the rounding of 1 + x is taken back by a factor."""
+    u = b.add(x, 1.0)
+    d = b.sub(u, 1.0)
+    y = b.mul(log(b, u), b.div(x, d))
+    y = b.select(b.eq(d, 0.0), x, y)
+    # x / d is NaN at infinity; u itself is there what its logarithm is.
+    return b.select(b.eq(x, math.inf), x, y)
+
+
+def expm1(b: Builder[V], x: V) -> V:
+    """e^x - 1, 4 ulp, relative also near zero: (u - 1) x / ln u with u = e^x."""
+    u = exp(b, x)
+    d = b.sub(u, 1.0)
+    y = b.mul(d, b.div(x, log(b, u)))
+    y = b.select(b.eq(d, 0.0), x, y)
+    # Far from zero u - 1 is as good, and the quotient of infinities is not.
+    return b.select(b.lt(b.abs(x), 20.0), y, d)
+
+
+_ATAN = (8.05374449538e-2, -1.38776856032e-1, 1.99777106478e-1, -3.33329491539e-1)
+_ATAN64_P = (-8.750608600031904122785e-1, -1.615753718733365076637e1, -7.500855792314704667340e1,
+             -1.228866684490136173410e2, -6.485021904942025371773e1)  # fmt: skip
+_ATAN64_Q = (1.0, 2.485846490142306297962e1, 1.650270098316988542046e2, 4.328810604912902668951e2,
+             4.853903996359136964868e2, 1.945506571482613964425e2)  # fmt: skip
+
+
+def atan(b: Builder[V], x: V) -> V:
+    """Arc tangent, 3 ulp: of 1/x or (x - 1) / (x + 1) where the magnitude is above tan(3 pi/8) or tan(pi/8)."""
+    wide = b.type_of(x) == "f64"
+    one, a = b.const(1.0, b.type_of(x)), b.abs(x)
+    large, middle = b.lt(2.414213562373095, a), b.lt(0.66 if wide else 0.4142135623730950, a)
+    bent = b.div(b.sub(a, one), b.add(a, one))
+    t = b.select(large, b.neg(b.div(one, a)), b.select(middle, bent, a))
+    base = b.select(large, math.pi / 2, b.select(middle, math.pi / 4, b.mul(one, 0.0)))
+    z = b.mul(t, t)
+    if wide:
+        p, q = (_horner64(b, z, c) for c in (_ATAN64_P, _ATAN64_Q))
+        y = b.add(base, b.fma(b.div(b.mul(z, p), q), t, t))
+    else:
+        y = b.add(base, b.fma(b.mul(_horner(b, z, _ATAN), z), t, t))
+    y = b.select(b.lt(x, 0.0), b.neg(y), y)
+    # Zeros and subnormals keep their sign; a NaN stays one.
+    return b.select(b.eq(x, 0.0), x, b.select(b.ne(x, x), x, y))
+
+
+def _horner64(b: Builder[V], x: V, coefficients: Sequence[float]) -> V:
+    y = b.const(coefficients[0], "f64")
+    for c in coefficients[1:]:
+        y = b.fma(y, x, c)
+    return y

@@ -48,6 +48,12 @@ def sigmoid64(x: np.ndarray) -> np.ndarray:
         ("erf", _erf, uniform(-5, 5), 6),
         ("erf", _erf, spread(-86, 2), 6),
         ("sigmoid", sigmoid64, uniform(-87, 30), 3.2),
+        ("atan", np.arctan, uniform(-9, 9), 3),
+        ("atan", np.arctan, spread(-86, 86), 3),
+        ("log1p", np.log1p, np.abs(spread(-86, 86)), 3),
+        ("log1p", np.log1p, -np.exp(uniform(-86, -0.001)), 3),
+        ("expm1", np.expm1, uniform(-20, 88.7), 4),
+        ("expm1", np.expm1, spread(-86, 4), 4),
     ],
 )
 def test_accuracy(name, reference, x, bound):
@@ -129,3 +135,17 @@ def test_recorded_bodies_are_the_same_function(name):
     got, want = run_body(body, [x]), getattr(numerics, name)(B, x)
     assert np.array_equal(got, want, equal_nan=True)
     assert len(body.instrs) < 60
+
+
+@pytest.mark.parametrize(
+    ("name", "x", "want"),
+    [
+        ("atan", [0.0, -0.0, math.inf, -math.inf, math.nan], [0.0, -0.0, math.pi / 2, -math.pi / 2, math.nan]),
+        ("log1p", [0.0, -1.0, math.inf, -2.0, math.nan], [0.0, -math.inf, math.inf, math.nan, math.nan]),
+        ("expm1", [0.0, -math.inf, math.inf, -200.0, math.nan], [0.0, -1.0, math.inf, -1.0, math.nan]),
+    ],
+)
+def test_special_values_of_the_newer_functions(name, x, want):
+    got = getattr(numerics, name)(B, np.array(x, np.float32))
+    np.testing.assert_array_equal(got, np.array(want, np.float32))
+    assert np.array_equal(np.signbit(got)[:2], np.signbit(np.array(want, np.float32))[:2])

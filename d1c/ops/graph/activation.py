@@ -52,7 +52,7 @@ def _function(name: str, onnx: str, reference: Any, lo: float, hi: float, doc: s
     """A row whose body is the function of the same name in d1c.target.numerics."""
     f = getattr(numerics, name)
     cases: tuple[Case, ...] = (unary_case(reference, lo, hi),)
-    elementwise(f"graph.{name}", lambda b, a, x: f(b, x), 1, onnx=onnx, doc=doc, cases=cases, floats=True)
+    elementwise(f"graph.{name}", lambda b, a, x: f(b, x), 1, onnx=onnx or (), doc=doc, cases=cases, floats=True)
 
 
 _function("exp", "Exp", np.exp, -20, 20, "e to the power x.")
@@ -62,6 +62,9 @@ _function("erf", "Erf", _vector_erf, -4, 4, "Error function.")
 _function("sigmoid", "Sigmoid", lambda x: 1 / (1 + np.exp(-x)), -20, 20, "1 / (1 + exp(-x)).")
 _function("sin", "Sin", np.sin, -9, 9, "Sine.")
 _function("cos", "Cos", np.cos, -9, 9, "Cosine.")
+_function("atan", "Atan", np.arctan, -9, 9, "Arc tangent.")
+_function("log1p", "", np.log1p, -0.9, 9, "ln(1 + x).")
+_function("expm1", "", np.expm1, -9, 9, "exp(x) - 1.")
 
 elementwise("graph.relu", lambda b, a, x: b.max(x, 0), 1, onnx="Relu", doc="max(x, 0).",
             cases=(unary_case(lambda x: np.maximum(x, 0)),

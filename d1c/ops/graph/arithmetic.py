@@ -35,6 +35,10 @@ def _mod(b: Any, attrs: ModAttrs, x: Any, y: Any) -> Any:
     return b.select(wrong_sign, b.add(r, y), r)
 
 
+def _sign(b: Any, attrs: Any, x: Any) -> Any:
+    return b.select(b.lt(0, x), 1, b.select(b.lt(x, 0), -1, x))
+
+
 def _mod_infer(types: tuple[Type, ...], attrs: Any) -> tuple[Type, ...]:
     if any(t.dtype.kind not in ("int", "uint") for t in tensors(types, 2)):
         raise ValueError("takes integers")
@@ -71,6 +75,8 @@ elementwise("graph.neg", lambda b, a, x: b.neg(x), 1, onnx="Neg", doc="Negation.
             cases=(unary_case(np.negative), integer_case(np.negative, -9, 9, 1)))  # fmt: skip
 elementwise("graph.abs", lambda b, a, x: b.abs(x), 1, onnx="Abs", doc="Absolute value.",
             cases=(unary_case(np.abs), integer_case(np.abs, -9, 9, 1)))  # fmt: skip
+elementwise("graph.sign", _sign, 1, onnx="Sign", doc="-1, 0 or 1; a NaN stays.",
+            cases=(unary_case(np.sign), integer_case(np.sign, -3, 3, 1)))  # fmt: skip
 elementwise("graph.sqrt", lambda b, a, x: b.sqrt(x), 1, onnx="Sqrt", floats=True, doc="Square root, correctly rounded.",
             cases=(unary_case(np.sqrt, 0, 9),))  # fmt: skip
 elementwise("graph.reciprocal", lambda b, a, x: b.div(b.const(1.0, "f32"), x), 1, onnx="Reciprocal",

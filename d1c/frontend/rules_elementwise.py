@@ -1,0 +1,145 @@
+"""Rules of elementwise functions that decompose into a few graph ops: trigonometry, tests of values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx
+
+from d1c.frontend.context import ImportContext, tensor
+from d1c.frontend.rules_math import given
+from d1c.ir.core import Value
+from d1c.ops.opdef import Importer, OnnxRule
+
+LARGE = 1e15
+"""Beyond, x^2 + 1 is x^2 in both f32 and f64, and far below the overflow of f32's squares."""
+
+
+class Expr:
+    """A value with arithmetic operators, so that a rule reads as its formula. Numbers become constants of its type."""
+
+    def __init__(self, cx: ImportContext, value: Value) -> None:
+        self.cx, self.value = cx, value
+
+    def call(self, name: str, *others: Any) -> Expr:
+        """graph.`name` of this and the others."""
+        values = [o.value if isinstance(o, Expr) else self.cx.scalar(o, self.value) for o in others]
+        return Expr(self.cx, self.cx.emit(f"graph.{name}", [self.value, *values]))
+
+    def number(self, x: float) -> Expr:
+        return Expr(self.cx, self.cx.scalar(x, self.value))
+
+    def where(self, yes: Any, no: Any) -> Expr:
+        """This (a condition) ? yes : no, one of which is an Expr."""
+        like = yes if isinstance(yes, Expr) else no
+        a, b = (o if isinstance(o, Expr) else like.number(o) for o in (yes, no))
+        return Expr(self.cx, self.cx.emit("graph.where", [self.value, a.value, b.value]))
+
+    def __add__(self, other: Any) -> Expr:
+        return self.call("add", other)
+
+    def __sub__(self, other: Any) -> Expr:
+        return self.call("sub", other)
+
+    def __rsub__(self, other: float) -> Expr:
+        return self.number(other) - self
+
+    def __mul__(self, other: Any) -> Expr:
+        return self.call("mul", other)
+
+    def __truediv__(self, other: Any) -> Expr:
+        return self.call("div", other)
+
+    def __neg__(self) -> Expr:
+        return self.call("neg")
+
+    def __lt__(self, other: Any) -> Expr:
+        return self.call("less", other)
+
+    def __gt__(self, other: Any) -> Expr:
+        return self.call("greater", other)
+
+    def __getattr__(self, name: str) -> Callable[[], Expr]:
+        """x.sqrt() is graph.sqrt."""
+        return lambda: self.call(name)
+
+
+def formula(build: Callable[[Expr], Expr]) -> Importer:
+    """The rule of an op of one operand that is this formula."""
+
+    def rule(cx: ImportContext, node: onnx.NodeProto) -> Value:
+        return build(Expr(cx, given(cx, node))).value
+
+    return rule
+
+
+def _signed(x: Expr, magnitude: Expr) -> Expr:
+    return (x < 0.0).where(-magnitude, magnitude)
+
+
+def _sinh(x: Expr) -> Expr:
+    """With e = exp(|x|) - 1: (e + e / (e + 1)) / 2; far from zero exp(|x| / 2) twice, which overflows no sooner."""
+    a = x.abs()
+    e, half = a.expm1(), (a * 0.5).exp()
+    near = (e + e / (e + 1.0)) * 0.5
+    return _signed(x, (a > 20.0).where(half * 0.5 * half, near))
+
+
+def _cosh(x: Expr) -> Expr:
+    half = (x.abs() * 0.5).exp()
+    return half * 0.5 * half + (half * half).reciprocal() * 0.5
+
+
+def _asinh(x: Expr) -> Expr:
+    a = x.abs()
+    square = a * a
+    near = (a + square / ((square + 1.0).sqrt() + 1.0)).log1p()
+    return _signed(x, (a > LARGE).where(a.log() + math.log(2), near))
+
+
+def _acosh(x: Expr) -> Expr:
+    t = x - 1.0
+    near = (t + t.sqrt() * (t + 2.0).sqrt()).log1p()
+    return (x > LARGE).where(x.log() + math.log(2), near)
+
+
+def _atanh(x: Expr) -> Expr:
+    a = x.abs()
+    return _signed(x, ((a + a) / (1.0 - a)).log1p() * 0.5)
+
+
+def _asin(x: Expr) -> Expr:
+    return (x / ((1.0 - x) * (x + 1.0)).sqrt()).atan()
+
+
+def _acos(x: Expr) -> Expr:
+    return ((1.0 - x) / (x + 1.0)).sqrt().atan() * 2.0
+
+
+def is_inf(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    x = given(cx, node)
+    up, down = (bool(cx.attr(node, f"detect_{side}", 1)) for side in ("positive", "negative"))
+    if up and down:
+        x = cx.emit("graph.abs", [x])
+    if not up and not down:
+        return cx.expand(cx.const(np.array(False)), tensor(x).shape)
+    out: Value = cx.emit("graph.equal", [x, cx.scalar(math.inf if up else -math.inf, x)])
+    return out
+
+
+def is_nan(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    x = given(cx, node)
+    out: Value = cx.emit("graph.not", [cx.emit("graph.equal", [x, x])])
+    return out
+
+
+RULES = (
+    OnnxRule("Tan", formula(lambda x: x.sin() / x.cos())),
+    OnnxRule("Asin", formula(_asin)), OnnxRule("Acos", formula(_acos)),
+    OnnxRule("Sinh", formula(_sinh)), OnnxRule("Cosh", formula(_cosh)),
+    OnnxRule("Asinh", formula(_asinh)), OnnxRule("Acosh", formula(_acosh)), OnnxRule("Atanh", formula(_atanh)),
+    OnnxRule("IsInf", is_inf), OnnxRule("IsNaN", is_nan),
+)  # fmt: skip
