@@ -1,4 +1,4 @@
-"""Rules of the ops that move data: views, concatenation, padding, gathering, nearest resizing."""
+"""Rules of the ops that move data: views, concatenation, padding, gathering."""
 
 from __future__ import annotations
 
@@ -27,15 +27,6 @@ def _first(cx: ImportContext, node: onnx.NodeProto) -> Value:
 
 def identity(cx: ImportContext, node: onnx.NodeProto) -> Value:
     return _first(cx, node)
-
-
-def dropout(cx: ImportContext, node: onnx.NodeProto) -> tuple[Value, ...]:
-    """At inference nothing is dropped; the mask, if read, is all true."""
-    training = cx.static(node, 2, "training_mode")
-    if training is not None and bool(training.item()):
-        raise cx.refuse("Dropout in training mode", rule="a compiled model is deterministic")
-    x = _first(cx, node)
-    return (x, cx.const(np.ones(tensor(x).shape, np.bool_))) if cx.wants(node, 1) else (x,)
 
 
 def reshape(cx: ImportContext, node: onnx.NodeProto) -> Value:
@@ -199,86 +190,10 @@ def pad(cx: ImportContext, node: onnx.NodeProto) -> Value:
     return x
 
 
-def resize(cx: ImportContext, node: onnx.NodeProto) -> Value:
-    """Nearest only: per axis the source index of every result element, as repeats or slices."""
-    x = _first(cx, node)
-    shape = tensor(x).shape
-    mode = cx.attr(node, "mode", "nearest")
-    old = cx.opset == 10 or node.op_type == "Upsample"
-    given = cx.static(node, 1 if old else 2, "scales") if len(node.input) > 1 else None
-    sizes = None if old else cx.static(node, 3, "sizes")
-    attribute = cx.attr(node, "scales")
-    scales = list(attribute or ()) if given is None or not given.size else [float(s) for s in given.reshape(-1)]
-    axes = list(cx.attr(node, "axes", tuple(range(len(shape)))))
-    if scales:
-        out = [math.floor(n * s) for n, s in zip((shape[a] for a in axes), scales, strict=True)]
-    elif sizes is not None and sizes.size:
-        if cx.attr(node, "keep_aspect_ratio_policy", "stretch") != "stretch":
-            raise cx.refuse("Resize that keeps the aspect ratio")
-        out = [int(n) for n in sizes.reshape(-1)]
-        scales = [n / shape[a] for n, a in zip(out, axes, strict=True)]
-    else:
-        raise ValueError("neither scales nor sizes")
-    transform = "asymmetric" if old else cx.attr(node, "coordinate_transformation_mode", "half_pixel")
-    rounding = "floor" if old else cx.attr(node, "nearest_mode", "round_prefer_floor")
-    for a, n, scale in zip(axes, out, scales, strict=True):
-        if n == shape[a] and scale == 1.0:
-            continue
-        if mode != "nearest":
-            raise cx.refuse(f"Resize mode {mode!r}", rule="only nearest is supported")
-        at = _nearest(cx, transform, rounding, shape[a], n, scale)
-        x = _repeat(cx, x, a, at)
-    return x
-
-
-def _nearest(cx: ImportContext, transform: str, rounding: str, n: int, out: int, scale: float) -> list[int]:
-    i = np.arange(out, dtype=np.float64)
-    match transform:
-        case "asymmetric":
-            at = i / scale
-        case "half_pixel" | "half_pixel_symmetric":
-            at = (i + 0.5) / scale - 0.5
-        case "pytorch_half_pixel":
-            at = (i + 0.5) / scale - 0.5 if out > 1 else i * 0
-        case "align_corners":
-            at = i * (n - 1) / (out - 1) if out > 1 else i * 0
-        case _:
-            raise cx.refuse(f"Resize with coordinate_transformation_mode {transform!r}")
-    match rounding:
-        case "floor":
-            at = np.floor(at)
-        case "ceil":
-            at = np.ceil(at)
-        case "round_prefer_floor":
-            at = np.ceil(at - 0.5)
-        case "round_prefer_ceil":
-            at = np.floor(at + 0.5)
-        case _:
-            raise cx.refuse(f"Resize with nearest_mode {rounding!r}")
-    return [int(j) for j in np.clip(at, 0, n - 1)]
-
-
-def _repeat(cx: ImportContext, x: Value, axis: int, at: list[int]) -> Value:
-    """x's elements `at` along `axis`: repeats as a broadcast, evenly spaced ones as a slice, others as a lookup."""
-    shape = tensor(x).shape
-    times = len(at) // shape[axis]
-    if times > 1 and at == [i // times for i in range(times * shape[axis])]:
-        apart = cx.reshape(x, (*shape[: axis + 1], 1, *shape[axis + 1 :]))
-        whole = cx.expand(apart, (*shape[: axis + 1], times, *shape[axis + 1 :]))
-        return cx.reshape(whole, (*shape[:axis], shape[axis] * times, *shape[axis + 1 :]))
-    taken = take(cx, x, axis, at)
-    if taken is not None:
-        return taken
-    order = (axis, *(d for d in range(len(shape)) if d != axis))
-    found = cx.emit("graph.lookup", [cx.const(np.array(at, np.int64)), cx.transpose(x, order)])
-    return cx.transpose(found, tuple(int(i) for i in np.argsort(order)))
-
-
 RULES = (
-    OnnxRule("Identity", identity), OnnxRule("Dropout", dropout), OnnxRule("Reshape", reshape),
+    OnnxRule("Identity", identity), OnnxRule("Reshape", reshape, static=(1,)),
     OnnxRule("Flatten", flatten),
-    OnnxRule("Squeeze", squeeze), OnnxRule("Unsqueeze", unsqueeze), OnnxRule("Transpose", transpose),
-    OnnxRule("Expand", expand), OnnxRule("Tile", tile, 6), OnnxRule("Concat", concat), OnnxRule("Split", split),
-    OnnxRule("Slice", slice_), OnnxRule("Gather", gather), OnnxRule("Pad", pad), OnnxRule("Resize", resize, 10),
-    OnnxRule("Upsample", resize, 7),
+    OnnxRule("Squeeze", squeeze, static=(1,)), OnnxRule("Unsqueeze", unsqueeze, static=(1,)), OnnxRule("Transpose", transpose),
+    OnnxRule("Expand", expand, static=(1,)), OnnxRule("Tile", tile, 6, static=(1,)), OnnxRule("Concat", concat), OnnxRule("Split", split, static=(1,)),
+    OnnxRule("Slice", slice_, static=(1, 2, 3, 4)), OnnxRule("Gather", gather), OnnxRule("Pad", pad, static=(1, 2, 3)),
 )  # fmt: skip

@@ -1,0 +1,295 @@
+"""Resize and Upsample: per axis a constant matrix of weights, applied as repeats, as few weighted slices, or as a
+product.
+
+The position of every result element in the operand, and so the weights, are constant at import. Nearest only moves
+data. A matrix whose rows repeat (scales like 2 or 1/2) and that reads few elements of each block is a sum of slices
+times constants, one kernel; any other is a matrix product along the axis.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx
+
+from d1c.frontend.consteval import normal_axis
+from d1c.frontend.context import ImportContext, tensor
+from d1c.frontend.rules_math import given
+from d1c.frontend.rules_shape import take
+from d1c.ir.core import Value
+from d1c.ops.opdef import OnnxRule
+from d1c.target.dtypes import F32
+
+_MOST_TAPS = 4
+"""A periodic axis that reads at most this many elements per block becomes weighted slices: with their weights they are
+the 8 tensors that one group reads."""
+_SAME = 1e-7
+"""Weights closer than this are the same: they come from positions that differ by rounding only."""
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One resized axis: its number, extents before and after, the scale, and the region for tf_crop_and_resize."""
+
+    number: int
+    n: int
+    out: int
+    scale: float
+    roi: tuple[float, float] = (0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class _How:
+    """The attributes: `simple` is the nearest mode of opset 10 and before."""
+
+    mode: str
+    transform: str
+    nearest: str
+    cubic: float = -0.75
+    exclude: bool = False
+    antialias: bool = False
+    extrapolation: float = 0.0
+
+
+def resize(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    x, axes = given(cx, node), _axes(cx, node)
+    old = cx.opset == 10 or node.op_type == "Upsample"
+    mode = cx.attr(node, "mode", "nearest")
+    how = _How(
+        {"bilinear": "linear", "trilinear": "linear"}.get(mode, mode),
+        "asymmetric" if old else cx.attr(node, "coordinate_transformation_mode", "half_pixel"),
+        "simple" if old else cx.attr(node, "nearest_mode", "round_prefer_floor"),
+        cx.attr(node, "cubic_coeff_a", -0.75),
+        bool(cx.attr(node, "exclude_outside", 0)),
+        bool(cx.attr(node, "antialias", 0)),
+        cx.attr(node, "extrapolation_value", 0.0),
+    )
+    if how.mode not in ("nearest", "linear", "cubic"):
+        raise cx.refuse(f"Resize mode {mode!r}", rule="modes: nearest, linear, cubic")
+    axes = [a for a in axes if a.n != a.out or not math.isclose(a.scale, 1.0) or (_crops(how) and a.roi != (0.0, 1.0))]
+    kind = tensor(x).dtype
+    if not axes:
+        return x
+    # Channels last wherever they are not resized: the transposes cancel against those of the neighbours.
+    rank = len(tensor(x).shape)
+    last = rank > 2 and all(a.number > 1 for a in axes)
+    if last:
+        x = cx.transpose(x, (0, *range(2, rank), 1))
+    if how.mode != "nearest":
+        x = cx.cast(x, F32)
+    for a in axes:
+        x = _along(cx, x, a.number - last, a, how)
+    if kind != tensor(x).dtype:
+        x = _narrowed(cx, x, kind)
+    return cx.transpose(x, (0, rank - 1, *range(1, rank - 1))) if last else x
+
+
+def _narrowed(cx: ImportContext, x: Value, kind: object) -> Value:
+    """x as the operand's type: integers are rounded to the nearest, ties to even, and saturate."""
+    name = str(kind)
+    if name.lstrip("ui").isdigit():
+        info = np.iinfo(name.replace("u", "uint") if name[0] == "u" else name.replace("i", "int"))
+        x = cx.emit("graph.round", [x])
+        if info.bits < 32:
+            x = cx.emit("graph.clip", [x], lo=float(info.min), hi=float(info.max))
+    return cx.cast(x, name)
+
+
+def _crops(how: _How) -> bool:
+    return how.transform == "tf_crop_and_resize"
+
+
+def _axes(cx: ImportContext, node: onnx.NodeProto) -> list[_Axis]:
+    """The axes with their extents and scales."""
+    shape = tensor(given(cx, node)).shape
+    old = cx.opset == 10 or node.op_type == "Upsample"
+    given_scales = cx.static(node, 1 if old else 2, "scales")
+    given_sizes = None if old else cx.static(node, 3, "sizes")
+    roi = None
+    if cx.attr(node, "coordinate_transformation_mode", "") == "tf_crop_and_resize":
+        roi = cx.static(node, 1, "roi")
+    numbers = [normal_axis(a, len(shape), cx.origin) for a in cx.attr(node, "axes", tuple(range(len(shape))))]
+    extents = [shape[a] for a in numbers]
+    if given_sizes is not None and given_sizes.size:
+        out = [int(s) for s in given_sizes.reshape(-1)]
+        scales = [o / n for o, n in zip(out, extents, strict=True)]
+        policy = cx.attr(node, "keep_aspect_ratio_policy", "stretch")
+        if policy not in ("stretch", "not_larger", "not_smaller"):
+            raise ValueError(f"keep_aspect_ratio_policy {policy!r}")
+        if policy != "stretch":
+            scale = min(scales) if policy == "not_larger" else max(scales)
+            scales = [scale] * len(out)
+            out = [int(scale * n + 0.5) for n in extents]
+    else:
+        raw = cx.attr(node, "scales") if given_scales is None or not given_scales.size else given_scales.reshape(-1)
+        if raw is None:
+            raise ValueError("neither scales nor sizes")
+        scales = [float(s) for s in raw]
+        # The product in f32, as ONNX's shape inference and onnxruntime have it: 0.7 times 10 is 7.
+        out = [math.floor(np.float32(s) * np.float32(n)) for s, n in zip(scales, extents, strict=True)]
+    regions = [(0.0, 1.0)] * len(out)
+    if roi is not None and roi.size:
+        r = roi.reshape(2, -1).astype(np.float64)
+        regions = [(float(r[0, i]), float(r[1, i])) for i in range(len(out))]
+    if min(out, default=1) < 1:
+        raise cx.refuse(f"Resize to {out}", rule="extents are positive")
+    return [_Axis(*row) for row in zip(numbers, extents, out, scales, regions, strict=True)]
+
+
+def _positions(cx: ImportContext, a: _Axis, how: _How) -> np.ndarray:
+    """Where in the operand each result element is."""
+    i = np.arange(a.out, dtype=np.float64)
+    width = a.scale * a.n
+    match how.transform:
+        case "asymmetric":
+            return i / a.scale
+        case "half_pixel":
+            return (i + 0.5) / a.scale - 0.5
+        case "pytorch_half_pixel":
+            return (i + 0.5) / a.scale - 0.5 if a.out > 1 else i * 0
+        case "half_pixel_symmetric":
+            return a.n / 2 * (1 - a.out / width) + (i + 0.5) / a.scale - 0.5
+        case "align_corners":
+            return i * 0 if width == 1 else i * (a.n - 1) / (width - 1)
+        case "tf_crop_and_resize":
+            lo, hi = a.roi
+            step = i * 0 + (hi - lo) * (a.n - 1) / 2 if width == 1 else i * (hi - lo) * (a.n - 1) / (width - 1)
+            return step + lo * (a.n - 1)
+    raise cx.refuse(f"Resize with coordinate_transformation_mode {how.transform!r}")
+
+
+def _along(cx: ImportContext, x: Value, axis: int, a: _Axis, how: _How) -> Value:
+    at = _positions(cx, a, how)
+    outside = (at < 0) | (at > a.n - 1) if _crops(how) else np.zeros(a.out, np.bool_)
+    if how.mode == "nearest":
+        index = np.where(outside, 0, np.clip(_nearest(cx, at, a.scale, how.nearest), 0, a.n - 1))
+        y = repeat(cx, x, axis, [int(j) for j in index])
+    else:
+        y = _weighted(cx, x, axis, *_weights(at, a, how))
+    if outside.any():
+        mask = cx.const(outside.reshape(-1, *(1,) * (len(tensor(y).shape) - axis - 1)))
+        y = cx.emit("graph.where", [mask, cx.scalar(how.extrapolation, y), y])
+    return y
+
+
+def _nearest(cx: ImportContext, at: np.ndarray, scale: float, rounding: str) -> np.ndarray:
+    rounded: np.ndarray
+    match rounding:
+        case "simple":  # before opset 11: up when the axis shrinks, down when it grows
+            rounded = np.ceil(at) if scale < 1 else np.floor(at)
+        case "floor":
+            rounded = np.floor(at)
+        case "ceil":
+            rounded = np.ceil(at)
+        case "round_prefer_floor":
+            rounded = np.ceil(at - 0.5)
+        case "round_prefer_ceil":
+            rounded = np.floor(at + 0.5)
+        case _:
+            raise cx.refuse(f"Resize with nearest_mode {rounding!r}")
+    return rounded
+
+
+def _weights(at: np.ndarray, a: _Axis, how: _How) -> tuple[np.ndarray, int]:
+    """The matrix [out, lo + n + hi] of weights and lo; columns below lo and from lo + n on are outside the operand,
+    where its border continues."""
+    shrink = min(a.scale, 1.0) if how.antialias else 1.0
+    reach = 2 if how.mode == "cubic" else 1
+    first = math.floor(-reach / shrink) + 1
+    taps = np.arange(first, 2 - first)
+    base = np.floor(at).astype(np.int64)
+    distance = np.abs(taps[None, :] - (at - base)[:, None]) * shrink
+    if how.mode == "linear":
+        coefs = np.clip(1 - distance, 0, 1)
+    else:
+        d, c = distance, how.cubic
+        near = ((c + 2) * d - (c + 3)) * d * d + 1
+        far = ((c * d - 5 * c) * d + 8 * c) * d - 4 * c
+        coefs = np.where(d <= 1, near, np.where(d < 2, far, 0.0))
+    index = base[:, None] + taps[None, :]
+    if how.exclude:
+        coefs = np.where((index < 0) | (index >= a.n), 0.0, coefs)
+    if how.exclude or how.antialias:
+        total = coefs.sum(1, keepdims=True)
+        coefs = coefs / np.where(total == 0, 1.0, total)
+    lo, hi = max(0, -int(index.min())), max(0, int(index.max()) - a.n + 1)
+    matrix = np.zeros((a.out, lo + a.n + hi))
+    np.add.at(matrix, (np.arange(a.out)[:, None], index + lo), coefs)
+    return matrix, lo
+
+
+def _weighted(cx: ImportContext, x: Value, axis: int, matrix: np.ndarray, lo: int) -> Value:
+    """y = matrix x along `axis`, where x's border continues for lo elements in front and behind it."""
+    n, out = tensor(x).shape[axis], matrix.shape[0]
+    blocks = math.gcd(n, out)
+    q, p = n // blocks, out // blocks
+    shifted = blocks == 1 or np.abs(matrix[p:, q:] - matrix[:-p, :-q]).max() < _SAME
+    spill = blocks == 1 or (matrix[:-p, -q:].max() < _SAME and matrix[p:, :q].max() < _SAME)
+    used = np.flatnonzero(np.abs(matrix[:p]).max(0) > _SAME) if shifted and spill else np.zeros(0, np.int64)
+    if len(used) and used[-1] - used[0] < _MOST_TAPS:
+        return _blocks(cx, x, axis, matrix[:p, used[0] : used[-1] + 1], int(used[0]) - lo, blocks, q)
+    whole = matrix[:, lo : lo + n].copy()
+    whole[:, 0] += matrix[:, :lo].sum(1)
+    whole[:, -1] += matrix[:, lo + n :].sum(1)
+    return along(cx, x, axis, whole)
+
+
+def _blocks(
+    cx: ImportContext, x: Value, axis: int, weights: np.ndarray, first: int, blocks: int, step: int
+) -> Value:  # fmt: skip
+    """y[b p + i] = sum over t of weights[i, t] x[b step + first + t]: one slice of x per t, weighted."""
+    p, taps = weights.shape
+    shape = tensor(x).shape
+    before, after = max(0, -first), max(0, (blocks - 1) * step + first + taps - shape[axis])
+    if before or after:
+        edge = [cx.part(x, axis, 0, 1)] * before, [cx.part(x, axis, shape[axis] - 1, 1)] * after
+        x = cx.concat([*edge[0], x, *edge[1]], axis)
+    total: Value | None = None
+    for t in range(taps):
+        part = cx.part(x, axis, first + before + t, blocks, step)
+        part = cx.reshape(part, (*shape[:axis], blocks, 1, *shape[axis + 1 :]))
+        w = weights[:, t].astype(np.float32)
+        factor = w if p == 1 else w.reshape(p, *(1,) * (len(shape) - axis - 1))
+        term = cx.emit("graph.mul", [part, cx.const(factor)])
+        total = term if total is None else cx.emit("graph.add", [total, term])
+    assert total is not None
+    return cx.reshape(total, (*shape[:axis], blocks * p, *shape[axis + 1 :]))
+
+
+def along(cx: ImportContext, x: Value, axis: int, matrix: np.ndarray) -> Value:
+    """The product of a constant [out, n] with every vector of x along `axis`, as f32 [.., out, ..]."""
+    shape = tensor(x).shape
+    batch, inner = shape[:axis], math.prod(shape[axis + 1 :])
+    out: Value
+    if inner == 1:
+        rows = cx.reshape(x, (math.prod(batch), shape[axis]))
+        out = cx.emit("graph.matmul", [rows, cx.const(matrix.T.astype(np.float32))], packed=False)
+    else:
+        columns = cx.reshape(x, (math.prod(batch), shape[axis], inner))
+        out = cx.emit("graph.matmul", [cx.const(matrix.astype(np.float32)), columns], packed=False)
+    return cx.reshape(out, (*batch, matrix.shape[0], *shape[axis + 1 :]))
+
+
+def repeat(cx: ImportContext, x: Value, axis: int, at: Sequence[int]) -> Value:
+    """x's elements `at` along `axis`: repeats as a broadcast, evenly spaced ones as a slice, others as a lookup."""
+    shape, at = tensor(x).shape, list(at)
+    times = len(at) // shape[axis]
+    if times > 1 and at == [i // times for i in range(times * shape[axis])]:
+        apart = cx.reshape(x, (*shape[: axis + 1], 1, *shape[axis + 1 :]))
+        whole = cx.expand(apart, (*shape[: axis + 1], times, *shape[axis + 1 :]))
+        return cx.reshape(whole, (*shape[:axis], shape[axis] * times, *shape[axis + 1 :]))
+    taken = take(cx, x, axis, at)
+    if taken is not None:
+        return taken
+    order = (axis, *(d for d in range(len(shape)) if d != axis))
+    found = cx.emit("graph.lookup", [cx.const(np.array(at, np.int64)), cx.transpose(x, order)])
+    return cx.transpose(found, tuple(int(i) for i in np.argsort(order)))
+
+
+RULES = (
+    OnnxRule("Resize", resize, 10, static=(1,)), OnnxRule("Resize", resize, 11, static=(1, 2, 3)),
+    OnnxRule("Upsample", resize, 7, static=(1,)),
+)  # fmt: skip
