@@ -4,61 +4,117 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx
 
-from d1c.errors import TypeMismatch, UnsupportedOp
+from d1c.errors import NotStatic, TypeMismatch, UnsupportedOp
 from d1c.frontend.consteval import cast as cast_array
 from d1c.frontend.load import attribute
 from d1c.frontend.shapes import element_type
 from d1c.ir.core import Block, Function, Module, Op, Value
 from d1c.ir.types import TensorType
-from d1c.ops.opdef import opdef
+from d1c.ops.opdef import OnnxRule, opdef
 from d1c.target.dtypes import DType, dtype, from_numpy
+
+
+@dataclass(frozen=True, eq=False)
+class ValueList:
+    """A sequence: a list of tensors that the importer knows the length of (nothing of it remains in the program).
+
+    dtype   of the elements of an empty one, where it is known.
+    """
+
+    items: tuple[Value, ...]
+    dtype: DType | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Absent:
+    """An optional without a value."""
+
+
+Item = Value | ValueList | Absent
+"""What a name of the ONNX graph may stand for. Rules of tensor ops meet values only."""
 
 
 class ImportContext:
     """Builds one graph function. Rules get it as `cx`; only d1c.frontend.importer makes one.
 
-    opset   the version of ONNX's own op set that the model asks for.
+    opset   the version of ONNX's own op set that the model (or the function that is being lowered) asks for.
     origin  what ops emitted now carry: the ONNX node's name.
+    rule    the rule at work; only the operands that it declares may be asked for with `static`.
+    subgraph  (graph, items for its inputs) -> items of its outputs: lowers the nodes of a subgraph here and now. It
+              sees the names bound outside; its own names end with it.
     """
 
-    def __init__(self, opset: int, read: frozenset[str]) -> None:
-        self.opset = opset
+    subgraph: Callable[[onnx.GraphProto, Sequence[Item]], list[Item]]
+
+    def __init__(self, opsets: Mapping[str, int], read: frozenset[str]) -> None:
+        self.opsets = dict(opsets)
         self.origin = ""
+        self.prefix = ""
+        self.rule: OnnxRule | None = None
         self._read = read
-        self._env: dict[str, Value] = {}
+        self._inside = False
+        self._env: dict[str, Any] = {}
+        self._outside: dict[Value, Value] = {}
         self._arrays: dict[Value, np.ndarray] = {}
         self._producers: dict[Value, Op] = {}
         self._ops: list[Op] = []
         self._names: dict[Value, str] = {}
         self._constants: dict[str, np.ndarray] = {}
         self._wishes: dict[str, str] = {}
+        self._streams = 0
 
     # Names of the ONNX graph.
 
-    def bind(self, name: str, value: Value) -> None:
-        """Tensor `name` of the ONNX graph is `value` from here on."""
-        self._env[name] = value
-        self._names.setdefault(value, name)
+    @property
+    def opset(self) -> int:
+        return self.opsets.get("", 1)
 
-    def bound(self, name: str) -> Value:
+    def bind(self, name: str, value: Any) -> None:
+        """Tensor (or sequence) `name` of the ONNX graph is `value` from here on."""
+        self._env[name] = value
+        if not self._inside and isinstance(value, Value):
+            self._names.setdefault(value, name)
+
+    def bound(self, name: str) -> Any:
         return self._env[name]
 
-    def known(self) -> set[str]:
-        """The tensor names bound so far."""
+    @contextmanager
+    def scope(
+        self, names: Mapping[str, Any], read: frozenset[str], opsets: Mapping[str, int] | None = None
+    ) -> Iterator[None]:
+        """Lower something nested: `names` are bound in it, `read` are those that something in it reads.
+
+        With `opsets` it is a function, which sees no other names; without, a subgraph, which sees those outside.
+        The origin of what it emits starts with the present one.
+        """
+        saved = (self._env, self._read, self.opsets, self.origin, self.prefix, self.rule, self._inside)
+        self._env = dict(names) if opsets is not None else {**self._env, **names}
+        self._read = read
+        self.opsets = self.opsets if opsets is None else dict(opsets)
+        self.prefix = f"{self.origin}/" if self.origin else ""
+        self._inside = True
+        try:
+            yield
+        finally:
+            self._env, self._read, self.opsets, self.origin, self.prefix, self.rule, self._inside = saved
+
+    def names(self) -> set[str]:
+        """The names bound so far, as far as they are seen here."""
         return set(self._env)
 
-    def inputs(self, node: onnx.NodeProto) -> list[Value | None]:
+    def inputs(self, node: onnx.NodeProto) -> list[Any]:
         """The node's operands, None where an optional one is left out."""
         return [self._env[name] if name else None for name in node.input]
 
-    def input(self, node: onnx.NodeProto, index: int) -> Value | None:
+    def input(self, node: onnx.NodeProto, index: int) -> Any:
         """Operand `index`, None where it is left out."""
         return self._env[node.input[index]] if index < len(node.input) and node.input[index] else None
 
@@ -73,6 +129,11 @@ class ImportContext:
     def refuse(self, message: str, rule: str = "", remedy: str = "") -> UnsupportedOp:
         """The error for a node whose op is known but not in this form; raise it."""
         return UnsupportedOp(message, where=self.origin, rule=rule, remedy=remedy)
+
+    def next_stream(self) -> int:
+        """A number of its own for every random node: 0, 1, ... in the order of import."""
+        self._streams += 1
+        return self._streams - 1
 
     # Constants.
 
@@ -99,7 +160,7 @@ class ImportContext:
         """A rank-0 constant of the element type of `like`."""
         return self.const(np.array(number).astype(tensor(like).dtype.numpy))
 
-    def is_const(self, value: Value | None) -> bool:
+    def is_const(self, value: Any) -> bool:
         return value in self._arrays
 
     def array(self, value: Value) -> np.ndarray:
@@ -111,13 +172,41 @@ class ImportContext:
         value = self.input(node, index)
         if value is None:
             return None
+        if self.rule is not None and self.rule.op_type == node.op_type and index not in self.rule.static:
+            raise ValueError(f"the rule does not declare operand {index} static")
+        return self.known(value, f"{node.op_type}: {what} ({node.input[index]!r})")
+
+    def known(self, value: Value, what: str) -> np.ndarray:
+        """The data of a value that must be known. Raises NotStatic, with the model's inputs that decide it."""
         if value not in self._arrays:
-            raise self.refuse(
-                f"{node.op_type}: {what} ({node.input[index]!r}) is known at run time only",
+            inputs = self.sources(value)
+            freeze = " ".join(f"--freeze {name}=..." for name in inputs)
+            raise NotStatic(
+                f"{what} is known at run time only",
+                where=self.origin,
                 rule="what decides shapes is constant at compile time",
-                remedy="make it an initializer",
+                remedy=f"give the value when compiling: {freeze}" if inputs else "make it an initializer",
+                inputs=inputs,
             )
         return self._arrays[value]
+
+    def sources(self, value: Value) -> tuple[str, ...]:
+        """The names of the model's inputs on which `value` depends, in no particular order but always the same."""
+        found: dict[str, None] = {}
+        seen: set[Value] = set()
+        stack = [value]
+        while stack:
+            v = stack.pop()
+            if v in seen:
+                continue
+            seen.add(v)
+            if v in self._outside:
+                stack.append(self._outside[v])
+            elif (op := self._producers.get(v)) is not None:
+                stack += op.operands
+            elif v not in self._arrays:
+                found[v.name] = None
+        return tuple(found)
 
     def static_ints(self, node: onnx.NodeProto, index: int, name: str) -> tuple[int, ...] | None:
         """Integers given as operand `index` (newer opsets) or as attribute `name` (older ones); None if neither."""

@@ -14,7 +14,7 @@ import onnx
 
 from d1c.frontend.consteval import normal_axis
 from d1c.frontend.context import ImportContext, tensor
-from d1c.frontend.rules_math import given, normalise, reduce
+from d1c.frontend.rules_math import given, mean, normalise, reduce
 from d1c.ir.core import Value
 from d1c.ops.opdef import OnnxRule
 
@@ -186,11 +186,30 @@ def _per_channel(cx: ImportContext, x: Value) -> tuple[Value, bool]:
     return (to_last(cx, x), True) if last or rank == 2 else (x, False)
 
 
-def batch_norm(cx: ImportContext, node: onnx.NodeProto) -> Value:
+def _batch_norm_training(cx: ImportContext, node: onnx.NodeProto, x: Value) -> tuple[Value, ...]:
+    """By the batch's own mean and variance; the running ones move towards them."""
+    rank, momentum = len(tensor(x).shape), cx.attr(node, "momentum", 0.9)
+    axes = (0, *range(2, rank))
+    shape = (tensor(x).shape[1], *(1,) * (rank - 2))
+    m = mean(cx, x, axes, True)
+    d = cx.emit("graph.sub", [x, m])
+    var = mean(cx, cx.emit("graph.mul", [d, d]), axes, True)
+    deviation = cx.emit("graph.sqrt", [cx.emit("graph.add", [var, cx.scalar(cx.attr(node, "epsilon", 1e-5), var)])])
+    y = cx.emit("graph.div", [d, deviation])
+    y = cx.emit("graph.mul", [y, cx.reshape(given(cx, node, 1), shape)])
+    out = [cx.emit("graph.add", [y, cx.reshape(given(cx, node, 2), shape)])]
+    for index, now in ((3, m), (4, var)):
+        old, new = given(cx, node, index), cx.reshape(now, shape[:1])
+        kept = cx.emit("graph.mul", [old, cx.scalar(momentum, old)])
+        out.append(cx.emit("graph.add", [kept, cx.emit("graph.mul", [new, cx.scalar(1 - momentum, new)])]))
+    return tuple(out)
+
+
+def batch_norm(cx: ImportContext, node: onnx.NodeProto) -> Value | tuple[Value, ...]:
     """x * scale + shift with constants computed in float64; with run-time parameters the definition, step by step."""
     x = given(cx, node)
     if cx.attr(node, "training_mode", 0):
-        raise cx.refuse("BatchNormalization in training mode", rule="a compiled model is for inference")
+        return _batch_norm_training(cx, node, x)
     if not cx.attr(node, "spatial", 1):
         raise cx.refuse("BatchNormalization with spatial=0")
     parameters = [given(cx, node, i) for i in range(1, 5)]
@@ -198,16 +217,16 @@ def batch_norm(cx: ImportContext, node: onnx.NodeProto) -> Value:
     last, is_last = _per_channel(cx, x)
     shape = (-1,) if is_last else (-1, *(1,) * (len(tensor(x).shape) - 2))
     if all(cx.is_const(p) for p in parameters):
-        gamma, beta, mean, var = (cx.array(p).astype(np.float64) for p in parameters)
+        gamma, beta, mu, var = (cx.array(p).astype(np.float64) for p in parameters)
         factor = gamma / np.sqrt(var + epsilon)
         numpy = tensor(x).dtype.numpy
-        scale, shift = (cx.const(a.astype(numpy).reshape(shape)) for a in (factor, beta - mean * factor))
+        scale, shift = (cx.const(a.astype(numpy).reshape(shape)) for a in (factor, beta - mu * factor))
         y = cx.emit("graph.add", [cx.emit("graph.mul", [last, scale]), shift])
     else:
         shape = (tensor(parameters[0]).shape[0], *shape[1:])
-        scale, bias, mu, variance = (cx.reshape(p, shape) for p in parameters)
+        scale, bias, center, variance = (cx.reshape(p, shape) for p in parameters)
         deviation = cx.emit("graph.sqrt", [cx.emit("graph.add", [variance, cx.scalar(epsilon, variance)])])
-        y = cx.emit("graph.div", [cx.emit("graph.sub", [last, mu]), deviation])
+        y = cx.emit("graph.div", [cx.emit("graph.sub", [last, center]), deviation])
         y = cx.emit("graph.add", [cx.emit("graph.mul", [y, scale]), bias])
     return to_first(cx, y) if is_last else y
 
@@ -283,5 +302,5 @@ RULES = (
     OnnxRule("GlobalAveragePool", global_average_pool), OnnxRule("GlobalMaxPool", global_max_pool),
     OnnxRule("BatchNormalization", batch_norm), OnnxRule("InstanceNormalization", instance_norm),
     OnnxRule("PRelu", prelu), OnnxRule("DepthToSpace", depth_to_space), OnnxRule("SpaceToDepth", space_to_depth),
-    OnnxRule("Trilu", trilu), OnnxRule("LpNormalization", lp_normalization),
+    OnnxRule("Trilu", trilu, static=(1,)), OnnxRule("LpNormalization", lp_normalization),
 )  # fmt: skip

@@ -27,7 +27,8 @@ After:
     }
 
 The values are those of the emulator's vector instructions, so folding never changes a bit. What would make the binary
-larger is left alone: results of more than a megabyte that are also larger than their operands.
+larger is left alone: results of more than a megabyte that are also larger than their operands. So are random numbers,
+which are the cores' to draw.
 Module attributes `folded_ops` and `folded_bytes` say how much was evaluated, over all runs of the pass.
 """
 
@@ -64,7 +65,8 @@ def run(module: Module) -> Module:
     for op in main_ops(module):
         arrays = [to.data(v) for v in to.values(op.operands)]
         known = [a for a in arrays if a is not None]
-        if not arrays or len(known) < len(arrays) or len(op.results) != 1 or op.regions:
+        kept = op.regions or not opdef(op.name).facts.get("fold", True)
+        if not arrays or len(known) < len(arrays) or len(op.results) != 1 or kept:
             to.copy(op)
             continue
         size = nbytes(op.result)

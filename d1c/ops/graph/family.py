@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -111,6 +111,7 @@ def elementwise(
     floats: bool = False,
     cases: tuple[Case, ...] = (),
     doc: str = "",
+    facts: Mapping[str, Any] | None = None,
 ) -> OpDef:
     """Register the elementwise op `name`, `graph.` included.
 
@@ -123,7 +124,7 @@ def elementwise(
     return register(
         OpDef(
             name, "elementwise", infer or broadcast_infer(arity, result, floats=floats), attrs, body=body,
-            structure=elementwise_structure, onnx=rules, cases=cases, doc=doc,
+            structure=elementwise_structure, onnx=rules, cases=cases, doc=doc, facts=facts or {},
         )
     )  # fmt: skip
 
