@@ -32,7 +32,7 @@ from safetensors.numpy import save as save_tensors
 
 from d1c.errors import LoadError, UsageError
 
-VERSION = 1
+VERSION = 2
 PAGE = 4096
 TENSOR_ALIGN = 64
 MAX_JSON = 64 << 20

@@ -7,11 +7,14 @@ How a program runs: every core of a role runs the role's threads, in order, one 
 different threads and cores meet only through buffers and semaphores. Semaphore counts start at 0 and never reset.
 Memory of a buffer is free, filling or full: `Push` and `Send` write into free bytes only, `Free` makes bytes free
 again.
+
+Loops: a Loop of one thread has its counterpart in every thread of every role, in the same order and nesting, with the
+same trips and condition. What the condition holds is equal on all cores, so that all make the same number of rounds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,12 +112,14 @@ class Send:
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """Wait until this core's `semaphore` has reached `count`."""
+    """Wait until this core's `semaphore` has reached `count`; `relative`: on top of what earlier Arrives, Barriers and
+    relative Waits of this core on that semaphore have waited for."""
 
     semaphore: int
     count: CoreInt
     layer: int = -1
     origin: str = ""
+    relative: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +165,39 @@ class Barrier:
     origin: str = ""
 
 
-Command = Call | Push | Arrive | Send | Wait | Post | Free | Fill | Barrier
-COMMANDS: dict[str, type] = {c.__name__: c for c in (Call, Push, Arrive, Send, Wait, Post, Free, Fill, Barrier)}
+@dataclass(frozen=True, slots=True)
+class Loop:
+    """Run `body` again and again, `trips` times at most; where `condition` is a buffer (>= 0), only while its element 0
+    on this core is true (bool), looked at before every round. Whoever waits in a body for a semaphore that a body
+    counts does so by Arrive, Barrier or relative Wait."""
+
+    body: tuple[Command, ...]
+    trips: int
+    condition: int = -1
+    layer: int = -1
+    origin: str = ""
+
+
+Command = Call | Push | Arrive | Send | Wait | Post | Free | Fill | Barrier | Loop
+COMMANDS: dict[str, type] = {c.__name__: c for c in (Call, Push, Arrive, Send, Wait, Post, Free, Fill, Barrier, Loop)}
+
+
+def numbered(commands: Iterable[Command], path: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], Command]]:
+    """All commands of a thread with their places, bodies right behind their loop: (4, 0) is the first of loop 4."""
+    for i, c in enumerate(commands):
+        yield (*path, i), c
+        if isinstance(c, Loop):
+            yield from numbered(c.body, (*path, i))
+
+
+def every(commands: Iterable[Command]) -> Iterator[Command]:
+    """All commands of a thread, those in loops too."""
+    return (c for _, c in numbered(commands))
+
+
+def place_text(path: tuple[int, ...]) -> str:
+    """`4.0` for the first command of loop 4."""
+    return ".".join(map(str, path))
 
 
 @dataclass(frozen=True, slots=True)

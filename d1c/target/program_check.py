@@ -13,7 +13,7 @@ from typing import NoReturn
 import numpy as np
 
 from d1c.errors import LoadError, UsageError
-from d1c.target import numerics
+from d1c.target import loops, numerics
 from d1c.target.dtypes import DType, dtype
 from d1c.target.machine import Machine
 from d1c.target.mesh import CoreInt, LayoutError, Mesh
@@ -26,6 +26,7 @@ from d1c.target.program import (
     Command,
     Fill,
     Free,
+    Loop,
     Port,
     Post,
     Program,
@@ -34,10 +35,15 @@ from d1c.target.program import (
     Send,
     To,
     Wait,
+    every,
+    numbered,
+    place_text,
 )
 
 MAX_CORES = 1 << 20
 """More than an ExaPOD has: a bound against absurd files."""
+MAX_DEPTH = 8
+"""How deep loops may nest."""
 MAX_MESSAGES = 1 << 27
 KINDS = ("owned", "window", "constant", "table")
 REMEDY = "compile the model again with this version of d1c; if that does not help, report this text as a bug of d1c"
@@ -93,6 +99,9 @@ class _Check:
                     self.bad("occurs twice")
                 names.add(port.name)
         self.roles()
+        self.at = ""
+        if broken := loops.broken(self.p):
+            self.bad(*broken)
         self.pairs()
         self.shared_semaphores()
 
@@ -264,14 +273,17 @@ class _Check:
             taken[cores] = number
             if len(r.threads) > self.threads:
                 self.bad(f"{len(r.threads)} threads", threads=self.threads)
-            counts = [sum(isinstance(c, Barrier) for c in t) for t in r.threads]
-            if sum(n > 0 for n in counts) > 1:
+            meeting = [t for t in r.threads if any(isinstance(c, Barrier) for c in every(t))]
+            if len(meeting) > 1:
                 self.bad("more than one of its threads meets at barriers", rule="one thread of a core speaks for it")
-            barriers.add(sum(counts))
+            where = loops.places(meeting[0] if meeting else ())
+            barriers.add(tuple(at for at, _, c in where if isinstance(c, Barrier)))
             for t, thread in enumerate(r.threads):
-                for i, c in enumerate(thread):
+                for path, c in numbered(thread):
                     name = ", ".join(filter(None, (type(c).__name__, c.origin)))
-                    self.at = f"role {r.name!r} thread {t} command {i} ({name})"
+                    self.at = f"role {r.name!r} thread {t} command {place_text(path)} ({name})"
+                    if len(path) > MAX_DEPTH + 1:
+                        self.bad(f"loops nest deeper than {MAX_DEPTH}")
                     self.command(c)
         self.at = "roles"
         if len(barriers) > 1 or (any(barriers) and np.any(taken < 0)):
@@ -343,6 +355,12 @@ class _Check:
                 self.semaphore(*c.up, c.release)
                 if len(c.up) != len(axes) or len({*c.up, c.release}) != len(axes) + 1:
                     self.bad(f"needs {len(axes)} semaphores for the mesh's axes and one more, all different")
+            case Loop():
+                if not 0 <= c.trips < 2**63:
+                    self.bad(f"{c.trips} trips")
+                if c.condition != -1 and self.dtype(self.of(c.condition, "its condition").dtype).name != "bool":
+                    b = self.p.buffers[c.condition]
+                    self.bad(f"its condition {b.name} is {b.dtype}", rule="a loop's condition is a buffer of bool")
 
     def window(self, x: Exchange, target: Buffer) -> None:
         if x.window_elements > target.elements:
@@ -383,9 +401,9 @@ class _Check:
     def commands(self, kind: Callable[[Command], bool]) -> Iterator[tuple[str, Command]]:
         for r in self.p.roles:
             for t, thread in enumerate(r.threads):
-                for i, c in enumerate(thread):
+                for path, c in numbered(thread):
                     if kind(c):
-                        yield f"role {r.name!r} thread {t} command {i} ({type(c).__name__})", c
+                        yield f"role {r.name!r} thread {t} command {place_text(path)} ({type(c).__name__})", c
 
     def pairs(self) -> None:
         """What one command waits for another one of the program must send, to the same buffer by the same semaphore."""
@@ -404,7 +422,8 @@ class _Check:
         self.targets = {x: target for x, (target, _) in pushed.items()}
 
     def shared_semaphores(self) -> None:
-        """Between two barriers of a thread a semaphore counts the arrivals of one buffer. A thread without barriers is
+        """Between two barriers of a thread a semaphore counts the arrivals of one buffer; from the end of a loop's body
+        it goes on at its start. A thread without barriers is
         one stretch if the program has none; else its pushes are seen where the thread with barriers waits for them."""
         barriers = any(True for _ in self.commands(lambda c: isinstance(c, Barrier)))
         for r in self.p.roles:
@@ -412,7 +431,7 @@ class _Check:
                 if barriers and not any(isinstance(c, Barrier) for c in thread):
                     continue
                 used: dict[int, int] = {}
-                for i, c in enumerate(thread):
+                for path, c in loops.twice(thread):
                     if isinstance(c, Barrier):
                         used = {}
                     if not isinstance(c, (Push, Send, Arrive)):
@@ -420,7 +439,7 @@ class _Check:
                     target = self.targets[c.exchange] if isinstance(c, Arrive) else c.target
                     first = used.setdefault(c.semaphore, target)
                     if first != target:
-                        self.at = f"role {r.name!r} thread {t} command {i} ({type(c).__name__})"
+                        self.at = f"role {r.name!r} thread {t} command {place_text(path)} ({type(c).__name__})"
                         a, b = self.p.buffers[first].name, self.p.buffers[target].name
                         self.bad(
                             f"semaphore shared: {c.semaphore} counts arrivals for buffers {a} and {b}",

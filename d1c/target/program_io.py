@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -17,12 +18,13 @@ import numpy as np
 
 from d1c.errors import LoadError
 from d1c.target import binary
+from d1c.target.dtypes import NARROW, dtype
 from d1c.target.encoding import EncodingError, decode, encode
 from d1c.target.kernel import Nest
 from d1c.target.mesh import CoreInt, Layout, Mesh
 from d1c.target.movement import ComponentExchange, Exchange, Pieces
-from d1c.target.program import COMMANDS, Buffer, Command, Placement, Port, Program, Role, To
-from d1c.target.program_check import MAX_CORES, check
+from d1c.target.program import COMMANDS, Buffer, Command, Loop, Placement, Port, Program, Role, To
+from d1c.target.program_check import MAX_CORES, MAX_DEPTH, check
 
 WEIGHTS = "weights"
 """The one group of weight tensors."""
@@ -60,12 +62,13 @@ def save(program: Program, path: str | Path) -> None:
         "outputs": [_encode(p) for p in program.outputs],
         "roles": [
             {"name": r.name, "cores": [list(c) for c in r.cores],
-             "threads": [[{"do": type(c).__name__, **_encode(c)} for c in t] for t in r.threads]}
+             "threads": [_commands(t) for t in r.threads]}
             for r in program.roles
         ],
     }  # fmt: skip
     blobs = {"kernels": b"".join(encode(nest) for _, nest in program.kernels)}
-    binary.write(path, manifest, arrays, {WEIGHTS: program.weights} if program.weights else {}, blobs)
+    plain = {name: array.view(np.uint8) if _narrow(array.dtype) else array for name, array in program.weights.items()}
+    binary.write(path, manifest, arrays, {WEIGHTS: plain} if plain else {}, blobs)
 
 
 def load(path: str | Path) -> Program:
@@ -94,8 +97,25 @@ def load(path: str | Path) -> Program:
         tuple(_object(where, f"layer {i}", v) for i, v in _rows(where, "layers", m["layers"])),
         _object(where, "info", m["info"]),
     )  # fmt: skip
+    program = replace(program, weights=_typed(program))
     check(program, where)
     return program
+
+
+def _narrow(t: np.dtype) -> bool:
+    """Whether a type takes a byte that the file holds as u8: its meaning is that of the buffer."""
+    return t in {d.numpy for d in NARROW}
+
+
+def _typed(program: Program) -> Mapping[str, np.ndarray]:
+    """The weights in the element types of the buffers that they are placed in."""
+    weights = dict(program.weights)
+    for p in program.placements:
+        array = weights.get(p.array)
+        known = array is not None and array.dtype == np.uint8 and 0 <= p.buffer < len(program.buffers)
+        if known and program.buffers[p.buffer].dtype in {d.name for d in NARROW}:
+            weights[p.array] = array.view(dtype(program.buffers[p.buffer].dtype).numpy)
+    return weights
 
 
 def _bad(where: str, what: str) -> NoReturn:
@@ -119,6 +139,12 @@ def _int32(values: np.ndarray) -> np.ndarray:
 def _int(v: Any) -> int:
     if type(v) is not int or abs(v) >= 2**63:
         raise ValueError(f"{_short(v)} is no integer")
+    return v
+
+
+def _bool(v: Any) -> bool:
+    if type(v) is not bool:
+        raise ValueError(f"{_short(v)} is neither true nor false")
     return v
 
 
@@ -172,6 +198,7 @@ def _short(v: Any) -> str:
 
 _CODECS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "int": (int, _int),
+    "bool": (bool, _bool),
     "str": (str, _str),
     "float": (lambda v: float(v).hex(), lambda v: float.fromhex(_str(v))),
     "CoreInt": (str, lambda v: CoreInt.parse(_bounded(v))),
@@ -180,12 +207,24 @@ _CODECS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "tuple[str, ...]": (list, _list(_str)),
     "tuple[CoreInt, ...]": (lambda v: [str(x) for x in v], _list(lambda v: CoreInt.parse(_bounded(v)))),
     "tuple[To, ...]": (lambda v: [[t.axis, t.mode, t.value] for t in v], _list(lambda v: To(*_triple(v)))),
+    "tuple[Command, ...]": (lambda v: [], lambda v: ()),  # `_commands` and `_thread` see to bodies
 }
 """Per field type, as the dataclass writes it: to JSON, and from JSON (ValueError)."""
 
 
 def _encode(record: Any) -> dict[str, Any]:
     return {f.name: _CODECS[str(f.type)][0](getattr(record, f.name)) for f in dataclasses.fields(record)}
+
+
+def _commands(commands: tuple[Command, ...]) -> list[dict[str, Any]]:
+    out = []
+    for c in commands:
+        if isinstance(c, Loop):
+            rest = {k: v for k, v in _encode(dataclasses.replace(c, body=())).items() if k != "body"}
+            out.append({"do": "Loop", **rest, "body": _commands(c.body)})
+        else:
+            out.append({"do": type(c).__name__, **_encode(c)})
+    return out
 
 
 def _decode(where: str, what: str, kind: type[T], data: Any) -> T:
@@ -297,14 +336,28 @@ def _role(where: str, number: int, data: Any) -> Role:
         name, cores = _str(data["name"]), _list(_range)(data["cores"])
     except ValueError as e:
         _bad(where, f"{what}: {e}")
-    threads = []
-    for t, commands in enumerate(data["threads"]):
-        done: list[Command] = []
-        for i, c in _rows(where, f"{what} thread {t}", commands):
-            at = f"role {name[:60]!r} thread {t} command {i}"
-            kind = COMMANDS.get(c.get("do", "")) if isinstance(c, dict) and isinstance(c.get("do"), str) else None
-            if kind is None:
-                _bad(where, f"{at}: unknown command {_short(c)}")
-            done.append(_decode(where, at, kind, {k: v for k, v in c.items() if k != "do"}))
-        threads.append(tuple(done))
+    threads = [
+        _thread(where, f"{what} thread {t}", f"role {name[:60]!r} thread {t} command ", commands, 0)
+        for t, commands in enumerate(data["threads"])
+    ]
     return Role(name, cores, tuple(threads))
+
+
+def _thread(where: str, what: str, at: str, data: Any, depth: int) -> tuple[Command, ...]:
+    """Commands of a thread or of a loop's body; `at`: the text before a command's number."""
+    if depth > MAX_DEPTH:
+        _bad(where, f"{what}: loops nest deeper than {MAX_DEPTH}")
+    done: list[Command] = []
+    for i, c in _rows(where, what, data):
+        here = f"{at}{i}"
+        kind = COMMANDS.get(c.get("do", "")) if isinstance(c, dict) and isinstance(c.get("do"), str) else None
+        if kind is None:
+            _bad(where, f"{here}: unknown command {_short(c)}")
+        fields = {k: v for k, v in c.items() if k != "do"}
+        if kind is Loop and "body" in fields:
+            body = _thread(where, f"{here} (Loop)", f"{here}.", fields["body"], depth + 1)
+            loop = _decode(where, here, Loop, {**fields, "body": []})
+            done.append(dataclasses.replace(loop, body=body))
+        else:
+            done.append(_decode(where, here, kind, fields))
+    return tuple(done)

@@ -27,6 +27,7 @@ from d1c.target.program import (
     Command,
     Fill,
     Free,
+    Loop,
     Port,
     Post,
     Program,
@@ -34,11 +35,13 @@ from d1c.target.program import (
     Send,
     To,
     Wait,
+    numbered,
+    place_text,
 )
 from d1c.target.program_check import barrier_axes, role_cores
 from d1rt.loader import Kept, Result
 from d1rt.state import FILLING, FULL, Core, Movement
-from d1rt.traps import WRITTEN_BYTES, Fault, command_text, core_text, deadlock, trap
+from d1rt.traps import WRITTEN_BYTES, Fault, command_text, core_text, deadlock, rounds_text, trap
 
 _T = TypeVar("_T")
 Waiting = tuple[int, int]
@@ -105,13 +108,15 @@ class Engine:
 
 @dataclass(slots=True, eq=False)
 class _Thread:
-    """A thread of a core: `at` is the number of the command that it is at."""
+    """A thread of a core: `at` is the place of the command that it is at (in a loop: behind the loop's), `rounds` which
+    rounds of the loops around it, from 1."""
 
     core: Core
     role: int
     number: int
     steps: Iterator[Waiting | None]
-    at: int = 0
+    at: tuple[int, ...] = (0,)
+    rounds: tuple[int, ...] = ()
     waits: Waiting | None = None
 
 
@@ -128,6 +133,7 @@ class _Message:
 
 
 _NOTHING = np.zeros(0, np.int64)
+_FIRST = np.zeros(1, np.int64)
 
 
 class _Run:
@@ -151,7 +157,7 @@ class _Run:
             for core in role_cores(role, self.mesh):
                 for t in range(len(role.threads)):
                     thread = _Thread(self.cores[core], number, t, iter(()))
-                    thread.steps = self.steps(thread)
+                    thread.steps = self.steps(thread, role.threads[t], ())
                     self.ready.append(thread)
         self.schedule()
         return Result({p.name: self.output(p) for p in self.program.outputs}, self.kept)
@@ -249,15 +255,29 @@ class _Run:
 
     # ---- commands ---------------------------------------------------------------------------------------------------
 
-    def steps(self, thread: _Thread) -> Iterator[Waiting | None]:
+    def steps(self, thread: _Thread, commands: tuple[Command, ...], path: tuple[int, ...]) -> Iterator[Waiting | None]:
+        """Run `commands`, a thread's or those of a loop whose place is `path`."""
         core = thread.core
-        for at, command in enumerate(self.program.roles[thread.role].threads[thread.number]):
-            thread.at = at
+        for at, command in enumerate(commands):
+            thread.at = (*path, at)
             try:
-                yield from self.command(core, command)
+                if isinstance(command, Loop):
+                    yield from self.loop(thread, command)
+                else:
+                    yield from self.command(core, command)
             except Fault as e:
                 raise trap(self.program, core.number, command, e) from None
             yield None
+
+    def loop(self, thread: _Thread, c: Loop) -> Iterator[Waiting | None]:
+        path, rounds = thread.at, thread.rounds
+        for n in range(c.trips):
+            if c.condition >= 0 and not thread.core.read(self.program.buffers[c.condition], _FIRST)[0]:
+                break
+            thread.rounds = (*rounds, n + 1)
+            yield from self.steps(thread, c.body, path)
+            yield None
+        thread.at, thread.rounds = path, rounds
 
     def command(self, core: Core, c: Command) -> Iterator[Waiting]:
         buffers = self.program.buffers
@@ -281,7 +301,11 @@ class _Run:
                 if expected:
                     yield from wait(core, c.semaphore, core.waited[c.semaphore])
             case Wait():
-                yield from wait(core, c.semaphore, int(self.engine.table(c)[0][core.number]))
+                count = int(self.engine.table(c)[0][core.number])
+                if c.relative:
+                    count += core.waited[c.semaphore]
+                    core.waited[c.semaphore] = count
+                yield from wait(core, c.semaphore, count)
             case Post():
                 for other in reach(self.mesh, core.number, c.to):
                     self.remote_post(core, other, c.semaphore, c)
@@ -354,22 +378,24 @@ class _Run:
         """Who `t` is, what it waits for, and which commands that others have not reached could still post it."""
         assert t.waits is not None
         semaphore, need = t.waits
-        command = self.program.roles[t.role].threads[t.number][t.at]
+        command = next(c for at, c in numbered(self.program.roles[t.role].threads[t.number]) if at == t.at)
         line = (
             f"core {core_text(self.mesh, t.core.number)}, role {self.program.roles[t.role].name}, thread {t.number}, "
-            f"command {t.at} {command_text(self.program, command)}: semaphore {semaphore} has "
-            f"{t.core.counts[semaphore]}, needs {need}"
+            f"command {place_text(t.at)}{rounds_text(t.rounds)} {command_text(self.program, command)}: "
+            f"semaphore {semaphore} has {t.core.counts[semaphore]}, needs {need}"
         )
         if command.origin:
             line += f" (for {command.origin})"
         posters = []
         for other in stuck:
-            role = self.program.roles[other.role]
-            for at in range(other.at, len(role.threads[other.number])):
-                c = role.threads[other.number][at]
-                if self.may_post(other.core.number, c, t.core.number, semaphore) and (other is not t or at > t.at):
+            for at, c in numbered(self.program.roles[other.role].threads[other.number]):
+                # what it has passed comes again where it is in a loop
+                to_come = at >= other.at or (len(other.at) > 1 and at[0] == other.at[0])
+                mine = other is t and at == t.at
+                if to_come and not mine and self.may_post(other.core.number, c, t.core.number, semaphore):
                     where = f"core {core_text(self.mesh, other.core.number)} thread {other.number}"
-                    posters.append(f"{where} (now at {other.at}) by command {at} {command_text(self.program, c)}")
+                    where += f" (now at {place_text(other.at)})"
+                    posters.append(f"{where} by command {place_text(at)} {command_text(self.program, c)}")
                     break
             if len(posters) == 3:
                 break

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from d1c.errors import Deadlock, Trap
 from d1c.target.mesh import Mesh
-from d1c.target.program import Arrive, Call, Command, Fill, Free, Post, Program, Push, Send, Wait
+from d1c.target.program import Arrive, Call, Command, Fill, Free, Loop, Post, Program, Push, Send, Wait
 from d1c.target.program_check import barrier_axes
 
 FREE_BYTES = "a message, a fill or a result is written into free bytes only; Free is the credit for the next writer"
@@ -51,7 +51,16 @@ def command_text(program: Program, command: Command) -> str:
             return f"{name} {', '.join(buffers[b].name for b in command.buffers)}"
         case Fill():
             return f"{name} {buffers[command.buffer].name}"
+        case Loop() if command.condition >= 0:
+            return f"{name} while {buffers[command.condition].name}"
     return name
+
+
+def rounds_text(rounds: tuple[int, ...]) -> str:
+    """` (round 3)`; of nested loops ` (rounds 3, 1)`, outermost first; nothing outside of loops."""
+    if not rounds:
+        return ""
+    return f" (round{'s' if len(rounds) > 1 else ''} {', '.join(map(str, rounds))})"
 
 
 def trap(program: Program, core: int, command: Command, fault: Fault) -> Trap:
