@@ -125,6 +125,17 @@ class UnsupportedOp(D1Error):
     title = "unsupported op"
 
 
+class NotStatic(UnsupportedOp):
+    """A value that decides shapes is computed at run time. `inputs`: the model's inputs on which it depends."""
+
+    def __init__(self, message: str, *, inputs: tuple[str, ...] = (), **fields: Any) -> None:
+        super().__init__(message, **fields)
+        self.inputs = inputs
+
+    def details(self) -> dict[str, Any]:
+        return {"inputs": ", ".join(self.inputs)}
+
+
 class ShapeUnbound(D1Error):
     """A symbolic dimension that no flag gives a value to."""
 

@@ -44,7 +44,7 @@ def print_ops() -> None:
     from d1c.ops.opdef import load_all
 
     rules = collect_rules()
-    names = [(f"{domain}.{op}" if domain else op, since[0][0]) for (domain, op), since in sorted(rules.items())]
+    names = [(f"{domain}.{op}" if domain else op, since[0].since) for (domain, op), since in sorted(rules.items())]
     print(f"{len(names)} ONNX ops (with the first opset of the rule):")
     print(_columns([f"{name} {since}" for name, since in names]))
     levels: dict[str, list[str]] = defaultdict(list)

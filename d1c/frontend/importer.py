@@ -1,4 +1,4 @@
-"""ONNX -> graph: bind the shapes, evaluate what is constant, lower every other node by its rule."""
+"""ONNX -> graph: bind the shapes, evaluate what is constant, lower every other node by its rule or its function."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ import onnx
 
 import d1c.frontend
 from d1c.errors import D1Error, ImportFailed, UnsupportedOp
-from d1c.frontend import consteval
-from d1c.frontend.context import ImportContext, tensor
+from d1c.frontend import consteval, functions
+from d1c.frontend.context import ImportContext, Item, tensor
 from d1c.frontend.load import attribute, load_model, outer_names, sort_nodes, tensor_array
-from d1c.frontend.shapes import input_types
+from d1c.frontend.refusals import Rules, described, newest, refuse_unknown
+from d1c.frontend.shapes import input_types, type_proto
 from d1c.ir.core import Module, Value
-from d1c.ops.opdef import Importer, OnnxRule, load_all
-
-Rules = Mapping[tuple[str, str], Sequence[tuple[int, Importer]]]
+from d1c.ops.opdef import OnnxRule, load_all
 
 _SHAPE_OPS = ("Shape", "Size")
 
@@ -42,11 +41,12 @@ def import_onnx(
     loaded = load_model(model)
     graph = loaded.graph
     fixed = set(loaded.initializers) | set(freeze)
+    rules = collect_rules()
+    refuse_unknown(loaded.nodes, fixed, rules, loaded.opsets, loaded.functions)
     inputs = [i for i in graph.input if i.name not in fixed]
     types = input_types(inputs, shapes, dims)
     read = frozenset(n for node in loaded.nodes for n in outer_names(node)) | {o.name for o in graph.output}
-    run = _Import(ImportContext(loaded.opsets[""], read), dict(loaded.opsets), collect_rules(), loaded.folder)
-    run.refuse_unknown(loaded.nodes, fixed)
+    run = Importer(ImportContext(loaded.opsets, read), rules, loaded.functions, loaded.folder)
     args = [Value(types[i.name], i.name) for i in inputs]
     for arg in args:
         run.cx.bind(arg.name, arg)
@@ -63,11 +63,11 @@ def import_onnx(
 
 
 def collect_rules() -> Rules:
-    """(domain, op) -> [(first opset, rule)], ascending. Those of d1c.frontend.rules_* win over those of the op rows."""
-    rules: dict[tuple[str, str], dict[int, Importer]] = {}
+    """(domain, op) -> its rules, oldest first. Those of d1c.frontend.rules_* win over those of the op rows."""
+    rules: dict[tuple[str, str], dict[int, OnnxRule]] = {}
 
     def add(rule: OnnxRule) -> None:
-        rules.setdefault((_domain(rule.domain), rule.op_type), {})[rule.since] = rule.build
+        rules.setdefault((functions.plain_domain(rule.domain), rule.op_type), {})[rule.since] = rule
 
     for row in load_all().values():
         for rule in row.onnx:
@@ -76,61 +76,27 @@ def collect_rules() -> Rules:
         if info.name.startswith("rules_"):
             for rule in importlib.import_module(f"d1c.frontend.{info.name}").RULES:
                 add(rule)
-    return {key: sorted(by_opset.items()) for key, by_opset in rules.items()}
+    return {key: [rule for _, rule in sorted(by_opset.items())] for key, by_opset in rules.items()}
 
 
-def _domain(domain: str) -> str:
-    return "" if domain == "ai.onnx" else domain
-
-
-class _Import:
+class Importer:
     """One import under way: the context, the rules, and what has been folded so far."""
 
-    def __init__(self, cx: ImportContext, opsets: dict[str, int], rules: Rules, folder: Path | None) -> None:
+    def __init__(self, cx: ImportContext, rules: Rules, own: functions.Functions, folder: Path | None) -> None:
         self.cx = cx
-        self.opsets = opsets
         self.rules = rules
+        self.functions = own
         self.folder = folder
         self.folded = 0
         self.folded_bytes = 0
         self.count = 0
-
-    def rule(self, node: onnx.NodeProto) -> Importer | None:
-        """The newest rule that is not newer than the model's opset."""
-        domain = _domain(node.domain)
-        version = self.opsets.get(domain, 1)
-        fitting = [build for since, build in self.rules.get((domain, node.op_type), ()) if since <= version]
-        return fitting[-1] if fitting else None
-
-    def refuse_unknown(self, nodes: Sequence[onnx.NodeProto], known: set[str]) -> None:
-        """Raise one UnsupportedOp naming every node that has no rule and cannot be constant."""
-        constant = set(known)
-        unknown = []
-        for node in nodes:
-            reads = list(outer_names(node))
-            if node.op_type in _SHAPE_OPS or (consteval.foldable(node) and constant.issuperset(reads)):
-                constant.update(node.output)
-            elif node.op_type == "If" and node.input[0] in constant:
-                continue
-            elif self.rule(node) is None or _old_broadcast(node):
-                unknown.append(node)
-        if unknown:
-            shown = [f"{n.name or '(no name)'}: {_described(n, self.opsets)}" for n in unknown]
-            kinds = sorted({_described(n, self.opsets) for n in unknown})
-            raise UnsupportedOp(
-                f"{len(unknown)} node{'s' * (len(unknown) > 1)} of {len(kinds)} kind{'s' * (len(kinds) > 1)} "
-                f"that d1c has no rule for: {'; '.join(shown)}",
-                where=unknown[0].name or unknown[0].op_type,
-                rule="every node lowers by a rule or is constant",
-                amounts={"nodes": len(unknown), "kinds": len(kinds)},
-                remedy="`d1c ops` lists what is supported; docs/adding-an-op.md shows how to add an op in one file",
-            )
+        cx.subgraph = self.subgraph
 
     def lower(self, nodes: Sequence[onnx.NodeProto]) -> None:
         """Fold or lower each node; the values are bound in the context."""
         cx = self.cx
         for node in nodes:
-            cx.origin = node.name or f"{node.op_type}_{self.count}"
+            cx.origin = f"{cx.prefix}{node.name or f'{node.op_type}_{self.count}'}"
             self.count += 1
             operands = cx.inputs(node)
             if node.op_type == "If" and cx.is_const(operands[0]):
@@ -139,10 +105,12 @@ class _Import:
                 for name, array in zip(node.output, folded, strict=False):
                     if name:
                         cx.bind(name, cx.const(array, name))
+            elif (rule := newest(self.rules, node, cx.opsets)) is not None:
+                self.by_rule(node, rule)
             else:
-                self.by_rule(node)
+                self.by_function(node)
 
-    def fold(self, node: onnx.NodeProto, operands: Sequence[Value | None]) -> tuple[np.ndarray, ...] | None:
+    def fold(self, node: onnx.NodeProto, operands: Sequence[Any]) -> tuple[np.ndarray, ...] | None:
         """The outputs as arrays if they are constant, else None."""
         cx = self.cx
         if node.op_type == "Identity" and cx.is_const(operands[0]):
@@ -156,7 +124,7 @@ class _Import:
                 else np.array(np.prod(shape, dtype=np.int64)),
             )
         elif consteval.foldable(node) and all(v is None or cx.is_const(v) for v in operands) and not _has_graph(node):
-            arrays = consteval.evaluate(node, [None if v is None else cx.array(v) for v in operands], self.opsets)
+            arrays = consteval.evaluate(node, [None if v is None else cx.array(v) for v in operands], cx.opsets)
         else:
             return None
         if node.op_type != "Constant":
@@ -164,49 +132,86 @@ class _Import:
             self.folded_bytes += sum(a.nbytes for a in arrays)
         return arrays
 
-    def by_rule(self, node: onnx.NodeProto) -> None:
+    def by_rule(self, node: onnx.NodeProto, rule: OnnxRule) -> None:
         """Lower one node by its rule."""
         cx = self.cx
-        build = self.rule(node)
-        if build is None:
-            raise UnsupportedOp(f"no rule for {_described(node, self.opsets)}", where=cx.origin)
+        cx.rule = rule
         try:
-            built: Any = build(cx, node)
+            built: Any = rule.build(cx, node)
         except D1Error:
             raise
-        except (ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
+        except (ValueError, TypeError, IndexError, AttributeError, KeyError, AssertionError) as error:
             raise ImportFailed(
-                f"{_described(node, self.opsets)} is not as ONNX defines it: {type(error).__name__}: {error}",
+                f"{described(node, cx.opsets)} is not as ONNX defines it: {type(error).__name__}: {error}",
                 where=cx.origin,
                 remedy="check --shape and --dim, and the model with onnx.checker; "
                 "if all is right, this is a bug of d1c's rule",
             ) from error
-        results = (built,) if isinstance(built, Value) else tuple(built)
+        results = (built,) if isinstance(built, Item) else tuple(built)
         for i, name in enumerate(node.output):
             if not name:
                 continue
             if i < len(results) and results[i] is not None:
                 cx.bind(name, results[i])
             elif cx.wants(node, i):
-                raise cx.refuse(f"output {i} ({name!r}) of {_described(node, self.opsets)} is not supported")
+                raise cx.refuse(f"output {i} ({name!r}) of {described(node, cx.opsets)} is not supported")
+
+    def by_function(self, node: onnx.NodeProto) -> None:
+        """Lower one node by lowering the nodes of its function's body, in a scope of their own."""
+        cx = self.cx
+        operands = cx.inputs(node)
+        types = [type_proto(v.type) if isinstance(v, Value) else None for v in operands]
+        body = functions.body(node, cx.opsets, self.functions, types)
+        if body is None:
+            raise UnsupportedOp(
+                f"no rule for {described(node, cx.opsets)}",
+                where=cx.origin,
+                rule="every node lowers by a rule or by ONNX's definition of the op as a function",
+            )
+        if len(operands) > len(body.inputs):
+            raise cx.refuse(f"{described(node, cx.opsets)} has {len(operands)} operands, takes {len(body.inputs)}")
+        formal = dict(zip(body.inputs, operands, strict=False))
+        names = {name: formal.get(name) for name in body.inputs}
+        read = {n for inner in body.nodes for n in outer_names(inner)}
+        wanted = [i for i, name in enumerate(node.output) if name]
+        read |= {body.outputs[i] for i in wanted if cx.wants(node, i)}
+        graph = onnx.GraphProto(node=body.nodes)
+        graph.output.extend(onnx.ValueInfoProto(name=body.outputs[i]) for i in wanted)
+        with cx.scope(names, frozenset(read), body.opsets):
+            inner = sort_nodes(graph, set(body.inputs))
+            refuse_unknown(inner, self.constants(), self.rules, cx.opsets, self.functions, cx.prefix)
+            self.lower(inner)
+            results = [cx.bound(body.outputs[i]) for i in wanted]
+        for i, result in zip(wanted, results, strict=True):
+            cx.bind(node.output[i], result)
+
+    def constants(self) -> set[str]:
+        """The names in scope that stand for constants, those of operands left out included."""
+        cx = self.cx
+        return {n for n in cx.names() if cx.bound(n) is None or cx.is_const(cx.bound(n))}
 
     def branch(self, node: onnx.NodeProto, condition: bool) -> None:
         """Lower the branch of an If whose condition is constant, in place."""
-        cx = self.cx
-        graph: onnx.GraphProto = attribute(node, "then_branch" if condition else "else_branch")
-        initializers = {t.name: tensor_array(t, self.folder) for t in graph.initializer}
-        for name, array in initializers.items():
-            cx.bind(name, cx.const(array, name))
-        nodes = sort_nodes(graph, cx.known())
-        self.refuse_unknown(nodes, {n for n in cx.known() if cx.is_const(cx.bound(n))})
-        self.lower(nodes)
+        results = self.subgraph(attribute(node, "then_branch" if condition else "else_branch"), ())
         self.folded += 1
-        for name, output in zip(node.output, graph.output, strict=True):
+        for name, result in zip(node.output, results, strict=True):
             if name:
-                cx.bind(name, cx.bound(output.name))
+                self.cx.bind(name, result)
+
+    def subgraph(self, graph: onnx.GraphProto, items: Sequence[Item]) -> list[Item]:
+        """Lower a subgraph in place with `items` for its inputs; the items of its outputs."""
+        cx = self.cx
+        names: dict[str, Any] = {i.name: item for i, item in zip(graph.input, items, strict=True)}
+        names |= {t.name: cx.const(tensor_array(t, self.folder), t.name) for t in graph.initializer}
+        nodes = sort_nodes(graph, cx.names() | set(names))
+        read = frozenset(n for node in nodes for n in outer_names(node)) | {o.name for o in graph.output}
+        with cx.scope(names, read):
+            refuse_unknown(nodes, self.constants(), self.rules, cx.opsets, self.functions, cx.prefix)
+            self.lower(nodes)
+            return [cx.bound(o.name) for o in graph.output]
 
 
-def _some(value: Value | None) -> Value:
+def _some(value: Any) -> Any:
     if value is None:
         raise ImportFailed("a required input is left out")
     return value
@@ -214,13 +219,3 @@ def _some(value: Value | None) -> Value:
 
 def _has_graph(node: onnx.NodeProto) -> bool:
     return any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute)
-
-
-def _old_broadcast(node: onnx.NodeProto) -> bool:
-    """Whether the node asks for the broadcasting of opsets below 7, which no rule implements."""
-    return bool(attribute(node, "broadcast", 0)) and attribute(node, "axis") is not None
-
-
-def _described(node: onnx.NodeProto, opsets: Mapping[str, int]) -> str:
-    domain = _domain(node.domain)
-    return f"{domain + '.' if domain else ''}{node.op_type} (opset {opsets.get(domain, 1)})"

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from d1c.errors import ImportFailed, UnsupportedOp
+from d1c.frontend.functions import Functions, functions_of
 
 _IR_VERSION_TAG = b"\x08"  # field 1, varint: what every exporter writes first
 _NO_FOLDER = "a model given as bytes or ModelProto has no folder to find external data in; pass the file's path"
@@ -20,9 +21,10 @@ _NO_FOLDER = "a model given as bytes or ModelProto has no folder to find externa
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model ready for import: `graph` sorted topologically, initializers decoded, functions inlined.
+    """A model ready for import: `graph` sorted topologically, initializers decoded.
 
     opsets: domain -> version ('' is ONNX's own). folder: where external data of attribute tensors lives, or None.
+    functions: the model's own.
     """
 
     graph: onnx.GraphProto
@@ -30,6 +32,7 @@ class Loaded:
     initializers: Mapping[str, np.ndarray]
     opsets: Mapping[str, int]
     folder: Path | None
+    functions: Functions
 
 
 def load_model(model: str | Path | bytes | onnx.ModelProto) -> Loaded:
@@ -52,17 +55,13 @@ def load_model(model: str | Path | bytes | onnx.ModelProto) -> Loaded:
         raise ImportFailed(
             "the file holds no graph", rule="an ONNX model has one graph", remedy="export the model again"
         )
-    if proto.functions:
-        from onnx import inliner
-
-        proto = inliner.inline_local_functions(proto)
     opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in proto.opset_import}
     opsets.setdefault("", 1)
     initializers = {t.name: tensor_array(t, folder) for t in proto.graph.initializer}
     if proto.graph.sparse_initializer:
         raise ImportFailed("the model has sparse initializers", rule="initializers are dense tensors")
     nodes = sort_nodes(proto.graph, set(initializers))
-    return Loaded(proto.graph, nodes, initializers, opsets, folder)
+    return Loaded(proto.graph, nodes, initializers, opsets, folder, functions_of(proto))
 
 
 def _decode(data: bytes, what: str) -> onnx.ModelProto:

@@ -291,16 +291,17 @@ RULES = (
     OnnxRule("Sum", _fold_operands("graph.add")), OnnxRule("Mean", mean_of),
     OnnxRule("LeakyRelu", leaky_relu), OnnxRule("HardSigmoid", hard_sigmoid), OnnxRule("Mod", modulo),
     OnnxRule("Elu", elu), OnnxRule("Softplus", softplus), OnnxRule("Softsign", softsign),
-    OnnxRule("ReduceMean", _reduction(mean)),
-    OnnxRule("ReduceSum", _reduction(lambda cx, x, axes, keep: reduce(cx, "sum", x, axes, keep))),
-    OnnxRule("ReduceMax", _reduction(lambda cx, x, axes, keep: reduce(cx, "max", x, axes, keep))),
-    OnnxRule("ReduceMin", _reduction(lambda cx, x, axes, keep: reduce(cx, "min", x, axes, keep))),
-    OnnxRule("ReduceSumSquare", _reduction(lambda cx, x, axes, keep: reduce(cx, "sum", _square(cx, x), axes, keep))),
+    OnnxRule("ReduceMean", _reduction(mean), static=(1,)),
+    OnnxRule("ReduceSum", _reduction(lambda cx, x, axes, keep: reduce(cx, "sum", x, axes, keep)), static=(1,)),
+    OnnxRule("ReduceMax", _reduction(lambda cx, x, axes, keep: reduce(cx, "max", x, axes, keep)), static=(1,)),
+    OnnxRule("ReduceMin", _reduction(lambda cx, x, axes, keep: reduce(cx, "min", x, axes, keep)), static=(1,)),
+    OnnxRule("ReduceSumSquare", _reduction(
+        lambda cx, x, axes, keep: reduce(cx, "sum", _square(cx, x), axes, keep)), static=(1,)),
     OnnxRule("ReduceL1", _reduction(
-        lambda cx, x, axes, keep: reduce(cx, "sum", cx.emit("graph.abs", [x]), axes, keep))),
+        lambda cx, x, axes, keep: reduce(cx, "sum", cx.emit("graph.abs", [x]), axes, keep)), static=(1,)),
     OnnxRule("ReduceL2", _reduction(
-        lambda cx, x, axes, keep: cx.emit("graph.sqrt", [reduce(cx, "sum", _square(cx, x), axes, keep)]))),
+        lambda cx, x, axes, keep: cx.emit("graph.sqrt", [reduce(cx, "sum", _square(cx, x), axes, keep)])), static=(1,)),
     OnnxRule("ReduceLogSum", _reduction(
-        lambda cx, x, axes, keep: cx.emit("graph.log", [reduce(cx, "sum", x, axes, keep)]))),
-    OnnxRule("ReduceLogSumExp", _reduction(_log_sum_exp)),
+        lambda cx, x, axes, keep: cx.emit("graph.log", [reduce(cx, "sum", x, axes, keep)])), static=(1,)),
+    OnnxRule("ReduceLogSumExp", _reduction(_log_sum_exp), static=(1,)),
 )  # fmt: skip

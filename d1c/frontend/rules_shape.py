@@ -193,7 +193,9 @@ def pad(cx: ImportContext, node: onnx.NodeProto) -> Value:
 RULES = (
     OnnxRule("Identity", identity), OnnxRule("Reshape", reshape, static=(1,)),
     OnnxRule("Flatten", flatten),
-    OnnxRule("Squeeze", squeeze, static=(1,)), OnnxRule("Unsqueeze", unsqueeze, static=(1,)), OnnxRule("Transpose", transpose),
-    OnnxRule("Expand", expand, static=(1,)), OnnxRule("Tile", tile, 6, static=(1,)), OnnxRule("Concat", concat), OnnxRule("Split", split, static=(1,)),
+    OnnxRule("Squeeze", squeeze, static=(1,)), OnnxRule("Unsqueeze", unsqueeze, static=(1,)),
+    OnnxRule("Transpose", transpose),
+    OnnxRule("Expand", expand, static=(1,)), OnnxRule("Tile", tile, 6, static=(1,)),
+    OnnxRule("Concat", concat), OnnxRule("Split", split, static=(1,)),
     OnnxRule("Slice", slice_, static=(1, 2, 3, 4)), OnnxRule("Gather", gather), OnnxRule("Pad", pad, static=(1, 2, 3)),
 )  # fmt: skip

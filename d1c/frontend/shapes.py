@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import onnx
 
 from d1c.errors import ShapeUnbound, UnsupportedOp, UsageError
-from d1c.ir.types import TensorType
+from d1c.ir.types import TensorType, Type
 from d1c.target.dtypes import DType, dtype
 
 ELEMENT_TYPES: Mapping[int, str] = {
@@ -17,6 +17,11 @@ ELEMENT_TYPES: Mapping[int, str] = {
     onnx.TensorProto.INT8: "i8",
     onnx.TensorProto.UINT64: "u64", onnx.TensorProto.UINT32: "u32", onnx.TensorProto.UINT16: "u16",
     onnx.TensorProto.UINT8: "u8",
+    onnx.TensorProto.INT4: "i4", onnx.TensorProto.UINT4: "u4", onnx.TensorProto.INT2: "i2",
+    onnx.TensorProto.UINT2: "u2", onnx.TensorProto.FLOAT8E4M3FN: "f8e4m3fn",
+    onnx.TensorProto.FLOAT8E4M3FNUZ: "f8e4m3fnuz", onnx.TensorProto.FLOAT8E5M2: "f8e5m2",
+    onnx.TensorProto.FLOAT8E5M2FNUZ: "f8e5m2fnuz", onnx.TensorProto.FLOAT8E8M0: "f8e8m0",
+    onnx.TensorProto.FLOAT4E2M1: "f4e2m1",
 }  # fmt: skip
 
 
@@ -26,6 +31,13 @@ def element_type(code: int, where: str) -> DType:
         names = {v: k for k, v in onnx.TensorProto.DataType.items()}
         raise UnsupportedOp(f"element type {names.get(code, code)} has no form on the machine", where=where)
     return dtype(ELEMENT_TYPES[code])
+
+
+def type_proto(type_: Type) -> onnx.TypeProto:
+    """A tensor type as ONNX says it."""
+    assert isinstance(type_, TensorType)
+    codes = {name: code for code, name in ELEMENT_TYPES.items()}
+    return onnx.helper.make_tensor_type_proto(codes[type_.dtype.name], type_.shape)
 
 
 def input_types(

@@ -38,7 +38,7 @@ def onnx_ops() -> tuple[OnnxOp, ...]:
         born[key] = min(born.get(key, schema.since_version), schema.since_version)
     out = []
     for (domain, name), rules in sorted(collect_rules().items()):
-        since, build = rules[0]
+        since, build = rules[0].since, rules[0].build
         # The rules of simple ops are closures over the row's name: what they are is said by the row.
         doc = "" if id(build) in rows else " ".join((inspect.getdoc(build) or "").partition("\n\n")[0].split())
         first = max(since, born.get((domain, name), 1))

@@ -1,0 +1,95 @@
+"""What d1c refuses, found before anything is lowered, all of it at once: nodes without a rule, at any depth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import onnx
+
+from d1c.errors import UnsupportedOp
+from d1c.frontend import consteval
+from d1c.frontend.functions import Functions, body, has_body, plain_domain
+from d1c.frontend.load import outer_names
+from d1c.ops.opdef import OnnxRule
+
+Rules = Mapping[tuple[str, str], Sequence[OnnxRule]]
+
+
+def newest(rules: Rules, node: onnx.NodeProto, opsets: Mapping[str, int]) -> OnnxRule | None:
+    """The newest rule for the node that is not newer than its op set."""
+    domain = plain_domain(node.domain)
+    version = opsets.get(domain, 1)
+    fitting = [rule for rule in rules.get((domain, node.op_type), ()) if rule.since <= version]
+    return fitting[-1] if fitting else None
+
+
+def described(node: onnx.NodeProto, opsets: Mapping[str, int]) -> str:
+    """The node's op with its domain and op set, for messages."""
+    domain = plain_domain(node.domain)
+    return f"{domain + '.' if domain else ''}{node.op_type} (opset {opsets.get(domain, 1)})"
+
+
+def unknown_nodes(
+    nodes: Sequence[onnx.NodeProto],
+    known: set[str],
+    rules: Rules,
+    opsets: Mapping[str, int],
+    own: Functions,
+    prefix: str = "",
+    inside: frozenset[tuple[str, str, str]] = frozenset(),
+) -> Iterator[tuple[str, str, str]]:
+    """(where, op with op set, reason or '') of every node that has no rule and no function and cannot be constant.
+
+    known   the names that stand for constants. Subgraphs and function bodies are looked through; branches of an If
+            whose condition is constant are not, as only one of them will be lowered.
+    """
+    constant = set(known)
+    for node in nodes:
+        where = f"{prefix}{node.name or '(no name)'}"
+        reads = list(outer_names(node))
+        if node.op_type in ("Shape", "Size") or (consteval.foldable(node) and constant.issuperset(reads)):
+            constant.update(node.output)
+            continue
+        if node.op_type == "If" and node.input[0] in constant:
+            continue
+        rule = newest(rules, node, opsets)
+        key = (plain_domain(node.domain), node.op_type, node.overload)
+        if rule is not None:
+            reason = rule.check(node, opsets.get(key[0], 1)) if rule.check is not None else None
+            if reason:
+                yield where, described(node, opsets), reason
+            for graph in (g for a in node.attribute for g in ([a.g] if a.HasField("g") else a.graphs)):
+                names = constant | {t.name for t in graph.initializer}
+                yield from unknown_nodes(
+                    graph.node, names - {i.name for i in graph.input}, rules, opsets, own, f"{where}/", inside
+                )
+        elif not has_body(node, opsets, own) or key in inside:
+            yield where, described(node, opsets), ""
+        elif (inner := body(node, opsets, own, None)) is not None:
+            formal = zip(inner.inputs, node.input, strict=False)
+            passed = {name for name, actual in formal if actual in constant} | set(inner.inputs[len(node.input) :])
+            yield from unknown_nodes(inner.nodes, passed, rules, inner.opsets, own, f"{where}/", inside | {key})
+
+
+def refuse_unknown(
+    nodes: Sequence[onnx.NodeProto],
+    known: set[str],
+    rules: Rules,
+    opsets: Mapping[str, int],
+    own: Functions,
+    prefix: str = "",
+) -> None:
+    """Raise one UnsupportedOp that names every node of `unknown_nodes`, if there is one."""
+    found = list(unknown_nodes(nodes, known, rules, opsets, own, prefix))
+    if not found:
+        return
+    shown = "; ".join(f"{where}: {op}{f', {reason}' if reason else ''}" for where, op, reason in found)
+    kinds = len({op for _, op, _ in found})
+    raise UnsupportedOp(
+        f"{len(found)} node{'s' * (len(found) > 1)} of {kinds} kind{'s' * (kinds > 1)} "
+        f"that d1c has no rule for: {shown}",
+        where=found[0][0] if found[0][0] != "(no name)" else found[0][1].split(" ")[0],
+        rule="every node lowers by a rule, by ONNX's definition as a function, or is constant",
+        amounts={"nodes": len(found), "kinds": kinds},
+        remedy="`d1c ops` lists what is supported; docs/adding-an-op.md shows how to add an op in one file",
+    )
