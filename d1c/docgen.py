@@ -32,6 +32,7 @@ KINDS = {
         "reduce": "a reduction over whole dims or windows",
         "map": "a copy with another index map",
         "lookup": "reads at run-time indices",
+        "scatter": "writes at run-time indices",
         "view": "moves nothing: consumers read through its index map",
         "constant": "data known at compile time",
         "structural": "groups and terminators",

@@ -223,6 +223,8 @@ def eval_slices(
         sums = _accumulate(st, views, step)
         out.update((first + j, sums[j]) for j in range(count))
     return out
+    if st.kind == "scatter":
+        raise ValueError("a scatter stores after every step: its row evaluates it")
 
 
 class _Step:

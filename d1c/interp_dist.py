@@ -17,7 +17,8 @@ from d1c.errors import Trap
 from d1c.ir.core import Block, Module, Op, Value
 from d1c.ir.layout import Need, need_of
 from d1c.ir.types import TensorType, WindowType
-from d1c.target.kernel import Loop, Nest
+from d1c.ops.graph import loop
+from d1c.target.kernel import Loop, Nest, Operand
 from d1c.target.mesh import Group, Layout, Mesh, place, whole
 from d1c.target.movement import Exchange
 from d1c.target.numerics import run_nest
@@ -171,18 +172,22 @@ def _compute(op: Op, held: Mapping[Value, Mapping[int, np.ndarray]], mesh: Mesh)
         tables = [x.astype(np.uint32) for x in (*tables, *(s[at] for s in starts))]
         result = np.zeros(len(at) * size, out.dtype)
         nest = _side_by_side(call.nest, len(at), size, len(call.tables))
-        trips, scalars = [len(at), *map(int, call.trips[one])], [int(x) for x in call.scalars[one]]
+        trips, scalars = [int(x) for x in call.trips[one]], [int(x) for x in call.scalars[one]]
+        trips.insert(_place(nest), len(at))
         run_nest(nest, result, memory, tables, trips, scalars)
         out[at] = result.reshape(len(at), size)
     return {int(c): out[i] for i, c in enumerate(call.cores)}
 
 
 def _side_by_side(nest: Nest, cores: int, size: int, tables: int) -> Nest:
-    """The nest on several cores: an outermost loop over cores, whose results lie `size` elements apart and whose
-    operands start where tables number `tables` and on say."""
-    operands = tuple(
-        replace(o, strides=(0, *o.strides), tables=(tables + j, *o.tables)) for j, o in enumerate(nest.operands)
-    )
+    """The nest on several cores: an outer loop over cores, whose results lie `size` elements apart and whose operands
+    start where tables number `tables` and on say."""
+    k = _place(nest)
+
+    def moved(o: Operand, stride: int, table: int | None) -> Operand:
+        strides, tables = (*o.strides[:k], stride, *o.strides[k:]), (*o.tables[:k], table, *o.tables[k:])
+        return replace(o, strides=strides, tables=tables)
+
     return replace(
         nest, loops=(Loop("core", cores), *nest.loops), parallel=nest.parallel + 1, operands=operands,
         out=replace(nest.out, strides=(size, *nest.out.strides), tables=(None, *nest.out.tables)),
@@ -204,3 +209,8 @@ def _check_reach(call: Shares, number: int, elements: int, origin: str) -> None:
             lowest, highest = lowest + np.minimum(last, 0), highest + np.maximum(last, 0)
     if lowest.min(initial=0) < 0 or highest.max(initial=0) >= elements:
         raise Trap(f"compute at {origin}: operand {number} is read outside its buffer of {elements} elements")
+def _place(nest: Nest) -> int:
+    """Where the loop over cores goes: outermost, but the first loop of a scatter counts its rows."""
+    return 1 if nest.kind == "scatter" else 0
+
+

@@ -263,7 +263,8 @@ class _Builder:
             return
         if not before:
             reads = [(outer[v], m, f) for v, m, f in zip(anchor.operands, nest.maps, nest.fills, strict=True)]
-            self.finish(op, nest, reads, Block(), after, value, anchor.result, shape, reach, outer, result.dtype)
+            term = _combining(anchor)
+            self.finish(op, nest, reads, term, after, value, anchor.result, shape, reach, outer, result.dtype)
             return
         # elementwise ops in front of a reduction: the term reads their operands through the reduction's map
         (read,), base = nest.maps, _tensor(anchor.operands[0]).shape
@@ -387,6 +388,18 @@ def _scalars(ops: list[Op], env: dict[Value, Value]) -> tuple[tuple[Op, ...], di
 def _allowed(nest: Structured, number: int, fill: float | None, made: Map, direct: Map, view: View) -> bool:
     """Whether an operand may be read through its view: padding must stay outside the stored tensor too, and the matrix
     unit wants the reduce dim of its rows, and its packed operand, contiguous."""
+def _combining(anchor: Op) -> Block:
+    """How a scatter's update (argument 1) joins what its row holds (argument 0); empty where it takes its place."""
+    combine = opdef(anchor.name).facts.get("combine")
+    name = combine(anchor.attrs) if combine else None
+    if name is None:
+        return Block()
+    held, update = (Value(TensorType((), _tensor(v).dtype), v.name) for v in (anchor.operands[0], anchor.operands[2]))
+    row = opdef(name)
+    made = Op(name, (held, update), row.attrs(), (Value(row.infer((held.type, update.type), row.attrs())[0]),))
+    return Block((held, update), (made, Op("dist.yield", made.results)))
+
+
     if fill is not None:
         for k, e in enumerate(direct):
             lo = e.offset + sum(min(0, c * (nest.dims[d].extent - 1)) for d, c in e.terms)

@@ -104,6 +104,7 @@ def dim_ranges(nest: Structured, layer: Layer, flat: bool) -> list[tuple[int, in
     last = nest.parallel - 1
     rows = [d for d in range(last) if nest.dims[d].extent > 1]
     if flat:
+        rows = [d for d in rows if d not in nest.alone]
         if len(rows) < 2:
             return None
         a, b = rows[0], rows[-1] + 1
@@ -185,6 +186,8 @@ def work_cycles(
         main = -(-m // machine.mma_m) * -(-n // machine.mma_n) * -(-k // machine.mma_k) * machine.mma_cycles
     elif nest.kind == "lookup":
         main = vectors * 2
+    elif nest.kind == "scatter":  # every update is looked at; those of the core's own rows, about its share, are done
+        main = vectors + k * (2 + (1 + term) * vectors / nest.dims[0].extent)
     elif nest.lanes:
         main = m * n * -(-k // machine.f32_lanes) * (1 + term)
     elif nest.kind == "map":
@@ -226,6 +229,8 @@ def _inherit(nest: Structured, layout: Layout) -> Layout | None:
         return None
     plan = Layout((*layout.groups, *(Group() for _ in range(len(nest.dims) - nest.parallel))), layout.held)
     spans = plan.spans(tuple(d.extent for d in nest.dims))
+    if any(b - a > 1 and a <= d < b for a, b, _, _ in spans for d in nest.alone):
+        return None
     return None if any(g.axes and g.block > max(n, 1) for _, _, g, n in spans) else plan
 
 

@@ -84,7 +84,8 @@ def call_of(
         # a share may be empty: its trip count of 0 is how a core knows
         varies = (g.block if g.axes else n) > 1 or everywhere[i].min() == 0
         inner = nest.kind == "mac" and a >= max(nest.parallel, len(extents) - 2)
-        if varies or b == nest.parallel or a == nest.cut or inner:
+        addressed = nest.kind == "scatter" and (a == 0 or nest.dims[a].reduce)  # rows and updates
+        if varies or b == nest.parallel or a == nest.cut or inner or addressed:
             keep.append(i)
     lanes_last = nest.lanes and len(groups) - 1 not in keep
     if lanes_last:
@@ -118,15 +119,17 @@ def call_of(
     out_strides.reverse()
     target = Operand(out.name, tuple(out_strides[i] for i in keep), (None,) * len(keep))
     kinds = [COMPUTE_TYPE[r.dtype.name] for r in reads]
+    joined = [COMPUTE_TYPE[out.name], kinds[2]] if nest.kind == "scatter" else kinds[: nest.n_term]
     bodies = (
-        trace(term, kinds[: nest.n_term]),
+        trace(term, joined),
         trace(epilogue, kinds if nest.kind == "map" else [_accumulator(nest, term, kinds), *kinds[nest.n_term :]]),
     )
     cut = None if nest.cut is None else next(j for j, i in enumerate(keep) if groups[i][0] == nest.cut)
     parallel = sum(not nest.dims[groups[i][0]].reduce for i in keep)
     scalars = np.zeros((len(cores), 0), np.int64)
-    if nest.kind == "lookup":
-        scalars = starts[next(i for i, g in enumerate(groups) if g[0] == nest.cut)][:, None]
+    if nest.kind in ("lookup", "scatter"):
+        counted = nest.cut if nest.kind == "lookup" else 0
+        scalars = starts[next(i for i, g in enumerate(groups) if g[0] == counted)][:, None]
     made = Nest(
         nest.kind,
         loops,

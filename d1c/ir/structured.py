@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 Outside = float | None
 
-KINDS = ("map", "mac", "fma", "sum", "max", "min", "or", "lookup")
+KINDS = ("map", "mac", "fma", "sum", "max", "min", "or", "lookup", "scatter")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,9 @@ class Structured:
     kind     map: no reduce dims. mac: operands 0 (rows) and 1 (packed) multiplied on the matrix unit, reduce dims end
              in the pair dim (extent 2, or 1 for f32). fma: the same product accumulated on the vector unit, lanes on
              the last parallel dim. sum, max, min, or: reduce of the term. lookup: operand 0 is an index, operand 1 a
-             table whose first dim is the one reduce dim.
+             table whose first dim is the one reduce dim. scatter: the result starts as operand 0; then, for every
+             iteration of the one reduce dim, the term of the result's row that operand 1 names and operand 2 is stored
+             there (no term: operand 2 itself). Rows are dim 0.
     maps     one Map per operand. fills: the value of an operand outside its tensor, None where it never leaves it.
     cut      the reduce dim (number) that a plan may split, in canonical slices of `slice` iterations; None: never
              split. Slices are combined in the aligned binary tree of N6 also inside one core.
@@ -65,6 +67,11 @@ class Structured:
     def parallel(self) -> int:
         """How many of `dims` are parallel."""
         return sum(not d.reduce for d in self.dims)
+
+    @property
+    def alone(self) -> tuple[int, ...]:
+        """Dims that no plan may flatten with their neighbours: run-time numbers address them."""
+        return (0,) if self.kind == "scatter" else ()
 
     @property
     def out_shape(self) -> tuple[int, ...]:

@@ -49,7 +49,7 @@ ALIGN = 64
 READY, SENT = 0, 1
 LIST_BYTES = 32
 """SRAM that one message or command of a thread's list takes: assumed, d1c's own list format."""
-FLOPS = {"mac": 2, "fma": 2, "map": 0, "lookup": 0, "or": 0}
+FLOPS = {"mac": 2, "fma": 2, "map": 0, "lookup": 0, "or": 0, "scatter": 0}
 """Operations per iteration that reports count; 1 for the kinds that are not named."""
 
 

@@ -48,7 +48,8 @@ Policy f32 stores floats as f32. Policy bf16, after `fuse`:
 - weights and lookup tables become bf16 constants (RNE); other constants stay f32;
 - a group's result is stored as bf16, but f32 where it is a result of the model (no second rounding), or comes from a
   reduction (sums, maxima) that anything but contractions reads;
-- copies (pad, concat, pack, lookup) keep their operands' type;
+- copies (pad, concat, pack, lookup, scatter) keep their operands' type, but a scatter that adds, multiplies or compares
+  stores its steps as f32;
 - a contraction that would read f32 gets a group of one `graph.cast` in front, which is the rounding of an input;
 - inside a group values are f32: bf16 operands of elementwise operations are widened by a `graph.cast`, exactly;
 - results of the model have the type that it says, inputs as well.
@@ -198,11 +199,15 @@ class Assign:
         """Copies keep the storage type; of operands with several types the one that their reader wants."""
         operands = list(self.to.values(op.operands))
         if self.half:
-            if opdef(op.name).kind == "lookup":
+            row = opdef(op.name)
+            mixed = len({tensor(v).dtype for v in operands if tensor(v).dtype.is_float}) > 1
+            if row.kind == "lookup":
                 operands[1] = self.narrow(operands[1], op)
-            elif len({tensor(v).dtype for v in operands}) > 1 and "output" not in self.demands.get(op.result, set()):
+            elif "combine" in row.facts and row.facts["combine"](op.attrs):
+                operands = [self.cast(v, "f32", op) if tensor(v).dtype == BF16 else v for v in operands]
+            elif mixed and "output" not in self.demands.get(op.result, set()):
                 operands = [self.narrow(v, op) for v in operands]
-            elif len({tensor(v).dtype for v in operands}) > 1:
+            elif mixed:
                 operands = [self.cast(v, "f32", op) if tensor(v).dtype == BF16 else v for v in operands]
         self.to.append(replace(op, operands=tuple(operands), results=self.infer(op, operands)))
 

@@ -15,7 +15,7 @@ from d1c.target.dtypes import BF16, BOOL, F16, F32, F64, I8, I16, I32, I64, U8, 
 from d1c.target.kernel import COMPUTE_TYPE, INSTRUCTIONS, Body, Instr, Loop, Nest, Operand
 
 VERSION = 1
-KINDS = ("map", "mac", "fma", "sum", "max", "min", "or", "lookup")
+KINDS = ("map", "mac", "fma", "sum", "max", "min", "or", "lookup", "scatter")
 TYPES = ("f32", "i32", "i64", "mask")
 DTYPES = tuple(d.name for d in (F64, F32, BF16, F16, I64, I32, I16, I8, U64, U32, U16, U8, BOOL))
 OPCODES = (
@@ -208,6 +208,8 @@ def check(nest: Nest) -> None:
         _fail(f"{nest.kind} needs two operands in its term, not {nest.n_term}")
     if nest.kind in ("sum", "max", "min", "or") and nest.n_term < 1:
         _fail(f"{nest.kind} without an operand")
+    if nest.kind == "scatter":
+        _check_scatter(nest)
     if nest.kind in ("mac", "lookup") and parallel == loops:
         _fail(f"{nest.kind} without a reduce loop")
     if nest.cut is not None and (not parallel <= nest.cut < loops or nest.slice < 1):
@@ -229,12 +231,27 @@ def check(nest: Nest) -> None:
         if nest.term is not None:
             if nest.kind in ("mac", "or", "lookup"):
                 _fail(f"{nest.kind} with a term")
-            _check_body(nest.term, list(compute[: nest.n_term]), "term")
+            joined = [COMPUTE_TYPE[nest.out.dtype], compute[2]] if nest.kind == "scatter" else compute[: nest.n_term]
+            _check_body(nest.term, list(joined), "term")
         given = [_accumulator(nest), *compute[nest.n_term :]]
         if nest.epilogue is None and len(given) != 1:
             _fail("operands after the term, but no epilogue")
     if nest.epilogue is not None:
         _check_body(nest.epilogue, given, "epilogue")
+
+
+def _check_scatter(nest: Nest) -> None:
+    p = nest.parallel
+    if len(nest.loops) != p + 1 or p < 1 or nest.n_term != 3 or len(nest.operands) != 3:
+        _fail("scatter needs a loop of rows, one reduce loop and three operands")
+    if nest.epilogue is not None or nest.cut is not None or nest.lanes:
+        _fail("scatter with an epilogue, a cut or lanes")
+    data, index, update = nest.operands
+    if data.dtype != nest.out.dtype or COMPUTE_TYPE.get(index.dtype) not in _INT:
+        _fail(f"scatter of {data.dtype} to {nest.out.dtype} at {index.dtype}")
+    for o, loops in ((data, (p,)), (index, range(p)), (update, (0,))):
+        if any(o.strides[i] or o.tables[i] is not None for i in loops if i < len(o.strides) == len(o.tables)):
+            _fail("scatter: data moves with the updates, its rows' numbers or updates with the rows")
 
 
 def _accumulator(nest: Nest) -> str | None:

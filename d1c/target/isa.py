@@ -82,10 +82,12 @@ def nest_pipes(nest: Nest, trips: np.ndarray | Sequence[int], machine: Machine) 
         parts = _matrix(nest, t, lane, reduce, machine)
     elif nest.kind in ("map", "lookup"):
         parts = _map(nest, rows, lane, machine)
+    elif nest.kind == "scatter":
+        parts = _scatter(nest, t, rows, lane, machine)
     else:
         parts = _reduction(nest, t, rows, lane, reduce, machine)
     matrix, vector, load, scalar = parts
-    if nest.kind not in ("map", "lookup"):
+    if nest.kind not in ("map", "lookup", "scatter"):
         vectors = rows * np.ceil(lane / machine.f32_lanes)
         if nest.cut is not None and nest.slice > 0:
             vector = vector + vectors * np.maximum(np.ceil(t[..., nest.cut] / nest.slice) - 1, 0)
@@ -155,6 +157,20 @@ def _map(nest: Nest, rows: np.ndarray, lane: np.ndarray, machine: Machine) -> _P
     for o in nest.operands:
         load = load + _load(nest, o, rows, lane, machine)
     return np.zeros_like(rows), vector, load, rows * machine.loop_cycles
+
+
+def _scatter(nest: Nest, t: np.ndarray, rows: np.ndarray, lane: np.ndarray, machine: Machine) -> _Parts:
+    """The copy of operand 0, then every update as if the core held its row: data decides, and time does not know it."""
+    p = nest.parallel
+    vectors = rows * np.ceil(lane * dtype(nest.out.dtype).bytes / machine.simd_bytes)
+    load = _load(nest, nest.operands[0], rows, lane, machine)
+    updates, inner = t[..., p], lane if p > 1 else np.ones_like(lane)
+    outer = updates * t[..., 1 : max(p - 1, 1)].prod(-1)
+    convert = sum(_convert(o, machine) for o in (nest.out, nest.operands[2], nest.out))
+    vectors = vectors + outer * np.ceil(inner / machine.f32_lanes) * (1 + body_cycles(nest.term, machine) + convert)
+    for o in (nest.operands[2], *([nest.out] if nest.term is not None else [])):
+        load = load + _load(nest, o, outer, inner, machine)
+    return np.zeros_like(rows), vectors, load, (rows + updates + outer) * machine.loop_cycles
 
 
 def _narrow(nest: Nest) -> bool:

@@ -64,6 +64,9 @@ class Nest:
     lanes     16 interleaved lanes along the last reduce loop, then the aligned tree over the lanes that exist.
     term      body over operands[:n_term] (None: for mac and fma the product; otherwise operand 0 itself).
     epilogue  body over (accumulator, operands[n_term:]) (for kind map: over all the operands); None: store as it is.
+    For kind scatter the first loop counts rows and the one reduce loop updates; the out starts as operand 0, which has
+    its type, and for every update u in order the row r = operand1[u] - scalar, if there is one, becomes
+    term(out[r], operand2[u]), or operand2[u] without a term, and is stored. Operand 1 moves with the reduce loop only.
     Bodies see every operand converted to its compute type: bf16, f16, f32 -> f32; i8..i32, u8, u16 -> i32; u32, i64 ->
     i64; bool -> mask. The result is converted to out.dtype with one RNE rounding; integers keep their low bits; a NaN
     that is stored is 0x7FC00000 / 0x7FC0. A map without epilogue and with equal dtypes moves bits unchanged.
@@ -89,8 +92,8 @@ class Nest:
 
     @property
     def scalars(self) -> int:
-        """How many scalars a call passes: for a lookup, the table row that this core's share starts with."""
-        return 1 if self.kind == "lookup" else 0
+        """How many scalars a call passes: for a lookup or scatter, the row that this core's share starts with."""
+        return 1 if self.kind in ("lookup", "scatter") else 0
 
 
 COMPUTE_TYPE = {

@@ -134,6 +134,12 @@ class _Call:
             return self.value(0, index)
         return run_body(self.nest.term, [self.value(k, index) for k in range(self.nest.n_term)])
 
+    def rows(self, row: np.ndarray) -> np.ndarray:
+        """Offsets of the output for iterations `row` of the first loop and all of the other parallel loops."""
+        index: dict[int, Index] = dict(enumerate(self._axes())) | {0: row}
+        shape = (1, *self.trips[1 : self.nest.parallel], 1)
+        return _checked(np.broadcast_to(self._offsets(self.nest.out, index), shape))
+
     def places(self) -> np.ndarray:
         """Offsets of the output, one per iteration of the parallel loops."""
         offset = self._offsets(self.nest.out, dict(enumerate(self._axes())))
@@ -163,6 +169,8 @@ def run_nest(
     if 0 in [int(t) for t in trips[: nest.parallel]]:
         return
     call = _Call(nest, operands, tables, trips)
+    if nest.kind == "scatter":
+        return _scatter(call, _as(nest.out, out), int(scalars[0]))
     places, target = call.places(), _as(nest.out, out)
     if nest.kind == "map":
         if nest.epilogue is None:
@@ -305,6 +313,27 @@ def _or(call: _Call) -> np.ndarray:
     for index in _iterations(call.nest, call.trips, 0, _extent(call.nest, call.trips)):
         acc = acc | call.raw(0, index).view(acc.dtype)
     return acc.view(storage.numpy)
+
+
+def _scatter(call: _Call, target: np.ndarray, first: int) -> None:
+    """Operand 0, then the updates in order, each read from and stored to the output."""
+    nest, places = call.nest, call.places()
+    update_loop = nest.parallel
+    target[places] = np.broadcast_to(call.raw(0, {}), (*places.shape, 1))[..., 0]
+    for u in range(call.trips[update_loop]):
+        row = call.value(1, {update_loop: u}).astype(np.int64) - first
+        held = (row >= 0) & (row < call.trips[0])
+        if not held.any():
+            continue
+        at = call.rows(np.where(held, row, 0))
+        chosen = np.broadcast_to(held, at.shape)
+        update = np.broadcast_to(call.raw(2, {update_loop: u}), at.shape)[chosen]
+        at = at[chosen]
+        if nest.term is not None:
+            update = round_to(run_body(nest.term, [widen(target[at]), widen(update)]), nest.out.dtype)
+        elif update.dtype != target.dtype:
+            update = round_to(widen(update), nest.out.dtype)
+        target[at] = update
 
 
 def _lookup(call: _Call, first: int) -> np.ndarray:

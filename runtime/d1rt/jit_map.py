@@ -1,10 +1,10 @@
-"""Kernels of kind map and lookup: element by element, copies, rows of a table by a run-time index."""
+"""Kernels of kind map, lookup and scatter: element by element, copies, rows read or written by a run-time index."""
 
 from __future__ import annotations
 
 from d1rt.jit_ir import Value, vec
 from d1rt.jit_loops import Frame, Pointers
-from d1rt.jit_vector import LANES, emit_body, load_raw, store_raw, widen
+from d1rt.jit_vector import LANES, emit_body, load_raw, narrow, store_raw, widen
 
 
 def emit_map(frame: Frame) -> None:
@@ -98,20 +98,22 @@ def _strided(frame: Frame, loop: int, size: int, pointers: Pointers) -> None:
     fn.loop(done, trip, 1, [], single)
 
 
+def _find(frame: Frame, slot: int, pointers: Pointers, rows: int) -> tuple[Value, Value]:
+    """The row number at a slot, counted from the first row of this core's share, and whether the share (the trips of
+    loop `rows`) has it."""
+    fn = frame.fn
+    raw = load_raw(fn, frame.sizes[slot], pointers[slot], 0, 1, None)
+    index = fn.extract(widen(fn, raw, frame.slots[slot].dtype), 0)
+    if index.type != "i64":
+        index = index.cast("sext", "i64")
+    at = index - frame.scalars[0]
+    return at.compare("ult", frame.trips[rows]), at
+
+
 def emit_lookup(frame: Frame) -> None:
     """out[p] = epilogue(table[index[p] - start, p]); 0 where this core's share has no such row."""
     nest, fn, lane = frame.nest, frame.fn, frame.nest.parallel - 1
     row = nest.parallel
-
-    def find(pointers: Pointers) -> tuple[Value, Value]:
-        raw = load_raw(fn, frame.sizes[1], pointers[1], 0, 1, None)
-        wide = widen(fn, raw, nest.operands[0].dtype)
-        index = fn.extract(wide, 0)
-        if index.type != "i64":
-            index = index.cast("sext", "i64")
-        at = index - frame.scalars[0]
-        inside = at.compare("ult", frame.trips[row])
-        return inside, at
 
     def finish(pointers: Pointers, w: int, n: Value | None, found: bool) -> None:
         raw_type = vec(w, f"i{8 * frame.sizes[2]}")
@@ -123,7 +125,7 @@ def emit_lookup(frame: Frame) -> None:
             frame.finish(lane, pointers, widen(fn, raw, nest.operands[1].dtype), n)
 
     def write(pointers: Pointers, lanes: bool) -> None:
-        inside, at = find(pointers)
+        inside, at = _find(frame, 1, pointers, row)
 
         def go(p: Pointers, found: bool) -> None:
             if lanes:
@@ -141,3 +143,40 @@ def emit_lookup(frame: Frame) -> None:
             write(pointers, True)
 
     frame.over(range(lane), frame.bases(), rows)
+
+
+def emit_scatter(frame: Frame) -> None:
+    """out = operand 0; then, in order, out[index[u] - start] = term(out[index[u] - start], update[u])."""
+    nest, fn, lane, updates = frame.nest, frame.fn, frame.nest.parallel - 1, frame.nest.parallel
+    size = frame.sizes[0]
+    out, data, index, update = range(4)
+
+    def move(p: Pointers, w: int, n: Value | None, *_: object) -> None:
+        raw = load_raw(fn, size, p[data], frame.stride(data, lane) if w > 1 else size, w, n)
+        store_raw(fn, raw, p[out], frame.stride(out, lane) if w > 1 else size, n)
+
+    def join(p: Pointers, w: int, n: Value | None, *_: object) -> None:
+        new = load_raw(fn, frame.sizes[update], p[update], frame.stride(update, lane) if w > 1 else size, w, n)
+        stride = frame.stride(out, lane) if w > 1 else size
+        if nest.term is not None:
+            held = widen(fn, load_raw(fn, size, p[out], stride, w, n), nest.out.dtype)
+            new = emit_body(fn, nest.term, [held, widen(fn, new, nest.operands[2].dtype)], w)
+            new = narrow(fn, new, nest.out.dtype)
+        elif nest.operands[2].dtype != nest.out.dtype:
+            new = narrow(fn, widen(fn, new, nest.operands[2].dtype), nest.out.dtype)
+        store_raw(fn, new, p[out], stride, n)
+
+    def row(pointers: Pointers) -> None:
+        if lane == 0:  # rows are single elements
+            join(pointers, 1, None)
+        else:
+            frame.over(range(1, lane), pointers, lambda p: frame.lane_blocks(lane, p, 1, join, (out, update)))
+
+    def turn(u: Value) -> None:
+        p = frame.step(pointers, updates, u)
+        inside, at = _find(frame, index, p, 0)
+        fn.if_(inside, lambda: row(frame.step(p, 0, at, (out,))))
+
+    pointers = frame.bases()
+    frame.over(range(lane), pointers, lambda p: frame.lane_blocks(lane, p, 1, move, (out, data)))
+    fn.loop(0, frame.trips[updates], 1, [], turn)

@@ -19,7 +19,7 @@ from d1c.target.kernel import Nest
 from d1rt.jit_ir import Function, Module, vec
 from d1rt.jit_loops import Frame, levels
 from d1rt.jit_mac import Blocking, blocking, emit_mac, scratch_layout
-from d1rt.jit_map import emit_lookup, emit_map
+from d1rt.jit_map import emit_lookup, emit_map, emit_scatter
 from d1rt.jit_object import Host, Library, ObjectCache, compile_all, default_folder, host
 from d1rt.jit_reduce import WIDE, emit_reduce
 from d1rt.jit_vector import LANES
@@ -93,6 +93,8 @@ def nest_text(nest: Nest, blocks: Blocking) -> str:
         emit_map(frame)
     elif nest.kind == "lookup":
         emit_lookup(frame)
+    elif nest.kind == "scatter":
+        emit_scatter(frame)
     elif nest.kind == "mac":
         emit_mac(frame, blocks)
     elif nest.kind in ("fma", "sum", "max", "min", "or"):

@@ -178,7 +178,7 @@ def _call(program: Program, call: Call, cores: np.ndarray, layer: _Layer, stage:
     if _on_matrix_unit(nest):
         layer.matrix_flops += 2 * points
         layer.work[0] += 2 * points / machine.mma_flops_per_cycle
-    elif nest.kind not in ("map", "lookup"):
+    elif nest.kind not in ("map", "lookup", "scatter"):
         layer.work[1] += points * (1 + body_cycles(nest.term, machine)) / machine.f32_lanes
     layer.work[1] += elements * body_cycles(nest.epilogue, machine) / machine.f32_lanes
 

@@ -66,9 +66,10 @@ def different_bytes(kernels: Kernels, case: Case, rng: np.random.Generator) -> i
     nest = case.nest
     arrays, bases = [], []
     for k, o in enumerate(nest.operands):
-        if nest.kind == "lookup" and k == 0:
-            lo, hi = span(o, nest.parallel, case)
-            index = rng.integers(-2, nest.loops[-1].extent + 3, hi - lo + 1) + case.scalars[0]
+        if (nest.kind, k) in (("lookup", 0), ("scatter", 1)):
+            lo, hi = span(o, reading_loops(nest, k), case)
+            rows = nest.loops[-1 if k == 0 else 0].extent
+            index = rng.integers(-2, rows + 3, hi - lo + 1) + case.scalars[0]
             arrays.append(index.astype(dtype(o.dtype).numpy))
         else:
             lo, hi = span(o, reading_loops(nest, k), case)

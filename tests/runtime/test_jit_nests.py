@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from d1c.target.dtypes import dtype
+from d1c.target.encoding import check as check_record
 from d1c.target.kernel import COMPUTE_TYPE, INSTRUCTIONS, Body, Instr, Loop, Nest, Operand
 from d1c.target.numerics import Recorder, exp, run_nest, tanh
 from d1rt.jit_nest import Kernels, aligned, build, dot_agrees, dot_text, dot_works
@@ -79,7 +80,8 @@ def check(
     """One call, compared with run_nest including everything that must not be written."""
     arrays = [data(rng, o.dtype, reach(o, nest.loops, tables), special) for o in nest.operands]
     if index is not None:
-        arrays[0] = rng.choice(index, arrays[0].size).astype(arrays[0].dtype)
+        k = 1 if nest.kind == "scatter" else 0
+        arrays[k] = rng.choice(index, arrays[k].size).astype(arrays[k].dtype)
     out = data(rng, nest.out.dtype, reach(nest.out, nest.loops, tables))
     expected_whole, expected = guarded(out)
     actual_whole, actual = guarded(out)
@@ -113,7 +115,8 @@ def run_all(folder: Path, cases: list[tuple[Nest, list[np.ndarray]]], pair: bool
         for turn in range(4):
             trips = [n.extent for n in nest.loops] if turn == 0 else fewer(rnd, nest.loops, pair)
             scalars = [rnd.choice([0, 3])] * nest.scalars
-            index = np.arange(-2, nest.loops[-1].extent + 5) if nest.kind == "lookup" else None
+            rows = {"lookup": nest.loops[-1].extent, "scatter": nest.loops[0].extent}.get(nest.kind)
+            index = np.arange(-2, rows + 5) if rows is not None else None
             check(kernels, str(i), nest, rng, trips, scalars, tables, turn != 1, index)
 
 
@@ -331,6 +334,37 @@ def test_lookup(folder: Path) -> None:
             epilogue = r.body(r.add(r.cvt(r.inputs[0], "f32"), r.inputs[1]))
         out = operand(rnd, to, loops, list(range(depth)), tables, ties=False)
         cases.append((Nest("lookup", loops, depth, operands, out, 2, epilogue=epilogue), tables))
+    run_all(folder, cases)
+
+
+def random_scatter(rnd: random.Random) -> tuple[Nest, list[np.ndarray]]:
+    """Rows of zero to two loops; updates of the same or another type; with and without arithmetic."""
+    depth = rnd.randint(1, 3)
+    loops = (Loop("v", rnd.choice([1, 4, 9])),)
+    loops += tuple(Loop(f"p{i}", rnd.choice([1, 2, 5, 19, 40])) for i in range(depth - 1))
+    loops += (Loop("u", rnd.choice([1, 7, 30])),)
+    tables: list[np.ndarray] = []
+    name = rnd.choice(STORAGE)
+    other = rnd.choice([name, name, "f32", "i32"])
+    rows, inner = list(range(depth)), list(range(1, depth))
+    data = operand(rnd, name, loops, rows, tables, dense=rnd.random() < 0.8)
+    index = operand(rnd, rnd.choice(["i32", "i64", "u8"]), loops, [depth], tables, broadcast=0)
+    update = operand(rnd, other, loops, [depth, *inner], tables, broadcast=0.1)
+    out = operand(rnd, name, loops, rows, tables, ties=False, table=0.05, dense=rnd.random() < 0.8)
+    term = None
+    if rnd.random() < 0.6:
+        term = random_body(rnd, [COMPUTE_TYPE[name], COMPUTE_TYPE[other]], COMPUTE_TYPE[name])
+        if name != "bool" and COMPUTE_TYPE[name] == COMPUTE_TYPE[other] and rnd.random() < 0.6:
+            r = Recorder(COMPUTE_TYPE[name], COMPUTE_TYPE[other])
+            term = r.body(r.emit(rnd.choice(["add", "mul", "max", "min"]), r.inputs, r.inputs[0].type))
+    return Nest("scatter", loops, depth, (data, index, update), out, 3, term), tables
+
+
+def test_scatter(folder: Path) -> None:
+    rnd = random.Random(4)
+    cases = [random_scatter(rnd) for _ in range(50)]
+    for nest, _ in cases:
+        check_record(nest)
     run_all(folder, cases)
 
 
