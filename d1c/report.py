@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import d1c
 from d1c.target.machine import Machine
-from d1c.target.program import Arrive, Call, Fill, Free, Port, Program, Push
+from d1c.target.program import Arrive, Call, Fill, Free, Port, Program, Push, every
 
 __all__ = ["ROWS", "Times", "left_out", "short_plan", "sram_of", "summarize", "table", "text", "totals", "write"]
 
@@ -113,7 +113,7 @@ def sram_of(program: Program) -> dict[int, int]:
     base = int(program.info.get("sram_code_bytes", 0))
     base += sum(b.bytes for b in program.buffers if b.kind in ("constant", "table"))
     out: dict[int, int] = {}
-    threads = [thread for role in program.roles for thread in role.threads]
+    threads = [tuple(every(thread)) for role in program.roles for thread in role.threads]
     windows = {c.exchange: c.target for thread in threads for c in thread if isinstance(c, Push)}
     for thread in threads:
         live = {p.buffer for p in program.inputs}

@@ -14,7 +14,24 @@ from d1c.target.embedding import global_position
 from d1c.target.machine import Machine
 from d1c.target.mesh import CoreInt, Mesh
 from d1c.target.movement import Exchange
-from d1c.target.program import Arrive, Barrier, Call, Command, Fill, Free, Post, Program, Push, Role, Send, To, Wait
+from d1c.target.program import (
+    Arrive,
+    Barrier,
+    Call,
+    Command,
+    Fill,
+    Free,
+    Loop,
+    Post,
+    Program,
+    Push,
+    Role,
+    Send,
+    To,
+    Wait,
+    numbered,
+    place_text,
+)
 
 __all__ = ["core_number", "core_text", "print_program", "program_text"]
 
@@ -84,8 +101,9 @@ def core_text(program: Program, core: int, role: str | None = None) -> Iterator[
         if (role is None or r.name == role) and _plays(r, core, mesh):
             for number, thread in enumerate(r.threads):
                 yield f"role {r.name}, thread {number}"
-                for i, command in enumerate(thread):
-                    yield f"  {i:4} {_command(program, command, core)}" + (
+                for path, command in numbered(thread):
+                    indent = "  " * (len(path) - 1)
+                    yield f"  {place_text(path):>4} {indent}{_command(program, command, core)}" + (
                         f"  ; {command.origin}" if command.origin else ""
                     )
 
@@ -133,6 +151,8 @@ def _command(program: Program, c: Command, core: int) -> str:
                 f"{name(c.target)}+{own(c.target_offset)} of {_reach(c.to)}; semaphore {c.semaphore}"
             )
         case Wait():
+            if c.relative:
+                return f"wait for {own(c.count)} more on semaphore {c.semaphore}"
             return f"wait semaphore {c.semaphore} >= {own(c.count)}"
         case Post():
             return f"post semaphore {c.semaphore} of {_reach(c.to)}"
@@ -143,6 +163,9 @@ def _command(program: Program, c: Command, core: int) -> str:
             return f"fill {name(c.buffer)} with {c.value:g} ({what})"
         case Barrier():
             return f"barrier: up on semaphores {', '.join(map(str, c.up))}, release on {c.release}"
+        case Loop():
+            rounds = f"{c.trips} rounds" if c.condition < 0 else f"at most {c.trips} rounds while {name(c.condition)}"
+            return f"loop of {len(c.body)} commands, {rounds}"
 
 
 def _reach(to: tuple[To, ...]) -> str:

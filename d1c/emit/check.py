@@ -23,7 +23,7 @@ from d1c.target import program_check
 from d1c.target.encoding import code_bytes
 from d1c.target.kernel import Nest, Operand
 from d1c.target.mesh import CoreInt
-from d1c.target.program import Barrier, Call, Command, Free, Post, Program, Push, Send, To
+from d1c.target.program import Barrier, Call, Command, Free, Post, Program, Push, Send, To, every
 
 
 def check(program: Program, lines: Mapping[str, str]) -> None:
@@ -41,7 +41,7 @@ class _Check:
 
     def run(self) -> None:
         self.memory()
-        commands = [(r, c) for r in self.p.roles for t in r.threads for c in t]
+        commands = [(r, c) for r in self.p.roles for t in r.threads for c in every(t)]
         self.staged = any(isinstance(c, Barrier) for _, c in commands)
         for role, c in commands:
             for axis, _, _ in role.cores:
@@ -123,7 +123,7 @@ class _Check:
                     amounts={"address": b.address, "bytes": b.bytes, "code_bytes": code, "sram_bytes": sram},
                     remedy="lower the address, make the buffer smaller, or reuse bytes that a tile.free frees",
                 )
-        freed = {b for r in self.p.roles for t in r.threads for c in t if isinstance(c, Free) for b in c.buffers}
+        freed = {b for r in self.p.roles for t in r.threads for c in every(t) if isinstance(c, Free) for b in c.buffers}
         order = sorted(range(len(self.p.buffers)), key=lambda i: self.p.buffers[i].address)
         for k, i in enumerate(order):
             a = self.p.buffers[i]

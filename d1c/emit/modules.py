@@ -30,6 +30,7 @@ from d1c.target.program import (
     Command,
     Fill,
     Free,
+    Loop,
     Placement,
     Port,
     Post,
@@ -69,9 +70,7 @@ def to_modules(tile: TileProgram) -> tuple[Module, Module]:
             a = d.PortAttrs(port.name, port.shape, port.layout, "" if same else port.dtype)
             ops.append(Op(f"tile.{kind}", (values[port.buffer],), a))
     for role in p.roles:
-        threads = tuple(
-            Block((), (*(_command_op(x, values, p) for x in thread), Op("tile.yield"))) for thread in role.threads
-        )
+        threads = tuple(_block(thread, values, p) for thread in role.threads)
         ops.append(Op("tile.role", (), d.RoleAttrs(role.name, d.cores_text(role.cores)), (), threads))
     ops.append(Op("tile.return"))
     module_attrs = {"machine": _machine_text(p.machine), "mesh": dict(p.mesh.axes)}
@@ -101,6 +100,7 @@ def _machine_text(description: Mapping[str, Any]) -> Any:
 
 def _command_op(x: Command, values: list[Value], p: Program) -> Op:
     used: tuple[int, ...] = ()
+    regions: tuple[Block, ...] = ()
     attrs: Any
     match x:
         case Call():
@@ -124,7 +124,7 @@ def _command_op(x: Command, values: list[Value], p: Program) -> Op:
                 x.layer,
             )  # fmt: skip
         case Wait():
-            attrs = c.WaitAttrs(x.semaphore, _short(x.count), x.layer)
+            attrs = c.WaitAttrs(x.semaphore, _short(x.count), x.layer, x.relative)
         case Post():
             attrs = c.PostAttrs(x.semaphore, c.reach_text(x.to), x.layer)
         case Free():
@@ -135,7 +135,15 @@ def _command_op(x: Command, values: list[Value], p: Program) -> Op:
             attrs = c.FillAttrs(f"m{x.exchange}" if x.exchange >= 0 else "", x.value, x.layer)
         case Barrier():
             attrs = c.BarrierAttrs(x.up, x.release, x.layer)
-    return Op(f"tile.{type(x).__name__.lower()}", tuple(values[i] for i in used), attrs, origin=x.origin)
+        case Loop():
+            used = (x.condition,) if x.condition >= 0 else ()
+            regions = (_block(x.body, values, p),)
+            attrs = c.LoopAttrs(x.trips, x.layer)
+    return Op(f"tile.{type(x).__name__.lower()}", tuple(values[i] for i in used), attrs, (), regions, x.origin)
+
+
+def _block(commands: tuple[Command, ...], values: list[Value], p: Program) -> Block:
+    return Block((), (*(_command_op(x, values, p) for x in commands), Op("tile.yield")))
 
 
 # ---- modules -> program ---------------------------------------------------------------------------------------------
@@ -214,7 +222,7 @@ class _Reader:
             Role(
                 op.attrs.name,
                 d.parse_cores(op.attrs.cores),
-                tuple(tuple(self.command(inner) for inner in r.ops[:-1]) for r in op.regions),
+                tuple(map(self.commands, op.regions)),
             )
             for op in by_name.get("tile.role", ())
         )
@@ -262,6 +270,9 @@ class _Reader:
             raise self.fail(op, f"no movement {name!r}", rule, remedy)
         return self.movements[name]
 
+    def commands(self, block: Block) -> tuple[Command, ...]:
+        return tuple(self.command(op) for op in block.ops[:-1])
+
     def command(self, op: Op) -> Command:
         a: Any = op.attrs
         used = tuple(map(self.number, op.operands))
@@ -278,7 +289,7 @@ class _Reader:
                 to, elements = c.parse_reach(a.to), _long(a.elements)
                 return Send(used[0], used[1], to, *offsets, elements, a.semaphore, **end)
             case "tile.wait":
-                return Wait(a.semaphore, _long(a.count), **end)
+                return Wait(a.semaphore, _long(a.count), **end, relative=a.relative)
             case "tile.post":
                 return Post(a.semaphore, c.parse_reach(a.to), **end)
             case "tile.free":
@@ -287,6 +298,8 @@ class _Reader:
                 return Fill(used[0], self.movement(op, a.movement) if a.movement else -1, a.value, **end)
             case "tile.barrier":
                 return Barrier(a.up, a.release, **end)
+            case "tile.loop":
+                return Loop(self.commands(op.regions[0]), a.trips, used[0] if used else -1, **end)
         raise self.fail(op, "unknown command")
 
     def call(self, op: Op, used: tuple[int, ...]) -> Call:
@@ -304,7 +317,7 @@ class _Reader:
         )  # fmt: skip
 
 
-_COMMANDS = ("call", "push", "arrive", "send", "wait", "post", "free", "fill", "barrier")
+_COMMANDS = ("call", "push", "arrive", "send", "wait", "post", "free", "fill", "barrier", "loop")
 
 
 def _long(value: c.PerCore) -> CoreInt:

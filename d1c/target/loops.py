@@ -93,8 +93,9 @@ def _counterparts(program: Program) -> tuple[str, str] | None:
             continue
         k = next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
         mine, loops, other = (here, found, first[0]) if k < len(found) else (first[0], first[1], here)
+        name = ", ".join(filter(None, ("Loop", loops[k][2].origin)))
         return (
-            f"{mine} command {place_text(loops[k][1])} (Loop) has no counterpart in {other}",
+            f"{mine} command {place_text(loops[k][1])} ({name}): has no counterpart in {other}",
             "all threads have the same loops: order, nesting, trips and condition",
         )
     return None

@@ -18,7 +18,8 @@ from d1c.ir.structured import Entry
 from d1c.ir.text import parse, parse_modules, print_module
 from d1c.ir.verify import verify
 from d1c.pipeline import run_pipeline
-from d1c.target.kernel import Loop, Nest, Operand
+from d1c.target.kernel import Loop as Extent
+from d1c.target.kernel import Nest, Operand
 from d1c.target.machine import PRESETS, Machine
 from d1c.target.mesh import CoreInt, Layout, Mesh
 from d1c.target.program import (
@@ -28,6 +29,7 @@ from d1c.target.program import (
     Call,
     Fill,
     Free,
+    Loop,
     Placement,
     Port,
     Post,
@@ -43,7 +45,7 @@ TEST = PRESETS["test"]
 MESH = Mesh(TEST.axes)
 ADD_ROWS = Nest(
     "map",
-    (Loop("m", 2), Loop("n", 8)),
+    (Extent("m", 2), Extent("n", 8)),
     2,
     (Operand("bf16", (8, 1), (None, None)), Operand("bf16", (0, 1), (0, None))),
     Operand("bf16", (8, 1), (None, None)),
@@ -64,7 +66,15 @@ def everything() -> TileProgram:
         Fill(1, -1, float("inf")),
         Arrive(0, 6, 0),
         Call(
-            0, 0, (1, 2), (CoreInt(), per_core), (3,), (CoreInt(("nr",), (2, 1)), eight), (), ("nc.0", "nc.1"), 0,
+            0,
+            0,
+            (1, 2),
+            (CoreInt(), per_core),
+            (3,),
+            (CoreInt(("nr",), (2, 1)), eight),
+            (),
+            ("nc.0", "nc.1"),
+            0,
             'a "b"',
         ),
         Call(0, 0, (1, 2), (CoreInt(), CoreInt()), (3,), (CoreInt.const(2), eight), (), ()),
@@ -77,6 +87,7 @@ def everything() -> TileProgram:
         Push(0, 1, 0, 6, 0),
         Send(0, 1, (To("dc", "+", -1), To("nr", "=", 0), To("nc.0", "*")), per_core, eight, CoreInt.const(4), 8),
         Post(3, (To("nc.1", "+", 1),), 0, "here"),
+        Loop((Wait(9, CoreInt.const(1), 0, "", True), Loop((), 2)), 5, 4, 0, "while"),
     )
     program = Program(
         TEST.to_dict(),
@@ -84,6 +95,7 @@ def everything() -> TileProgram:
         (
             Buffer("x", "bf16", 16, 0, "owned"), Buffer("x.w", "bf16", 16, 64, "window"),
             Buffer("/conv/w:0", "bf16", 8, 128, "constant"), Buffer("x", "u32", 2, 192, "table"),
+            Buffer("go", "bool", 1, 256, "owned"),
         ),
         (("k0", ADD_ROWS),),
         (movement.exchange(MESH),),
@@ -132,6 +144,7 @@ d1c.module tile {machine = "test", mesh = {dc = 2, nr = 2, "nc.0" = 2, "nc.1" = 
     %x.w = tile.buffer {kind = "window"} : buffer<16xbf16 @ 64>
     %0 = tile.buffer {kind = "constant", name = "/conv/w:0"} : buffer<8xbf16 @ 128>
     %1 = tile.buffer {kind = "table", name = "x"} : buffer<2xu32 @ 192>
+    %go = tile.buffer : buffer<1xbool @ 256>
     tile.movement {name = "m0", source = #layout"[0: dc / 2, 1]", shape = [4, 8], \
 need = #need"[4 rest 0 0 by nr / 2 of 4 at 1, 8 rest 0 7 | nr]"}
     tile.place(%0) {array = "w", index = #int"nr nc.0-1: 0 1*3 0*2 2 3", held = "dc"}
@@ -155,6 +168,13 @@ trips = [#int"nr: 2 1", 8], held = "nc.0-1", layer = 0} loc("a \\"b\\"")
       tile.send(%x, %x.w) {to = "dc-1 nr=0 nc.0=*", elements = 4, semaphore = 8, \
 source_offset = #int"nr nc.0-1: 0 1*3 0*2 2 3", target_offset = 8}
       tile.post {semaphore = 3, to = "nc.1+1", layer = 0} loc("here")
+      tile.loop(%go) {trips = 5, layer = 0} ({
+        tile.wait {semaphore = 9, count = 1, layer = 0, relative = true}
+        tile.loop {trips = 2} ({
+          tile.yield
+        })
+        tile.yield
+      }) loc("while")
       tile.yield
     })
     tile.role {name = "idle", cores = "nr 1..2"} ({
@@ -228,6 +248,17 @@ def tile_text(body: str) -> str:
         ('tile.role {name = "r"} ({ tile.wait(%a) {semaphore = 1, count = 1} tile.yield })', "takes no buffers"),
         ('tile.role {name = "r"} ({ tile.fill(%a, %b) tile.yield })', "takes 1 buffers"),
         ('tile.role {name = "r"} ({ tile.call(%a) {kernel = "k", tables = 2} tile.yield })', "2 tables"),
+        ('tile.role {name = "r"} ({ tile.loop {trips = 1} tile.yield })', "has one body"),
+        ('tile.role {name = "r"} ({ tile.loop {trips = -1} ({ tile.yield }) tile.yield })', "no negative number"),
+        ('tile.role {name = "r"} ({ tile.loop(%a) {trips = 1} ({ tile.yield }) tile.yield })', "one buffer of bool"),
+        (
+            'tile.role {name = "r"} ({ tile.loop {trips = 1} ({ tile.return }) tile.yield })',
+            "does not end in tile.yield",
+        ),
+        (
+            'tile.role {name = "r"} ({ tile.loop {trips = 1} ({ tile.info {record = {}} tile.yield }) tile.yield })',
+            "tile.info is no command",
+        ),
         (
             'tile.role {name = "r"} ({ tile.send(%a, %b) {to = "nr+1", elements = 1, semaphore = 0} tile.yield })',
             "one element type, not f32 and bf16",
@@ -271,14 +302,17 @@ def test_names_that_do_not_resolve(body: str, words: str) -> None:
 
 
 def test_data_that_the_text_does_not_have() -> None:
-    text = tile_text('tile.place(%a) {array = "w"}').replace("  }\n}", """  }
-  constants { "w" = external<640eda111fc864cd> : 1x16xf32 }\n}""")
+    text = tile_text('tile.place(%a) {array = "w"}').replace(
+        "  }\n}",
+        """  }
+  constants { "w" = external<640eda111fc864cd> : 1x16xf32 }\n}""",
+    )
     with pytest.raises(UsageError, match="data of constant 'w' is not in the text"):
         assemble(text, "t.d1")
 
 
 def test_several_modules_in_one_text() -> None:
-    text = tile_text("") + 'd1c.module kern {\n}\n'
+    text = tile_text("") + "d1c.module kern {\n}\n"
     assert [m.level for m in parse_modules(text)] == ["tile", "kern"]
     with pytest.raises(ParseError, match="one module is expected") as caught:
         parse(text, "t.d1")

@@ -59,7 +59,7 @@ def test_round_trip_in_every_type(tmp_path: Path) -> None:
 def test_other_readers_agree(tmp_path: Path) -> None:
     with zipfile.ZipFile(sample(tmp_path / "a.d1x")) as z:
         assert z.testzip() is None
-        assert json.loads(z.read("manifest.json")) == {**MANIFEST, "d1x": 1}
+        assert json.loads(z.read("manifest.json")) == {**MANIFEST, "d1x": 2}
         assert z.read("blobs/kernels") == BLOBS["kernels"]
         fc = load_tensors(z.read("weights/fc.safetensors"))
         assert same({k: v for k, v in fc.items() if not k.endswith("\0")}, WEIGHTS["fc"])
@@ -149,7 +149,7 @@ def row(dtype: Any = "U8", shape: Any = (64,), offsets: Any = (0, 64)) -> dict[s
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
-GOOD = ("manifest.json", b'{"d1x":1}')
+GOOD = ("manifest.json", b'{"d1x":2}')
 PROGRAM = ("program.safetensors", tensors({"t": row()}, bytes(range(64))))
 
 
@@ -170,9 +170,9 @@ def program(header: Any, data: bytes = b"") -> list[tuple[str, bytes]]:
         ([GOOD, GOOD, PROGRAM], "occurs twice"),
         ([GOOD, PROGRAM, ("weights/../x.safetensors", b"")], "unknown entry"),
         ([GOOD, PROGRAM, ("run.sh", b"")], "unknown entry"),
-        ([("manifest.json", b'{"d1x":2}'), PROGRAM], "format version 2"),
+        ([("manifest.json", b'{"d1x":1}'), PROGRAM], "format version 1"),
         ([("manifest.json", b"{}"), PROGRAM], "format version None"),
-        ([("manifest.json", b'{"d1x":1,"d1x":1}'), PROGRAM], "key occurs twice"),
+        ([("manifest.json", b'{"d1x":2,"d1x":2}'), PROGRAM], "key occurs twice"),
         ([("manifest.json", b'{"d1x":NaN}'), PROGRAM], "NaN is not JSON"),
         ([("manifest.json", b"[1]"), PROGRAM], "not an object"),
         ([("manifest.json", b"\xff"), PROGRAM], "manifest.json: JSON"),

@@ -3,6 +3,10 @@
     tile.call(%y, %x, %w) {kernel = "k0", trips = [4, #int"nr: 8 7"], layer = 0}     result, operands, then tables
     tile.push(%x, %x.w) {movement = "m0", semaphore = 9}                            source, target
     tile.send(%x, %slot) {to = "nc+1", elements = 64, semaphore = 3}
+    tile.loop(%go) {trips = 8} ({                                                   a condition, or none
+      ...
+      tile.yield
+    })
 
 An integer that differs between cores is written `#int"nr nc: 7*3 1"`: a table over the positions along the factors,
 here 7 three times, then 1. Whom a command reaches is written factor by factor: `nc+1` (the next one), `dr=0`, `nc=*`
@@ -18,7 +22,7 @@ from typing import Any
 from d1c.ir.attributes import register_attribute
 from d1c.ir.core import Op
 from d1c.ir.types import BufferType, Type
-from d1c.ops.opdef import OpDef, register
+from d1c.ops.opdef import OpDef, opdef, register
 from d1c.target.mesh import CoreInt, parse_axes
 from d1c.target.program import To
 
@@ -94,11 +98,13 @@ class SendAttrs:
 
 @dataclass(frozen=True, slots=True)
 class WaitAttrs:
-    """Goes on when `semaphore` has reached `count`; counts never go down."""
+    """Goes on when `semaphore` has reached `count`; counts never go down. `relative`: on top of what this core has
+    waited for there."""
 
     semaphore: int
     count: PerCore
     layer: int = -1
+    relative: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +136,14 @@ class BarrierAttrs:
 
     up: tuple[int, ...]
     release: int
+    layer: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class LoopAttrs:
+    """`trips`: rounds, at most; the operand, if there is one, holds whether there is another."""
+
+    trips: int
     layer: int = -1
 
 
@@ -189,6 +203,22 @@ def _check_fill(op: Op) -> None:
     _count(op, 1, "the window")
 
 
+def _check_loop(op: Op) -> None:
+    types = buffers(op)
+    if len(types) > 1 or any(t.dtype.name != "bool" for t in types):
+        raise ValueError("takes nothing, or one buffer of bool: whether there is another round")
+    if op.attrs.trips < 0:
+        raise ValueError("makes no negative number of rounds")
+    if len(op.regions) != 1:
+        raise ValueError("has one body: ({ ... tile.yield })")
+    body = op.regions[0]
+    if body.args or body.ops[-1].operands:
+        raise ValueError("its body takes no arguments and yields nothing")
+    for inner in body.ops[:-1]:
+        if opdef(inner.name).kind != "command":
+            raise ValueError(f"its body: {inner.name} is no command")
+
+
 def _nothing(types: tuple[Type, ...], attrs: Any) -> tuple[Type, ...]:
     return ()
 
@@ -203,5 +233,7 @@ for _name, _attrs, _check, _doc in (
     ("free", FreeAttrs, _check_free, "Make the bytes of buffers free for the next message."),
     ("fill", FillAttrs, _check_fill, "Write what a movement does not deliver."),
     ("barrier", BarrierAttrs, _check_none, "All cores meet."),
+    ("loop", LoopAttrs, _check_loop, "Run the commands of the region again and again."),
 ):
-    register(OpDef(f"tile.{_name}", "command", _nothing, _attrs, doc=_doc, facts={"check": _check}))
+    _facts = {"check": _check, **({"infer_op": lambda op: ()} if _name == "loop" else {})}
+    register(OpDef(f"tile.{_name}", "command", _nothing, _attrs, doc=_doc, facts=_facts))
