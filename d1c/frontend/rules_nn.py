@@ -98,7 +98,7 @@ def conv(cx: ImportContext, node: onnx.NodeProto) -> Value:
     else:
         w = cx.transpose(cx.reshape(w, (groups, out // groups, per, *taps)), (0, *range(3, r + 3), 2, 1))
         if per % 2 and per > 1:
-            x, w = _even_groups(cx, x, w, groups, per)
+            x, w = even_groups(cx, x, w, groups, per)
     y = cx.emit(
         "graph.conv", [x, w], strides=win.strides, pads=win.pads, dilations=win.dilations, groups=groups, packed=False
     )  # fmt: skip
@@ -108,7 +108,7 @@ def conv(cx: ImportContext, node: onnx.NodeProto) -> Value:
     return to_first(cx, y)
 
 
-def _even_groups(cx: ImportContext, x: Value, w: Value, groups: int, per: int) -> tuple[Value, Value]:
+def even_groups(cx: ImportContext, x: Value, w: Value, groups: int, per: int) -> tuple[Value, Value]:
     """A zero channel at the end of every group: a pair of channels must not reach into the next group."""
     n, *spatial, _ = tensor(x).shape
     apart = cx.reshape(x, (n, *spatial, groups, per))
