@@ -1,5 +1,9 @@
 """Element types: their names in the text form, their width and how numpy holds them.
 
+Types of less than a byte (i4, u4, i2, u2, f4e2m1, f6e2m3, f6e3m2) take a byte of SRAM each; the unused high bits are 0,
+as ml_dtypes holds them. Minifloats (ONNX's float8, float6 and float4 types) are stored, moved and cast: kernels see
+their bits (d1c.target.lowprecision decodes and encodes them).
+
 CFloat types carry their exponent bias in the type (machine.md, section 5); they exist so that types can
 be written down, no kernel computes with them yet.
 """
@@ -16,7 +20,7 @@ import numpy as np
 
 @dataclass(frozen=True, slots=True)
 class DType:
-    """One element type. `kind` is float, cfloat, int, uint or bool; `bits` its width in SRAM."""
+    """One element type. `kind` is float, minifloat, cfloat, int, uint or bool; `bits` its width in SRAM."""
 
     name: str
     bits: int
@@ -47,12 +51,25 @@ F16 = DType("f16", 16, "float")
 I64, I32, I16, I8 = (DType(f"i{n}", n, "int") for n in (64, 32, 16, 8))
 U64, U32, U16, U8 = (DType(f"u{n}", n, "uint") for n in (64, 32, 16, 8))
 BOOL = DType("bool", 8, "bool")
+I4, I2 = (DType(f"i{n}", n, "int") for n in (4, 2))
+U4, U2 = (DType(f"u{n}", n, "uint") for n in (4, 2))
+MINIFLOATS = (
+    *(DType(n, 8, "minifloat") for n in ("f8e4m3fn", "f8e4m3fnuz", "f8e5m2", "f8e5m2fnuz", "f8e8m0")),
+    *(DType(n, 6, "minifloat") for n in ("f6e2m3", "f6e3m2")), DType("f4e2m1", 4, "minifloat"),
+)  # fmt: skip
 PLAIN = (F64, F32, BF16, F16, I64, I32, I16, I8, U64, U32, U16, U8, BOOL)
-_BY_NAME = {d.name: d for d in PLAIN}
+NARROW = (I4, U4, I2, U2, *MINIFLOATS)
+_BY_NAME = {d.name: d for d in (*PLAIN, *NARROW)}
 _NUMPY = {
     "f64": np.dtype(np.float64), "f32": np.dtype(np.float32), "f16": np.dtype(np.float16),
     "bf16": np.dtype(ml_dtypes.bfloat16), "bool": np.dtype(np.bool_),
     **{f"{k}{n}": np.dtype(f"{'u' if k == 'u' else ''}int{n}") for k in "iu" for n in (8, 16, 32, 64)},
+    "i4": np.dtype(ml_dtypes.int4), "u4": np.dtype(ml_dtypes.uint4), "i2": np.dtype(ml_dtypes.int2),
+    "u2": np.dtype(ml_dtypes.uint2), "f8e4m3fn": np.dtype(ml_dtypes.float8_e4m3fn),
+    "f8e4m3fnuz": np.dtype(ml_dtypes.float8_e4m3fnuz), "f8e5m2": np.dtype(ml_dtypes.float8_e5m2),
+    "f8e5m2fnuz": np.dtype(ml_dtypes.float8_e5m2fnuz), "f8e8m0": np.dtype(ml_dtypes.float8_e8m0fnu),
+    "f6e2m3": np.dtype(ml_dtypes.float6_e2m3fn), "f6e3m2": np.dtype(ml_dtypes.float6_e3m2fn),
+    "f4e2m1": np.dtype(ml_dtypes.float4_e2m1fn),
 }  # fmt: skip
 _CFLOAT = re.compile(r"(cf8_143|cf8_152|cf16_shp)<(\d+)>|(cf16_uhp)")
 

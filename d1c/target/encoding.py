@@ -11,13 +11,13 @@ import re
 import struct
 from typing import NoReturn
 
-from d1c.target.dtypes import BF16, BOOL, F16, F32, F64, I8, I16, I32, I64, U8, U16, U32, U64
+from d1c.target.dtypes import NARROW, PLAIN
 from d1c.target.kernel import COMPUTE_TYPE, INSTRUCTIONS, Body, Instr, Loop, Nest, Operand
 
 VERSION = 1
 KINDS = ("map", "mac", "fma", "sum", "max", "min", "or", "lookup", "scatter")
 TYPES = ("f32", "i32", "i64", "mask")
-DTYPES = tuple(d.name for d in (F64, F32, BF16, F16, I64, I32, I16, I8, U64, U32, U16, U8, BOOL))
+DTYPES = tuple(d.name for d in (*PLAIN, *NARROW))
 OPCODES = (
     "const", "add", "sub", "mul", "div", "rem", "fma", "sqrt", "min", "max", "rint", "floor", "ceil", "neg", "abs",
     "and", "or", "xor", "shl", "shr", "sar", "eq", "ne", "lt", "le", "select", "bits", "cvt",
@@ -256,8 +256,6 @@ def _check_scatter(nest: Nest) -> None:
 
 def _accumulator(nest: Nest) -> str | None:
     """The type of the accumulator; None where the kind leaves it open."""
-    if nest.kind in ("mac", "fma"):
-        return "f32"
     if nest.term is not None:
         types = [*nest.term.inputs, *(i.type for i in nest.term.instrs)]
         return types[nest.term.result]

@@ -99,6 +99,11 @@ class Nest:
 COMPUTE_TYPE = {
     "bf16": "f32", "f16": "f32", "f32": "f32", "i8": "i32", "i16": "i32", "i32": "i32", "u8": "i32", "u16": "i32",
     "u32": "i64", "i64": "i64", "u64": "i64", "bool": "mask",
+    **dict.fromkeys(("i4", "u4", "i2", "u2"), "i32"),
+    # Minifloats are seen as their bits: nothing but casts and moves takes them.
+    **dict.fromkeys(
+        ("f8e4m3fn", "f8e4m3fnuz", "f8e5m2", "f8e5m2fnuz", "f8e8m0", "f6e2m3", "f6e3m2", "f4e2m1"), "i32"
+    ),
 }  # fmt: skip
 """The type in which a body sees an operand of a storage type."""
 

@@ -112,8 +112,9 @@ def _typed(program: Program) -> Mapping[str, np.ndarray]:
     weights = dict(program.weights)
     for p in program.placements:
         array = weights.get(p.array)
-        known = array is not None and array.dtype == np.uint8 and 0 <= p.buffer < len(program.buffers)
-        if known and program.buffers[p.buffer].dtype in {d.name for d in NARROW}:
+        if array is None or array.dtype != np.uint8 or not 0 <= p.buffer < len(program.buffers):
+            continue  # `check` says what is wrong
+        if program.buffers[p.buffer].dtype in {d.name for d in NARROW}:
             weights[p.array] = array.view(dtype(program.buffers[p.buffer].dtype).numpy)
     return weights
 

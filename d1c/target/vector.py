@@ -400,7 +400,16 @@ def widen(storage: np.ndarray) -> np.ndarray:
         return (storage.view(np.uint16).astype(np.uint32) << np.uint32(16)).view(np.float32)
     if storage.dtype == np.bool_:
         return np.asarray(storage.view(np.uint8) != 0)
-    return storage.astype(TYPES[COMPUTE_TYPE[from_numpy(storage.dtype).name]], copy=False)
+    t = from_numpy(storage.dtype)
+    if t.bits < 8 or t.kind == "minifloat":
+        return _unpack(storage.view(np.uint8), t)
+    return storage.astype(TYPES[COMPUTE_TYPE[t.name]], copy=False)
+
+
+def _unpack(storage: np.ndarray, t: DType) -> np.ndarray:
+    """The low bits of bytes as i32: an integer's value, a minifloat's bits."""
+    low = (storage & np.uint8((1 << t.bits) - 1)).astype(np.int32)
+    return np.asarray((low ^ (1 << (t.bits - 1))) - (1 << (t.bits - 1))) if t.kind == "int" else low
 
 
 def round_to(values: np.ndarray, to: DType | str) -> np.ndarray:
@@ -408,6 +417,8 @@ def round_to(values: np.ndarray, to: DType | str) -> np.ndarray:
     integers, NaN canonical. A value of another compute type is converted (`cvt`) to that of `to` first."""
     t = dtype(to) if isinstance(to, str) else to
     x = _cvt(np.asarray(values), TYPES[COMPUTE_TYPE[t.name]])
+    if t.bits < 8 or t.kind == "minifloat":
+        return (x & ((1 << t.bits) - 1)).astype(np.uint8).view(t.numpy)
     if not t.is_float:
         return x.astype(t.numpy)
     nan = np.isnan(x)

@@ -10,6 +10,7 @@ import math
 import struct
 from collections.abc import Callable, Sequence
 
+from d1c.target.dtypes import NARROW
 from d1c.target.kernel import COMPUTE_TYPE, Body
 from d1rt.jit_ir import Function, Module, Value, element, like, vec, width
 
@@ -27,11 +28,13 @@ SIZE = {
     "i64": 8,
     "u64": 8,
     "bool": 1,
+    **{d.name: 1 for d in NARROW},
 }
 """Bytes of one element in SRAM."""
 LLVM = {"f32": "float", "i32": "i32", "i64": "i64", "mask": "i1"}
 """LLVM element types of the types of bodies."""
 QUIET = 0x7FC00000
+_NARROW = {d.name: d for d in NARROW}
 
 
 # ---- memory ---------------------------------------------------------------------------------------------------------
@@ -123,6 +126,10 @@ def widen(fn: Function, raw: Value, dtype: str) -> Value:
     if dtype == "bool":
         return raw.compare("ne", 0)
     to = LLVM[COMPUTE_TYPE[dtype]]
+    if dtype in _NARROW:
+        d = _NARROW[dtype]
+        low = raw.cast("zext", vec(w, to)) & ((1 << d.bits) - 1)
+        return (low << (32 - d.bits)).binary("ashr", 32 - d.bits) if d.kind == "int" else low
     return raw if to == f"i{8 * size}" else raw.cast("sext" if dtype[0] == "i" else "zext", vec(w, to))
 
 
@@ -140,6 +147,8 @@ def narrow(fn: Function, v: Value, dtype: str) -> Value:
         half = v.cast("fptrunc", vec(w, "half")).bitcast(vec(w, "i16"))
         return v.compare("uno", v).select(fn.const(half.type, 0x7E00), half)
     storage = f"i{8 * SIZE[dtype]}"
+    if dtype in _NARROW:
+        v = v & ((1 << _NARROW[dtype].bits) - 1)
     if want == "mask":
         return v.cast("zext", vec(w, storage))
     return v if element(v.type) == storage else v.cast("trunc", vec(w, storage))

@@ -54,10 +54,10 @@ def common_dtype(dtypes: Sequence[DType]) -> DType:
 
 def accumulator(dtypes: Sequence[DType]) -> DType:
     """The type in which sums of products, sums and pools of these operands accumulate: f32 for floats, i32 or i64."""
-    kind = common_dtype(dtypes)
-    name = COMPUTE_TYPE.get(kind.name)
-    if name is None or name == "mask":
-        raise ValueError(f"no accumulation over {kind}")
+    names = {COMPUTE_TYPE.get(d.name) for d in dtypes}
+    name = names.pop() if len(names) == 1 else COMPUTE_TYPE.get(common_dtype(dtypes).name)
+    if name is None or name == "mask" or any(d.kind == "minifloat" for d in dtypes):
+        raise ValueError(f"no accumulation over {dtypes[0]}")
     return dtype(name)
 
 
@@ -73,6 +73,8 @@ def broadcast_infer(arity: int, result: DType | None = None, first_bool: bool = 
         for t in values:
             if t.dtype.name not in COMPUTE_TYPE:
                 raise ValueError(f"no vector code for elements of type {t.dtype}")
+            if t.dtype.kind == "minifloat" and not first_bool:
+                raise ValueError(f"no arithmetic on {t.dtype}: insert graph.cast")
             if floats and not t.dtype.is_float:
                 raise ValueError(f"takes floats, has {t.dtype}: insert graph.cast")
         common = common_dtype([t.dtype for t in values])
