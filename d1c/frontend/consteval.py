@@ -15,6 +15,8 @@ import onnx
 from d1c.errors import ImportFailed
 from d1c.frontend.load import attribute, tensor_array
 from d1c.frontend.shapes import element_type
+from d1c.ops.graph.cast import cast_array
+from d1c.target.dtypes import from_numpy
 
 Arrays = Sequence[np.ndarray | None]
 
@@ -169,20 +171,10 @@ def divide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.asarray(a / b)
 
 
-def cast(x: np.ndarray, to: np.dtype) -> np.ndarray:
-    """Conversion by value; floats out of an integer's range saturate as on the machine."""
-    if np.issubdtype(to, np.integer) and not np.issubdtype(x.dtype, np.integer) and x.dtype != np.bool_:
-        info = np.iinfo(to)
-        wide = np.nan_to_num(np.trunc(x.astype(np.float64)), nan=0.0)
-        low, high = wide <= float(info.min), wide >= float(info.max)
-        inside = np.where(low | high, 0.0, wide).astype(to)
-        return np.where(low, info.min, np.where(high, info.max, inside)).astype(to)
-    return x.astype(to)
-
-
 def _cast(node: onnx.NodeProto, x: Arrays, opset: int) -> np.ndarray:
     assert x[0] is not None
-    return cast(x[0], element_type(attribute(node, "to"), node.name).numpy)
+    to = element_type(attribute(node, "to"), node.name) if node.op_type == "Cast" else from_numpy(_present(x)[1].dtype)
+    return cast_array(x[0], to, bool(attribute(node, "saturate", 1)), attribute(node, "round_mode", "up"))
 
 
 def _slice(node: onnx.NodeProto, x: Arrays, opset: int) -> np.ndarray:
@@ -262,7 +254,7 @@ _NUMPY: dict[str, Callable[[onnx.NodeProto, Arrays, int], Any]] = {
     "Less": _plain(np.less), "Greater": _plain(np.greater), "Not": _plain(np.logical_not),
     "And": _plain(np.logical_and), "Or": _plain(np.logical_or), "Where": _plain(np.where),
     "Identity": _plain(np.asarray),
-    "Floor": _plain(np.floor), "Ceil": _plain(np.ceil), "Cast": _cast, "Slice": _slice,
+    "Floor": _plain(np.floor), "Ceil": _plain(np.ceil), "Cast": _cast, "CastLike": _cast, "Slice": _slice,
     "Concat": _concat, "ConstantOfShape": _constant_of_shape,
     "Reshape": _reshape, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze, "Gather": _gather, "Transpose": _transpose,
     "Range": _range, "Expand": _expand,

@@ -13,11 +13,11 @@ import numpy as np
 import onnx
 
 from d1c.errors import NotStatic, TypeMismatch, UnsupportedOp
-from d1c.frontend.consteval import cast as cast_array
 from d1c.frontend.load import attribute
 from d1c.frontend.shapes import element_type
 from d1c.ir.core import Block, Function, Module, Op, Value
 from d1c.ir.types import TensorType
+from d1c.ops.graph.cast import cast_array, cast_attrs
 from d1c.ops.opdef import OnnxRule, opdef
 from d1c.target.dtypes import DType, dtype, from_numpy
 
@@ -298,14 +298,15 @@ class ImportContext:
         some = [v for v in values if tensor(v).shape[axis]] or list(values[:1])
         return some[0] if len(some) == 1 else self._one(self.emit("graph.concat", some, axis=axis))
 
-    def cast(self, value: Value, to: DType | str) -> Value:
-        """`value` converted to another element type."""
+    def cast(self, value: Value, to: DType | str, saturate: bool = True, round_mode: str = "up") -> Value:
+        """`value` converted to another element type. `saturate`, `round_mode`: to minifloats, as in ONNX's Cast."""
         to = dtype(to) if isinstance(to, str) else to
         if tensor(value).dtype == to:
             return value
         if value in self._arrays:
-            return self.const(cast_array(self._arrays[value], to.numpy), self._names.get(value, ""))
-        return self._one(self.emit("graph.cast", [value], to=to.name))
+            data = cast_array(self._arrays[value], to, saturate, round_mode)
+            return self.const(data, self._names.get(value, ""))
+        return self._one(self.emit("graph.cast", [value], cast_attrs(tensor(value).dtype, to, saturate, round_mode)))
 
     def element_type(self, code: int) -> DType:
         """The element type of ONNX's number `code`."""

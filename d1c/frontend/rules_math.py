@@ -13,7 +13,7 @@ from d1c.frontend.consteval import normal_axis
 from d1c.frontend.context import ImportContext, tensor
 from d1c.ir.core import Value
 from d1c.ops.opdef import Importer, OnnxRule
-from d1c.target.dtypes import BOOL, I32
+from d1c.target.dtypes import BOOL, I32, DType
 
 
 def given(cx: ImportContext, node: onnx.NodeProto, index: int = 0) -> Value:
@@ -239,11 +239,23 @@ def mean_of(cx: ImportContext, node: onnx.NodeProto) -> Value:
 
 
 def cast(cx: ImportContext, node: onnx.NodeProto) -> Value:
-    return cx.cast(given(cx, node), cx.element_type(cx.attr(node, "to")))
+    return _cast(cx, node, cx.element_type(cx.attr(node, "to")))
 
 
 def cast_like(cx: ImportContext, node: onnx.NodeProto) -> Value:
-    return cx.cast(given(cx, node), tensor(given(cx, node, 1)).dtype)
+    return _cast(cx, node, tensor(given(cx, node, 1)).dtype)
+
+
+def _cast(cx: ImportContext, node: onnx.NodeProto, to: DType) -> Value:
+    return cx.cast(given(cx, node), to, bool(cx.attr(node, "saturate", 1)), cx.attr(node, "round_mode", "up"))
+
+
+def bit_cast(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    x, to = given(cx, node), cx.element_type(cx.attr(node, "to"))
+    if tensor(x).dtype == to:
+        return x
+    out: Value = cx.emit("graph.bitcast", [x], source=tensor(x).dtype.name, to=to.name)
+    return out
 
 
 def leaky_relu(cx: ImportContext, node: onnx.NodeProto) -> Any:
@@ -287,6 +299,7 @@ RULES = (
     OnnxRule("LogSoftmax", log_softmax),
     OnnxRule("LayerNormalization", layer_norm), OnnxRule("Gelu", gelu), OnnxRule("Gelu", gelu, domain="com.microsoft"),
     OnnxRule("Clip", clip), OnnxRule("Pow", power), OnnxRule("Cast", cast), OnnxRule("CastLike", cast_like),
+    OnnxRule("BitCast", bit_cast),
     OnnxRule("Max", _fold_operands("graph.max")), OnnxRule("Min", _fold_operands("graph.min")),
     OnnxRule("Sum", _fold_operands("graph.add")), OnnxRule("Mean", mean_of),
     OnnxRule("LeakyRelu", leaky_relu), OnnxRule("HardSigmoid", hard_sigmoid), OnnxRule("Mod", modulo),

@@ -21,7 +21,7 @@ from d1c.ir.core import Block, Module, Op, Value
 from d1c.ir.text import parse
 from d1c.ir.types import TensorType
 from d1c.ir.verify import verify
-from d1c.ops.graph.logic import CastAttrs
+from d1c.ops.graph.cast import CastAttrs
 from d1c.ops.opdef import REGISTRY, opdef
 from d1c.passes import distribute, lower_tile
 from d1c.target.dtypes import F32

@@ -1,14 +1,13 @@
-"""Comparisons, logic, selection and casts, element by element."""
+"""Comparisons, logic and selection, element by element."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from d1c.ir.core import NO_ATTRS
-from d1c.ir.types import TensorType, Type
+from d1c.ir.types import Type
 from d1c.ops.graph.family import (
     binary_case,
     bool_case,
@@ -18,15 +17,7 @@ from d1c.ops.graph.family import (
     tensors,
 )
 from d1c.ops.opdef import Infer
-from d1c.target.dtypes import BOOL, dtype
-from d1c.target.kernel import COMPUTE_TYPE
-
-
-@dataclass(frozen=True, slots=True)
-class CastAttrs:
-    """`to`: the name of the element type."""
-
-    to: str
+from d1c.target.dtypes import BOOL
 
 
 def _bool_infer(arity: int) -> Infer:
@@ -37,28 +28,6 @@ def _bool_infer(arity: int) -> Infer:
         return broadcast_infer(arity, BOOL)(types, attrs)
 
     return infer
-
-
-def _cast_infer(types: tuple[Type, ...], attrs: CastAttrs) -> tuple[Type, ...]:
-    (x,) = tensors(types, 1)
-    to = dtype(attrs.to)
-    for t in (x.dtype, to):
-        if t.name not in COMPUTE_TYPE:
-            raise ValueError(f"no vector code for elements of type {t}")
-    return (TensorType(x.shape, to),)
-
-
-def _cast(b: Any, attrs: CastAttrs, x: Any) -> Any:
-    """By value to the target's compute type; what is left (narrower storage) is the store's."""
-    return b.cvt(x, COMPUTE_TYPE[attrs.to])
-
-
-def _cast_case(source: Any, to: str, lo: float = -50, hi: float = 50) -> Any:
-    def case(rng: np.random.Generator) -> Any:
-        x = rng.uniform(lo, hi, (4, 6)).astype(source)
-        return CastAttrs(to), [x], x.astype(dtype(to).numpy)
-
-    return case
 
 
 def _where_case(rng: np.random.Generator) -> Any:
@@ -87,8 +56,3 @@ elementwise("graph.xor", lambda b, a, x, y: b.xor(x, y), 2, onnx="Xor", infer=_b
             cases=(bool_case(np.logical_xor),))  # fmt: skip
 elementwise("graph.where", lambda b, a, c, x, y: b.select(c, x, y), 3, onnx="Where",
             infer=broadcast_infer(3, first_bool=True), doc="c ? x : y.", cases=(_where_case,))  # fmt: skip
-elementwise("graph.cast", _cast, 1, attrs=CastAttrs, infer=_cast_infer,
-            doc="Conversion by value: rounds to narrower floats (RNE), truncates floats to integers.",
-            cases=(_cast_case(np.float32, "bf16"), _cast_case(np.float32, "i64"), _cast_case(np.float32, "i8"),
-                   _cast_case(np.int64, "f32"), _cast_case(np.int64, "bool", -2, 2), _cast_case(np.int32, "i64"),
-                   _cast_case(np.bool_, "f32", 0, 2), _cast_case(np.float32, "u8", 0, 99)))  # fmt: skip
