@@ -171,7 +171,7 @@ def combiner(kind: str) -> Callable[[Any, Any], Any]:
     """How two partial results of a Structured.kind become one."""
     if kind in ("or", "lookup"):
         return _or
-    return {"max": _B.max, "min": _B.min}.get(kind, _B.add)
+    return {"max": _B.max, "min": _B.min, "prod": _B.mul}.get(kind, _B.add)
 
 
 def _or(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -269,6 +269,8 @@ def _segments(st: Structured, box: Box, most: int) -> Iterator[tuple[int, int, i
     """The cut dim of the box as runs of (first slice, how many, length): at most `most` at once, the tail apart."""
     if st.cut is None:
         yield 0, 1, 0
+        if self.kind == "prod":
+            return np.ones(shape, dtype)
         return
     lo, hi = box[st.cut]
     if lo % st.slice:

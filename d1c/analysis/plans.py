@@ -376,7 +376,7 @@ def combine_plan(
 ) -> Layout:
     """The plan of the stage that adds the nodes of a split reduction: its factors go to columns, to rows, or idle."""
     extents = tuple(d.extent for d in nest.dims)
-    stage = Structured((*nest.dims[: nest.parallel], nest.dims[-1]), "sum", (), (), 1)
+    stage = Structured((*nest.dims[: nest.parallel], nest.dims[-1]), "sum", (), (), 1)  # any kind
     chosen = [list(a) for a in axes]
     idle = list(held)
     for a in cut_axes:
@@ -463,4 +463,6 @@ def accumulator_type(layer: Layer) -> DType:
     """The element type of the nodes of a split reduction."""
     if layer.nest.kind == "lookup":
         return layer.result.dtype
-    return dtype("f32") if layer.operands[0].dtype.is_float else dtype("i32")
+    if layer.term.ops:
+        return dtype(COMPUTE_TYPE[_scalar(layer.term.ops[-1].operands[0]).dtype.name])
+    return dtype(COMPUTE_TYPE[layer.operands[0].dtype.name])

@@ -306,6 +306,7 @@ RULES = (
     OnnxRule("Elu", elu), OnnxRule("Softplus", softplus), OnnxRule("Softsign", softsign),
     OnnxRule("ReduceMean", _reduction(mean), static=(1,)),
     OnnxRule("ReduceSum", _reduction(lambda cx, x, axes, keep: reduce(cx, "sum", x, axes, keep)), static=(1,)),
+    OnnxRule("ReduceProd", _reduction(lambda cx, x, axes, keep: reduce(cx, "prod", x, axes, keep)), static=(1,)),
     OnnxRule("ReduceMax", _reduction(lambda cx, x, axes, keep: reduce(cx, "max", x, axes, keep)), static=(1,)),
     OnnxRule("ReduceMin", _reduction(lambda cx, x, axes, keep: reduce(cx, "min", x, axes, keep)), static=(1,)),
     OnnxRule("ReduceSumSquare", _reduction(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 Outside = float | None
 
-KINDS = ("map", "mac", "fma", "sum", "max", "min", "or", "lookup", "scatter")
+KINDS = ("map", "mac", "fma", "sum", "max", "min", "or", "lookup", "scatter", "prod")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Structured:
 
     kind     map: no reduce dims. mac: operands 0 (rows) and 1 (packed) multiplied on the matrix unit, reduce dims end
              in the pair dim (extent 2, or 1 for f32). fma: the same product accumulated on the vector unit, lanes on
-             the last parallel dim. sum, max, min, or: reduce of the term. lookup: operand 0 is an index, operand 1 a
+             the last parallel dim. sum, prod, max, min, or: reduce of the term. lookup: operand 0 is an index, operand 1 a
              table whose first dim is the one reduce dim. scatter: the result starts as operand 0; then, for every
              iteration of the one reduce dim, the term of the result's row that operand 1 names and operand 2 is stored
              there (no term: operand 2 itself). Rows are dim 0.

@@ -248,6 +248,7 @@ RULES: dict[str, Callable[[Sink, Op], None]] = {
     "graph.transpose": _transpose,
     "graph.reshape": _reshape,
     "graph.reduce_sum": _reduce,
+    "graph.reduce_prod": _reduce,
     "graph.reduce_max": _reduce,
     "graph.reduce_min": _reduce,
     "graph.concat": _concat,

@@ -15,7 +15,7 @@ from d1c.target.dtypes import NARROW, PLAIN
 from d1c.target.kernel import COMPUTE_TYPE, INSTRUCTIONS, Body, Instr, Loop, Nest, Operand
 
 VERSION = 1
-KINDS = ("map", "mac", "fma", "sum", "max", "min", "or", "lookup", "scatter")
+KINDS = ("map", "mac", "fma", "sum", "max", "min", "or", "lookup", "scatter", "prod")
 TYPES = ("f32", "i32", "i64", "mask")
 DTYPES = tuple(d.name for d in (*PLAIN, *NARROW))
 OPCODES = (
@@ -206,7 +206,7 @@ def check(nest: Nest) -> None:
         _fail(f"term of {nest.n_term} operands of {len(nest.operands)}")
     if nest.kind in ("mac", "fma", "lookup") and nest.n_term != 2:
         _fail(f"{nest.kind} needs two operands in its term, not {nest.n_term}")
-    if nest.kind in ("sum", "max", "min", "or") and nest.n_term < 1:
+    if nest.kind in ("sum", "prod", "max", "min", "or") and nest.n_term < 1:
         _fail(f"{nest.kind} without an operand")
     if nest.kind == "scatter":
         _check_scatter(nest)

@@ -61,7 +61,7 @@ def mac_pairs(acc: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def sum_axes(x: np.ndarray, axes: Sequence[int], kind: str = "sum", pool: bool = False) -> np.ndarray:
-    """N7's sum (or `max`, `min`) of a compute array over `axes` (ascending), which go.
+    """N7's sum (or `prod`, `max`, `min`) of a compute array over `axes` (ascending), which go.
 
     `pool`: one slice, no lanes (N8)."""
     kept = [i for i in range(x.ndim) if i not in axes]
@@ -206,7 +206,7 @@ def _accumulate(call: _Call, scalars: Sequence[int]) -> tuple[np.ndarray, bool]:
     length = nest.slice if nest.cut is not None and nest.slice > 0 else max(extent, 1)
     starts = range(0, max(extent, 1), length)
     parts = {i: part(call, lo, min(lo + length, extent)) for i, lo in enumerate(starts)}
-    return tree(parts, _add), False
+    return tree(parts, _combiner(nest)), False
 
 
 def _extent(nest: Nest, trips: Sequence[int]) -> int:
@@ -214,19 +214,21 @@ def _extent(nest: Nest, trips: Sequence[int]) -> int:
     return 1 if nest.cut is None else trips[nest.cut]
 
 
-def _add(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return execute("add", [a, b], "")
+def _combiner(nest: Nest) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """How two partial sums, or products, become one."""
+    op = "mul" if nest.kind == "prod" else "add"
+    return lambda a, b: execute(op, [a, b], "")
 
 
 def _start(nest: Nest) -> np.ndarray:
-    """What the accumulators of a slice start with: for sum, max and min the neutral element, so that the first term
+    """What the accumulators of a slice start with: for sum, prod, max and min the neutral element, so that the first term
     comes out as it is."""
     kind = nest.kind
     if nest.term is None or kind in ("mac", "fma"):
         t = TYPES[COMPUTE_TYPE[nest.operands[0].dtype]]
     else:
         t = TYPES[_result_type(nest.term)]
-    value: float = {"sum": -0.0, "max": -math.inf, "min": math.inf}.get(kind, 0.0)
+    value: float = {"sum": -0.0, "prod": 1.0, "max": -math.inf, "min": math.inf}.get(kind, 0.0)
     if t != np.float32 and math.isinf(value):
         bounds = (False, True) if t == np.bool_ else (int(np.iinfo(t).min), int(np.iinfo(t).max))
         value = bounds[value > 0]
@@ -280,15 +282,15 @@ def _never_tiny(call: _Call) -> bool:
 
 
 def _sum(call: _Call, lo: int, hi: int) -> np.ndarray:
-    acc = _start(call.nest)
+    acc, add = _start(call.nest), _combiner(call.nest)
     for index in _iterations(call.nest, call.trips, lo, hi):
-        acc = _add(acc, call.term(index))
+        acc = add(acc, call.term(index))
     return acc
 
 
 def _lanes(call: _Call, lo: int, hi: int) -> np.ndarray:
     """16 accumulators along the last reduce loop; each runs over the other reduce loops, its own terms innermost."""
-    nest = call.nest
+    nest, add = call.nest, _combiner(call.nest)
     last = len(nest.loops) - 1
     start, stop = (lo, hi) if nest.cut == last else (0, call.trips[last])
     lanes: list[np.ndarray] = [_start(nest)] * min(LANES, max(stop - start, 1))
@@ -302,8 +304,8 @@ def _lanes(call: _Call, lo: int, hi: int) -> np.ndarray:
         for block in blocks:
             terms = call.term(index | {last: np.arange(block, min(block + LANES, stop))})
             for lane in range(min(LANES, stop - block)):
-                lanes[lane] = _add(lanes[lane], terms[..., lane : lane + 1] if terms.shape[-1] > 1 else terms)
-    return tree(dict(enumerate(lanes)), _add)
+                lanes[lane] = add(lanes[lane], terms[..., lane : lane + 1] if terms.shape[-1] > 1 else terms)
+    return tree(dict(enumerate(lanes)), add)
 
 
 def _or(call: _Call) -> np.ndarray:

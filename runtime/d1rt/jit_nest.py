@@ -97,7 +97,7 @@ def nest_text(nest: Nest, blocks: Blocking) -> str:
         emit_scatter(frame)
     elif nest.kind == "mac":
         emit_mac(frame, blocks)
-    elif nest.kind in ("fma", "sum", "max", "min", "or"):
+    elif nest.kind in ("fma", "sum", "prod", "max", "min", "or"):
         emit_reduce(frame)
     else:
         raise ValueError(f"unknown kernel kind {nest.kind!r}")

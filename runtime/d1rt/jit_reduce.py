@@ -1,4 +1,4 @@
-"""Kernels of kind sum, max, min, or and fma: reductions on the vector unit."""
+"""Kernels of kind sum, prod, max, min, or and fma: reductions on the vector unit."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def combine(frame: Frame, left: Value, right: Value) -> Value:
         if element(left.type) == "i1":
             return left | right if kind == "max" else left & right
         return frame.fn.intrinsic("smax" if kind == "max" else "smin", left, right)
-    return left + right
+    return left * right if kind == "prod" else left + right
 
 
 def _ordered(frame: Frame, x: Value) -> Value:
@@ -51,11 +51,13 @@ def _bounds(bits: int) -> tuple[int, int]:
 
 
 def start(frame: Frame, w: int) -> Value:
-    """The accumulator before the first term: for sum, max and min the neutral element, +0 for products."""
+    """The accumulator before the first term: for sum, prod, max and min the neutral element, +0 for products."""
     t, kind = acc_type(frame.nest, w), frame.nest.kind
     scalar = element(t)
     if kind == "sum" and scalar == "float":
         return frame.fn.const(t, -0.0)
+    if kind == "prod":
+        return frame.fn.const(t, 1)
     if kind in ("fma", "sum"):
         return frame.fn.zero(t)
     if scalar == "i1":

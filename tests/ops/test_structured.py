@@ -45,7 +45,7 @@ def brute_force(st: Structured, arrays: list[np.ndarray]) -> np.ndarray:
             d += e.span
         return float(arrays[i][tuple(at)])
 
-    start = {"max": -np.inf, "min": np.inf}.get(st.kind, 0.0)
+    start = {"max": -np.inf, "min": np.inf, "prod": 1.0}.get(st.kind, 0.0)
     out = np.full(st.out_shape, start)
     for point in product(*(range(d.extent) for d in st.dims)):
         p = point[: st.parallel]
@@ -53,6 +53,8 @@ def brute_force(st: Structured, arrays: list[np.ndarray]) -> np.ndarray:
             out[p] += read(0, point) * read(1, point)
         elif st.kind in ("max", "min"):
             out[p] = (max if st.kind == "max" else min)(out[p], read(0, point))
+        elif st.kind == "prod":
+            out[p] *= read(0, point)
         elif st.kind == "lookup":
             out[p] += read(1, point) if read(0, point) == point[-1] else 0
         else:
@@ -68,6 +70,7 @@ SMALL: list[tuple[str, Any, list[tuple[int, ...]]]] = [
     ("graph.conv", ConvAttrs((2,), (1, 1), (1,), 4), [(2, 5, 4), (3, 4)]),
     ("graph.reduce_sum", ReduceAttrs((0, 2), True), [(3, 4, 5)]),
     ("graph.reduce_max", ReduceAttrs((1,)), [(3, 4, 5)]),
+    ("graph.reduce_prod", ReduceAttrs((1,)), [(3, 4, 5)]),
     ("graph.max_pool", PoolAttrs((2, 3), (2, 1), (0, 1, 1, 1), (1, 1)), [(1, 4, 5, 2)]),
     ("graph.sum_pool", PoolAttrs((3,), (2,), (1, 0), (1,)), [(2, 6, 2)]),
 ]
@@ -111,6 +114,8 @@ SPLIT: list[tuple[str, Any, list[tuple[int, ...]], bool]] = [
     ("graph.reduce_sum", ReduceAttrs((1, 2), True), [(2, 41, 9, 3)], False),
     ("graph.reduce_sum", ReduceAttrs((0, 2)), [(5, 3, 300)], True),
     ("graph.reduce_max", ReduceAttrs((1,)), [(3, 1003)], True),
+    ("graph.reduce_prod", ReduceAttrs((0, 1)), [(140, 3, 5)], False),
+    ("graph.reduce_prod", ReduceAttrs((1,)), [(3, 150)], True),
     ("graph.sum_pool", PoolAttrs((3, 3), (2, 2), (1, 1, 1, 1), (1, 1)), [(1, 6, 6, 3)], False),
 ]
 

@@ -275,7 +275,7 @@ def random_reduce(rnd: random.Random, kind: str) -> tuple[Nest, list[np.ndarray]
     parallel, reduce = rnd.randint(1, 3), rnd.randint(1, 2)
     loops = tuple(Loop(f"p{i}", rnd.choice([1, 2, 3])) for i in range(parallel - 1))
     loops += (Loop("n", rnd.choice([1, 3, 16, 21, 64, 75])),)
-    lanes = kind in ("sum", "max", "min") and rnd.random() < 0.5
+    lanes = kind in ("sum", "prod", "max", "min") and rnd.random() < 0.5
     loops += tuple(Loop(f"r{i}", rnd.choice([1, 2, 5])) for i in range(reduce - 1))
     loops += (Loop("k", rnd.choice([1, 4, 9, 16, 33, 100])),)
     cut, length = None, 0
@@ -308,7 +308,7 @@ def random_reduce(rnd: random.Random, kind: str) -> tuple[Nest, list[np.ndarray]
     return nest, tables
 
 
-@pytest.mark.parametrize("kind", ["sum", "max", "min", "or", "fma"])
+@pytest.mark.parametrize("kind", ["sum", "prod", "max", "min", "or", "fma"])
 def test_reductions(folder: Path, kind: str) -> None:
     rnd = random.Random(kind)
     run_all(folder, [random_reduce(rnd, kind) for _ in range(30)])

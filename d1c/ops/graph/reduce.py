@@ -124,6 +124,10 @@ register(OpDef(
     doc="Sum over `axes` (N7). The mean is this and a division.",
 ))  # fmt: skip
 register(OpDef(
+    "graph.reduce_prod", "reduce", _reduce_infer, ReduceAttrs, structure=_reduce_structure("prod"),
+    cases=_cases(np.prod), doc="Product over `axes`, in the order of a sum (N7).",
+))  # fmt: skip
+register(OpDef(
     "graph.reduce_max", "reduce", _reduce_infer, ReduceAttrs, structure=_reduce_structure("max"), cases=_cases(np.max),
     doc="Largest over `axes`; NaN wins.",
 ))  # fmt: skip
