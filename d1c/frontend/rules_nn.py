@@ -1,4 +1,4 @@
-"""Rules of convolution, pooling and batch normalisation: channels-first nodes as channels-last ops between transposes.
+"""Rules of convolution and normalisation: channels-first nodes as channels-last ops between transposes.
 
 The transposes cancel against those of the neighbours, here where they touch and in the pass that sinks them elsewhere.
 """
@@ -122,61 +122,6 @@ def even_groups(cx: ImportContext, x: Value, w: Value, groups: int, per: int) ->
     return x, cx.emit("graph.pad", [w], lo=(0,) * rank, hi=hi, value=0.0)
 
 
-def _pool(cx: ImportContext, name: str, x: Value, win: Window) -> Value:
-    last = to_last(cx, x)
-    out: Value = cx.emit(name, [last], kernel=win.kernel, strides=win.strides, pads=win.pads, dilations=win.dilations)
-    return out
-
-
-def max_pool(cx: ImportContext, node: onnx.NodeProto) -> Value:
-    x = given(cx, node)
-    win = window(cx, node, tensor(x).shape[2:], cx.attr(node, "kernel_shape"))
-    y = _pool(cx, "graph.max_pool", x, win)
-    return to_first(cx, cx.cast(y, tensor(x).dtype))
-
-
-def average_pool(cx: ImportContext, node: onnx.NodeProto) -> Value:
-    """The sum of each window over the number of elements that count in it: padding only if the node says so, and never
-    what ceil_mode adds."""
-    x = given(cx, node)
-    r = len(tensor(x).shape) - 2
-    win = window(cx, node, tensor(x).shape[2:], cx.attr(node, "kernel_shape"))
-    y = _pool(cx, "graph.sum_pool", x, win)
-    padded = bool(cx.attr(node, "count_include_pad", 0))
-    stated = cx.attr(node, "pads") or (0,) * 2 * r
-    if cx.attr(node, "auto_pad", "NOTSET") != "NOTSET":
-        stated = win.pads
-    counts = np.ones((1,) * (r + 2))
-    for i in range(r):
-        first, last = (-win.lo[i], win.extent[i] + stated[r + i]) if padded else (0, win.extent[i])
-        places = np.arange(win.out[i])[:, None] * win.strides[i] - win.lo[i]
-        places = places + np.arange(win.kernel[i])[None, :] * win.dilations[i]
-        inside = ((places >= first) & (places < last)).sum(1)
-        counts = counts * inside.reshape((1,) * (i + 1) + (-1,) + (1,) * (r - i))
-    if (counts == counts.flat[0]).all():
-        divisor = cx.scalar(float(counts.flat[0]), y)
-    else:
-        divisor = cx.const(np.maximum(counts, 1).astype(tensor(y).dtype.numpy))
-    return to_first(cx, cx.cast(cx.emit("graph.div", [y, divisor]), tensor(x).dtype))
-
-
-def _global_pool(cx: ImportContext, node: onnx.NodeProto) -> tuple[Value, tuple[int, ...]]:
-    x = to_last(cx, given(cx, node))
-    return x, tuple(range(1, len(tensor(x).shape) - 1))
-
-
-def global_average_pool(cx: ImportContext, node: onnx.NodeProto) -> Value:
-    x, axes = _global_pool(cx, node)
-    total = reduce(cx, "sum", x, axes, True)
-    count = math.prod(tensor(x).shape[a] for a in axes)
-    return to_first(cx, cx.emit("graph.div", [total, cx.scalar(count, total)]))
-
-
-def global_max_pool(cx: ImportContext, node: onnx.NodeProto) -> Value:
-    x, axes = _global_pool(cx, node)
-    return to_first(cx, reduce(cx, "max", x, axes, True))
-
-
 def _per_channel(cx: ImportContext, x: Value) -> tuple[Value, bool]:
     """x with its channels last if that costs nothing (it comes from there), and whether they are."""
     op = cx.producer(x)
@@ -298,8 +243,7 @@ def lp_normalization(cx: ImportContext, node: onnx.NodeProto) -> Value:
 
 
 RULES = (
-    OnnxRule("Conv", conv), OnnxRule("MaxPool", max_pool), OnnxRule("AveragePool", average_pool),
-    OnnxRule("GlobalAveragePool", global_average_pool), OnnxRule("GlobalMaxPool", global_max_pool),
+    OnnxRule("Conv", conv),
     OnnxRule("BatchNormalization", batch_norm), OnnxRule("InstanceNormalization", instance_norm),
     OnnxRule("PRelu", prelu), OnnxRule("DepthToSpace", depth_to_space), OnnxRule("SpaceToDepth", space_to_depth),
     OnnxRule("Trilu", trilu, static=(1,)), OnnxRule("LpNormalization", lp_normalization),
