@@ -20,6 +20,12 @@ else:
     settings.load_profile("default")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("conformance", "the ONNX suite (tests/conformance)")
+    group.addoption("--conformance-resume", action="store_true", help="take outcomes of earlier runs of these sources")
+    group.addoption("--conformance-report", action="store_true", help="write docs/conformance.md after a complete run")
+
+
 @pytest.fixture
 def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     """A generator seeded by the test's name: each test has its own data, the same in every run and order."""

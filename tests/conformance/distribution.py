@@ -1,0 +1,56 @@
+"""Random ops: the suite's expected values are one draw and cannot be met. Checked are type, shape and distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+
+from d1c import api, backend
+
+DRAWS = 16_384
+
+
+def check(
+    model: onnx.ModelProto, rep: backend.D1Rep, inputs: Sequence[Any], got: Sequence[Any], expected: Sequence[Any]
+) -> str:
+    """What is wrong with a case whose output is Bernoulli in the probabilities of its only input, or nothing.
+
+    Besides the case itself, the same model runs with an input of DRAWS elements: the relative frequency in each tenth
+    of the probabilities lies within five standard deviations, and a second run of the program gives the same bits.
+    """
+    for name, g, e in zip(rep.outputs, got, expected, strict=True):
+        if g.dtype != e.dtype or g.shape != e.shape:
+            return f"{name}: {g.dtype}{list(g.shape)} instead of {e.dtype}{list(e.shape)}"
+        if not np.isin(g, [0, 1]).all():
+            return f"{name}: values other than 0 and 1"
+    p = np.random.default_rng(0).random(DRAWS).astype(inputs[0].dtype)
+    if inputs[0].ndim != 1:
+        p = p.reshape(-1, *(1,) * (inputs[0].ndim - 1))
+    program = api.compile(
+        _open(model), target=rep.target, precision="f32", shapes={rep.inputs[0]: p.shape}
+    )  # fmt: skip
+    first, again = (program.run({rep.inputs[0]: p}, engine="jit")[rep.outputs[0]] for _ in range(2))
+    if not np.array_equal(first, again):
+        return "two runs of one program differ"
+    if not np.isin(first, [0, 1]).all():
+        return "values other than 0 and 1"
+    tenth = np.minimum((p * 10).astype(int), 9).reshape(-1)
+    for i in range(10):
+        chance = p.reshape(-1)[tenth == i].astype(np.float64)
+        deviation = first.reshape(-1)[tenth == i].astype(np.float64).sum() - chance.sum()
+        if abs(deviation) > 5 * np.sqrt((chance * (1 - chance)).sum()):
+            return f"probabilities from {i / 10} on: {deviation / len(chance):+.3f} from the frequency expected"
+    return ""
+
+
+def _open(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model without what it says about sizes: --shape gives that of the input."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    del copy.graph.value_info[:]
+    for output in copy.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    return copy
