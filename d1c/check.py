@@ -21,9 +21,10 @@ from d1c import api
 from d1c.analysis.layers import layers_of
 from d1c.errors import D1Error, UsageError
 from d1c.frontend.load import load_model
-from d1c.interp import eval_op
+from d1c.interp import eval_loop, eval_op
 from d1c.ir.core import Block, Module, Op, Value
 from d1c.ir.types import TensorType
+from d1c.ops.opdef import opdef
 from d1c.target.numerics import round_to
 from d1c.target.program import Program
 
@@ -285,6 +286,9 @@ def _isolated(
     env: dict[Value, np.ndarray] = {arg: np.asarray(inputs[arg.name]) for arg in block.args}
     found: Found = {}
     for op in block.ops[:-1]:
+        if opdef(op.name).kind == "loop":
+            env.update(zip(op.results, eval_loop(op, [env[v] for v in op.operands], module), strict=True))
+            continue
         result = eval_op(op, [env[v] for v in op.operands], module.constants)[0]
         env[op.result] = result
         if op.name == "graph.const":

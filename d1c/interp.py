@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from d1c.ir.core import Module, Op, Value
+from d1c.ir.core import Block, Function, Module, Op, Value
 from d1c.ir.structured import Entry, Structured
 from d1c.ir.types import TensorType
+from d1c.ops.graph import loop
 from d1c.ops.opdef import OpDef, opdef
+from d1c.target.counts import by_output, trim
 from d1c.target.dtypes import from_numpy
 from d1c.target.nest_numpy import LANES
 from d1c.target.numerics import NumpyBuilder, fma_f32, round_to, tree, widen
@@ -40,17 +42,34 @@ def evaluate(module: Module, inputs: Mapping[str, np.ndarray]) -> dict[str, np.n
     values = evaluate_all(module, inputs)
     results = block.ops[-1].operands
     names = module.attrs.get("outputs") or tuple(v.name for v in results)
-    return {name: values[v] for name, v in zip(names, results, strict=True)}
+    outputs = {name: values[v] for name, v in zip(names, results, strict=True)}
+    return trim(outputs, by_output(module.attrs.get("counts", ())))
 
 
 def evaluate_all(module: Module, inputs: Mapping[str, np.ndarray]) -> dict[Value, np.ndarray]:
     """Every value of `main` (interiors of fused groups have no storage and are left out)."""
     block = module.function().block
-    values = {arg: _input(arg, inputs) for arg in block.args}
+    return _block(module, block, {arg: _input(arg, inputs) for arg in block.args})
+
+
+def _block(module: Module, block: Block, values: dict[Value, np.ndarray]) -> dict[Value, np.ndarray]:
+    """`values`, those of the arguments, with every other value of a function's block added."""
     for op in block.ops[:-1]:
-        results = eval_op(op, [values[v] for v in op.operands], module.constants)
+        arrays = [values[v] for v in op.operands]
+        again = opdef(op.name).kind == "loop"
+        results = eval_loop(op, arrays, module) if again else eval_op(op, arrays, module.constants)
         values.update(zip(op.results, results, strict=True))
     return values
+
+
+def eval_loop(op: Op, arrays: Sequence[np.ndarray], module: Module) -> list[np.ndarray]:
+    """The results of a graph.loop on storage arrays."""
+
+    def run(body: Function, args: Sequence[np.ndarray]) -> list[np.ndarray]:
+        values = _block(module, body.block, dict(zip(body.block.args, args, strict=True)))
+        return [values[v] for v in body.block.ops[-1].operands]
+
+    return loop.evaluate(op, module, arrays, run, lambda x: bool(x.item()))
 
 
 def _input(arg: Value, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -206,6 +225,8 @@ def eval_box(
         return np.array(term(*views) if term else views[0])
     if st.kind == "lookup":
         return _lookup(st, box, arrays, starts)
+    if st.kind == "scatter":
+        raise ValueError("a scatter stores after every step: its row evaluates it")
     return np.asarray(tree(eval_slices(st, box, arrays, starts, term), combiner(st.kind)))
 
 
@@ -223,8 +244,6 @@ def eval_slices(
         sums = _accumulate(st, views, step)
         out.update((first + j, sums[j]) for j in range(count))
     return out
-    if st.kind == "scatter":
-        raise ValueError("a scatter stores after every step: its row evaluates it")
 
 
 class _Step:
@@ -250,6 +269,8 @@ class _Step:
             if dtype == np.bool_:
                 return np.full(shape, not low)
             return np.full(shape, np.iinfo(dtype).min if low else np.iinfo(dtype).max, dtype)
+        if self.kind == "prod":
+            return np.ones(shape, dtype)
         if self.short:
             return np.zeros(shape, np.float32)
         # -0 is neutral: the first term of a sum comes out as it is. Products start from +0 (N3).
@@ -269,8 +290,6 @@ def _segments(st: Structured, box: Box, most: int) -> Iterator[tuple[int, int, i
     """The cut dim of the box as runs of (first slice, how many, length): at most `most` at once, the tail apart."""
     if st.cut is None:
         yield 0, 1, 0
-        if self.kind == "prod":
-            return np.ones(shape, dtype)
         return
     lo, hi = box[st.cut]
     if lo % st.slice:

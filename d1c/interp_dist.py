@@ -14,15 +14,18 @@ import numpy as np
 from d1c.analysis.exchange import exchange_of
 from d1c.analysis.shares import Read, Shares, call_of
 from d1c.errors import Trap
-from d1c.ir.core import Block, Module, Op, Value
+from d1c.ir.core import Block, Function, Module, Op, Value
 from d1c.ir.layout import Need, need_of
 from d1c.ir.types import TensorType, WindowType
-from d1c.ops.graph import loop
+from d1c.ops.graph.loop import evaluate
+from d1c.target.counts import by_output, trim
 from d1c.target.kernel import Loop, Nest, Operand
 from d1c.target.mesh import Group, Layout, Mesh, place, whole
 from d1c.target.movement import Exchange
 from d1c.target.numerics import run_nest
 
+Held = Mapping[int, np.ndarray]
+"""What cores hold of a value: core (of a window: the first core that holds the same) -> elements."""
 _AT_ONCE = 1 << 22  # elements of messages that are moved by one numpy call
 
 
@@ -109,19 +112,28 @@ def _box(sizes: np.ndarray, strides: np.ndarray) -> np.ndarray:
 def evaluate_dist(module: Module, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Every value of `main` as a whole array, by value name, and the results under their output names."""
     mesh = Mesh(tuple((str(n), int(s)) for n, s in module.attrs["mesh"]))
-    held: dict[Value, dict[int, np.ndarray]] = {}
-    out: dict[str, np.ndarray] = {}
-    main = module.function()
-    for v in main.block.args:
+    held: dict[Value, Held] = {}
+    main = module.function().block
+    for v in main.args:
         assert isinstance(v.type, TensorType) and v.type.layout is not None
         held[v] = place(np.asarray(inputs[v.name], v.type.dtype.numpy).reshape(v.type.shape), v.type.layout, mesh)
-    for op in main.block.ops:
-        if op.name == "dist.return":
-            for name, v in zip(module.attrs["outputs"], op.operands, strict=True):
-                assert isinstance(v.type, TensorType)
-                value = _whole(held[v], v.type, mesh)
-                out[name] = value.reshape(()) if name in module.attrs.get("scalars", ()) else value
-        elif op.name == "dist.const":
+    outputs = _run(module, main, held, mesh)
+    out: dict[str, np.ndarray] = {}
+    for op in main.ops:
+        if op.name == "dist.compute":
+            assert isinstance(op.result.type, TensorType)
+            out[op.result.name] = _whole(held[op.result], op.result.type, mesh)
+    for name, v, share in zip(module.attrs["outputs"], main.ops[-1].operands, outputs, strict=True):
+        assert isinstance(v.type, TensorType)
+        value = _whole(share, v.type, mesh)
+        out[name] = value.reshape(()) if name in module.attrs.get("scalars", ()) else value
+    return trim(out, by_output(module.attrs.get("counts", ())))
+
+
+def _run(module: Module, block: Block, held: dict[Value, Held], mesh: Mesh) -> list[Held]:
+    """What every core holds of a function's results, given its arguments in `held`, which gets all its values."""
+    for op in block.ops[:-1]:
+        if op.name == "dist.const":
             array, t = module.constants[op.attrs.name], op.result.type
             if isinstance(t, WindowType):
                 held[op.result] = fill_windows(array, t.need, op.attrs.fill, mesh)
@@ -134,12 +146,22 @@ def evaluate_dist(module: Module, inputs: Mapping[str, np.ndarray]) -> dict[str,
             held[op.result] = deliver(
                 held[x], x.type.layout, x.type.shape, w.need, op.attrs.fill, w.dtype.numpy, mesh, op.origin
             )
+        elif op.name == "dist.loop":
+            first = op.operands[0].type
+            assert isinstance(first, TensorType)
+
+            def again(body: Function, args: list[Held]) -> list[Held]:
+                return _run(module, body.block, dict(zip(body.block.args, args, strict=True)), mesh)
+
+            def truth(share: Held, t: TensorType = first) -> bool:
+                return bool(_whole(share, t, mesh).item())
+
+            held.update(
+                zip(op.results, evaluate(op, module, [held[v] for v in op.operands], again, truth), strict=True)
+            )
         else:
             held[op.result] = _compute(op, held, mesh)
-            t = op.result.type
-            assert isinstance(t, TensorType)
-            out[op.result.name] = _whole(held[op.result], t, mesh)
-    return out
+    return [held[v] for v in block.ops[-1].operands]
 
 
 def _compute(op: Op, held: Mapping[Value, Mapping[int, np.ndarray]], mesh: Mesh) -> dict[int, np.ndarray]:
@@ -189,10 +211,15 @@ def _side_by_side(nest: Nest, cores: int, size: int, tables: int) -> Nest:
         return replace(o, strides=strides, tables=tables)
 
     return replace(
-        nest, loops=(Loop("core", cores), *nest.loops), parallel=nest.parallel + 1, operands=operands,
-        out=replace(nest.out, strides=(size, *nest.out.strides), tables=(None, *nest.out.tables)),
+        nest, loops=(*nest.loops[:k], Loop("core", cores), *nest.loops[k:]), parallel=nest.parallel + 1,
+        operands=tuple(moved(o, 0, tables + j) for j, o in enumerate(nest.operands)), out=moved(nest.out, size, None),
         cut=None if nest.cut is None else nest.cut + 1,
     )  # fmt: skip
+
+
+def _place(nest: Nest) -> int:
+    """Where the loop over cores goes: outermost, but the first loop of a scatter counts its rows."""
+    return 1 if nest.kind == "scatter" else 0
 
 
 def _check_reach(call: Shares, number: int, elements: int, origin: str) -> None:
@@ -209,8 +236,3 @@ def _check_reach(call: Shares, number: int, elements: int, origin: str) -> None:
             lowest, highest = lowest + np.minimum(last, 0), highest + np.maximum(last, 0)
     if lowest.min(initial=0) < 0 or highest.max(initial=0) >= elements:
         raise Trap(f"compute at {origin}: operand {number} is read outside its buffer of {elements} elements")
-def _place(nest: Nest) -> int:
-    """Where the loop over cores goes: outermost, but the first loop of a scatter counts its rows."""
-    return 1 if nest.kind == "scatter" else 0
-
-

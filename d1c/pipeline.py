@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from d1c.errors import UsageError
-from d1c.ir.core import Module
+from d1c.ir.core import Block, Function, Module
 from d1c.ir.verify import verify
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from d1c.emit.tile_program import TileProgram
 
 
@@ -147,7 +149,7 @@ def run_pipeline(
             on_start(name)
         run = partial(chosen.run, **{k: v for k, v in (options or {}).items() if k in chosen.options})
         started = time.perf_counter()
-        made = run(module)
+        made = on_functions(run, module) if chosen.level_out == "graph" else run(module)
         done = time.perf_counter()
         if isinstance(made, Module):
             module = made
@@ -163,6 +165,37 @@ def run_pipeline(
         if name == stop_after:
             break
     return Lowered(module, tuple(reports), program)
+
+
+def on_functions(run: Callable[[Module], Module], module: Module) -> Module:
+    """A graph pass, which sees `main` alone, on every function of the module: main and the bodies of loops."""
+    if len(module.functions) == 1:
+        return run(module)
+    functions: list[Function] = []
+    constants: dict[str, np.ndarray] = {}
+    attrs = module.attrs
+    for f in module.functions:
+        made = run(replace(module, functions=(replace(f, name="main"),), attrs=attrs))
+        attrs, new, names = made.attrs, made.function(), dict[str, str]()
+        for name, array in made.constants.items():
+            unique, k = name, 1
+            while unique in constants and constants[unique] is not array:
+                unique, k = f"{name}_{k}", k + 1
+            constants[unique] = array
+            names[name] = unique
+        functions.append(replace(new, name=f.name, block=_renamed(new.block, names)))
+    return replace(module, functions=tuple(functions), constants=constants, attrs=attrs)
+
+
+def _renamed(block: Block, names: Mapping[str, str]) -> Block:
+    """The block with the constants that its ops name called otherwise."""
+    ops = tuple(
+        replace(op, attrs=replace(op.attrs, name=names.get(op.attrs.name, op.attrs.name)))
+        if op.name == "graph.const" and names.get(op.attrs.name, op.attrs.name) != op.attrs.name
+        else op
+        for op in block.ops
+    )
+    return replace(block, ops=ops)
 
 
 def _modules(program: TileProgram) -> tuple[Module, Module]:

@@ -16,6 +16,7 @@ from d1c.errors import TypeMismatch
 from d1c.ir.core import Block, Function, Module, Op, Value
 from d1c.ir.structured import Dim, Entry, Map, Outside, Structured
 from d1c.ir.types import TensorType
+from d1c.ops.graph.loop import LoopAttrs
 from d1c.ops.opdef import opdef
 from d1c.target.dtypes import DType
 
@@ -54,13 +55,27 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
+class Again:
+    """A loop: an opaque step that reads stored tensors, none of them a constant, and stores `results`."""
+
+    results: tuple[Stored, ...]
+    operands: tuple[Stored, ...]
+    attrs: LoopAttrs
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
 class Layers:
-    """All layers in order, the stored inputs and constants, and which stored tensors are the function's results."""
+    """All steps in order, the stored inputs and constants, and which stored tensors are the function's results."""
 
     inputs: tuple[Stored, ...]
     constants: tuple[Stored, ...]
-    layers: tuple[Layer, ...]
+    steps: tuple[Layer | Again, ...]
     outputs: tuple[Stored, ...]
+
+    @property
+    def layers(self) -> tuple[Layer, ...]:
+        return tuple(s for s in self.steps if isinstance(s, Layer))
 
 
 Operand = tuple[Value, Map, Outside]
@@ -139,16 +154,15 @@ def compose(outer: Map, shape: tuple[int, ...], inner: Map) -> Map | None:
     return tuple(out)
 
 
-def layers_of(module: Module) -> Layers:
-    """The layers of a graph module's `main`. Raises TypeMismatch where a tensor that is stored or read is empty."""
-    _refuse_empty(module)
-    return _Builder(module.function()).run(module)
+def layers_of(module: Module, function: str = "main") -> Layers:
+    """The layers of a graph module's function. Raises TypeMismatch where a tensor that is stored or read is empty."""
+    _refuse_empty(module, module.function(function))
+    return _Builder(module.function(function)).run()
 
 
-def _refuse_empty(module: Module) -> None:
+def _refuse_empty(module: Module, function: Function) -> None:
     """No core could own a share of it, and no kernel has a trip."""
-    function = module.function()
-    outputs = module.attrs.get("outputs", ())
+    outputs = module.attrs.get("outputs", ()) if function.name == "main" else ()
     named = [(v, f"input {v.name!r}", "") for v in function.block.args]
     for op in function.block.ops:
         if opdef(op.name).kind not in ("constant", "view"):
@@ -169,12 +183,12 @@ class _Builder:
     def __init__(self, function: Function) -> None:
         self.function = function
         self.views: dict[Value, View] = {}
-        self.layers: list[Layer] = []
+        self.steps: list[Layer | Again] = []
         self.constants: list[Stored] = []
         self.names: set[str] = set()
         self.copies: dict[tuple[str, Map, tuple[int, ...]], Stored] = {}
 
-    def run(self, module: Module) -> Layers:
+    def run(self) -> Layers:
         inputs = []
         for v in self.function.block.args:
             s = Stored(self.name(v.name), _tensor(v).shape, _tensor(v).dtype)
@@ -191,9 +205,11 @@ class _Builder:
                 self.views[op.result] = View(s, s.shape, identity(s.shape))
             elif row.kind == "view":
                 self.views[op.result] = self.view(op)
+            elif isinstance(op.attrs, LoopAttrs):
+                self.again(op, op.attrs)
             else:
                 self.layer(op)
-        return Layers(tuple(inputs), tuple(self.constants), tuple(self.layers), outputs)
+        return Layers(tuple(inputs), tuple(self.constants), tuple(self.steps), outputs)
 
     def name(self, wish: str) -> str:
         base = wish or f"t{len(self.names)}"
@@ -226,17 +242,32 @@ class _Builder:
             stored = Stored(self.name(wish), view.shape or (1,), view.base.dtype)
             dims = tuple(Dim(f"d{i}", n) for i, n in enumerate(view.shape)) or (Dim("u", 1),)
             nest = Structured(dims, "map", (view.entries,), (None,), 0)
-            self.layers.append(Layer(stored, nest, (view.base,), Block(), Block(), origin))
+            self.steps.append(Layer(stored, nest, (view.base,), Block(), Block(), origin))
             self.copies[key] = stored
         stored = self.copies[key]
         return View(stored, view.shape, identity(stored.shape) if view.shape else (Entry(),))
 
     def output(self, v: Value, op: Op, number: int) -> Stored:
         view = self.views[v]
-        whole = view.base.shape == view.shape and _is_identity(view.entries, view.shape)
-        if whole and not view.base.constant and any(x.result is view.base for x in self.layers):
+        made = any(view.base in (s.results if isinstance(s, Again) else (s.result,)) for s in self.steps)
+        if self.function.name != "main":  # a body may return what it captured, and a carried value in its own place
+            carried = self.function.block.args[: len(op.operands)]
+            made = made or self.views[carried[number]].base is view.base
+            made = made or all(self.views[x].base is not view.base for x in carried)
+        if made and _whole(view) and not view.base.constant:
             return view.base
         return self.copy(view, v.name or f"out{number}", op.origin).base
+
+    def again(self, op: Op, attrs: LoopAttrs) -> None:
+        """A loop: its operands are stored as they are."""
+        operands = []
+        for v in op.operands:
+            view = self.views[v]
+            view = view if _whole(view) and not view.base.constant else self.copy(view, v.name, op.origin)
+            operands.append(view.base)
+        results = tuple(Stored(self.name(r.name), _tensor(r).shape, _tensor(r).dtype) for r in op.results)
+        self.views.update((r, View(s, s.shape, identity(s.shape))) for r, s in zip(op.results, results, strict=True))
+        self.steps.append(Again(results, tuple(operands), attrs, op.origin))
 
     def layer(self, op: Op) -> None:
         body = op.regions[0] if op.regions else None
@@ -336,7 +367,7 @@ class _Builder:
         nest = replace(nest, maps=tuple(maps))
         shape = _tensor(op.result).shape
         stored = Stored(self.name(op.result.name), nest.out_shape, result.dtype)
-        self.layers.append(Layer(stored, nest, tuple(bases), term, epilogue, op.origin))
+        self.steps.append(Layer(stored, nest, tuple(bases), term, epilogue, op.origin))
         if stored.shape == shape:
             entries: Map = identity(shape)
         elif not shape:
@@ -347,9 +378,26 @@ class _Builder:
         self.views[op.result] = View(stored, shape, entries)
 
 
+def _whole(view: View) -> bool:
+    """Whether a view is its stored tensor."""
+    return view.base.shape == view.shape and _is_identity(view.entries, view.shape)
+
+
 def _tensor(v: Value) -> TensorType:
     assert isinstance(v.type, TensorType)
     return v.type
+
+
+def _combining(anchor: Op) -> Block:
+    """How a scatter's update (argument 1) joins what its row holds (argument 0); empty where it takes its place."""
+    combine = opdef(anchor.name).facts.get("combine")
+    name = combine(anchor.attrs) if combine else None
+    if name is None:
+        return Block()
+    held, update = (Value(TensorType((), _tensor(v).dtype), v.name) for v in (anchor.operands[0], anchor.operands[2]))
+    row = opdef(name)
+    made = Op(name, (held, update), row.attrs(), (Value(row.infer((held.type, update.type), row.attrs())[0]),))
+    return Block((held, update), (made, Op("dist.yield", made.results)))
 
 
 def _feeds(op: Op, anchor: Op, ops: list[Op]) -> bool:
@@ -388,18 +436,6 @@ def _scalars(ops: list[Op], env: dict[Value, Value]) -> tuple[tuple[Op, ...], di
 def _allowed(nest: Structured, number: int, fill: float | None, made: Map, direct: Map, view: View) -> bool:
     """Whether an operand may be read through its view: padding must stay outside the stored tensor too, and the matrix
     unit wants the reduce dim of its rows, and its packed operand, contiguous."""
-def _combining(anchor: Op) -> Block:
-    """How a scatter's update (argument 1) joins what its row holds (argument 0); empty where it takes its place."""
-    combine = opdef(anchor.name).facts.get("combine")
-    name = combine(anchor.attrs) if combine else None
-    if name is None:
-        return Block()
-    held, update = (Value(TensorType((), _tensor(v).dtype), v.name) for v in (anchor.operands[0], anchor.operands[2]))
-    row = opdef(name)
-    made = Op(name, (held, update), row.attrs(), (Value(row.infer((held.type, update.type), row.attrs())[0]),))
-    return Block((held, update), (made, Op("dist.yield", made.results)))
-
-
     if fill is not None:
         for k, e in enumerate(direct):
             lo = e.offset + sum(min(0, c * (nest.dims[d].extent - 1)) for d, c in e.terms)

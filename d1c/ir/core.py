@@ -72,7 +72,8 @@ class Block:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Function:
-    """A named block. Graph and dist modules have one, `main`, whose arguments and results are the model's."""
+    """A named block. Graph and dist modules have `main`, whose arguments and results are the model's, and the bodies of
+    loops."""
 
     name: str
     block: Block

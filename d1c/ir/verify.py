@@ -19,7 +19,7 @@ def verify(module: Module, after: str = "") -> None:
     functions end in LEVEL.return, regions in LEVEL.yield, and neither stands elsewhere; constants are as typed.
 
     A row's `facts` may hold `infer_op`: (op) -> result types, for ops whose result depends on their regions, and
-    `check`: (op) -> None, raising ValueError, for rules beyond types.
+    `check`: (op) -> None, raising ValueError, for rules beyond types; `check_in`: (op, module) -> None, the same.
     """
     if module.level not in LEVELS:
         raise VerifyError(f"unknown level {module.level}", after=after, rule=f"levels are {', '.join(LEVELS)}")
@@ -29,6 +29,13 @@ def verify(module: Module, after: str = "") -> None:
             raise VerifyError(f"function @{function.name} is defined twice", after=after)
         names.add(function.name)
         _Check(module, function, after).block(function.block, set(), region=False)
+    if len(module.functions) > 1 and "main" in names and module.level in ("graph", "dist"):
+        from d1c.ops.graph.loop import callees  # the registry imports this package
+
+        try:
+            callees(module)
+        except ValueError as error:
+            raise VerifyError(str(error), after=after, rule="a function is main or the body of one loop") from error
 
 
 @dataclass(slots=True)
@@ -101,6 +108,8 @@ class _Check:
         try:
             if "check" in row.facts:
                 row.facts["check"](op)
+            if "check_in" in row.facts:
+                row.facts["check_in"](op, self.module)
             if "infer_op" in row.facts:
                 expected: tuple[Type, ...] = row.facts["infer_op"](op)
             elif row.kind == "constant":

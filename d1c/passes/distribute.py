@@ -34,13 +34,13 @@ All 16 cores of the machine `test` take 4 rows each, which they own; every core 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from d1c.analysis.exchange import exchange_of, in_place
-from d1c.analysis.layers import Layer, Layers, Stored, layers_of
+from d1c.analysis.layers import Again, Layer, Layers, Stored, identity, layers_of
 from d1c.analysis.plans import Plan, accumulator_type, choose, spread
 from d1c.analysis.random_plans import random_plan
 from d1c.errors import DoesNotFit
@@ -72,10 +72,10 @@ def run(module: Module, machine: Machine, seed: int | None = None, resident: flo
     if scalars := tuple(n for n, v in results if _tensor(v).shape == ()):
         module = replace(module, attrs={**module.attrs, "scalars": scalars})
     mesh = Mesh(machine.axes)
-    layers = layers_of(module)
+    layers = {f.name: layers_of(module, f.name) for f in module.functions}
     rng = np.random.default_rng(seed)
     budget = resident * machine.data_bytes
-    users = sum(any(o.constant for o in x.operands) for x in layers.layers)
+    users = sum(any(o.constant for o in x.operands) for f in layers.values() for x in f.layers)
 
     def chooser(layer: Layer, layouts: Sequence[Layout | None]) -> Plan:
         if seed is not None:
@@ -91,36 +91,79 @@ def run(module: Module, machine: Machine, seed: int | None = None, resident: flo
                 remedy="use a larger --target, a smaller batch, or --precision bf16",
             ) from e  # fmt: skip
 
-    return _Distributor(layers, mesh, chooser, budget).run(module, machine)
+    whole = _Whole(layers, mesh, chooser, budget)
+    _Distributor(whole, layers["main"]).run("main")
+    functions = tuple(whole.functions[f.name] for f in module.functions)
+    used = {op.attrs.name for f in functions for op in f.block.ops if op.name == "dist.const"}
+    return Module(
+        "dist", functions, {k: v for k, v in module.constants.items() if k in used},
+        {**module.attrs, "target": machine.name, "mesh": tuple(mesh.axes)},
+    )  # fmt: skip
 
 
 @dataclass
-class _Distributor:
-    layers: Layers
+class _Whole:
+    """What the functions of a module share: the layers of all, and how many bytes of constants are resident."""
+
+    layers: Mapping[str, Layers]
     mesh: Mesh
     choose: Chooser
     budget: float
+    resident: float = 0.0
+    functions: dict[str, Function] = field(default_factory=dict)
 
-    def run(self, module: Module, machine: Machine) -> Module:
+
+class _Distributor:
+    """One function."""
+
+    def __init__(self, whole: _Whole, layers: Layers) -> None:
+        self.whole, self.layers, self.mesh, self.choose = whole, layers, whole.mesh, whole.choose
         self.ops: list[Op] = []
         self.values: dict[str, Value] = {}
         self.windows: dict[tuple[str, Need, float | None], Value] = {}
-        self.resident = 0.0
+
+    def run(self, name: str, layouts: Sequence[Layout | None] = ()) -> None:
+        """Distribute function `name`. `layouts`: of its arguments, None (and what is missing) as inputs are spread."""
         args = []
-        for s in self.layers.inputs:
-            v = Value(TensorType(s.shape, s.dtype, spread(s.shape, self.mesh)), s.name)
+        for i, s in enumerate(self.layers.inputs):
+            given = layouts[i] if i < len(layouts) else None
+            v = Value(TensorType(s.shape, s.dtype, given or spread(s.shape, self.mesh)), s.name)
             args.append(v)
             self.values[s.name] = v
-        for layer in self.layers.layers:
-            self.place(layer)
-        outputs = tuple(self.values[s.name] for s in self.layers.outputs)
+        for step in self.layers.steps:
+            if isinstance(step, Again):
+                self.loop(step)
+            else:
+                self.place(step)
+        outputs = tuple(self.values[s.name] if name == "main" else self.spread(s) for s in self.layers.outputs)
         self.ops.append(Op("dist.return", outputs))
-        used = {op.attrs.name for op in self.ops if op.name == "dist.const"}
-        return Module(
-            "dist", (Function("main", Block(tuple(args), tuple(self.ops))),),
-            {k: v for k, v in module.constants.items() if k in used},
-            {**module.attrs, "target": machine.name, "mesh": tuple(self.mesh.axes)},
-        )  # fmt: skip
+        self.whole.functions[name] = Function(name, Block(tuple(args), tuple(self.ops)))
+
+    def loop(self, step: Again) -> None:
+        """A loop carries its values in the layout of inputs; what it captures stays where it is."""
+        a = step.attrs
+        operands = [self.spread(o) if i < a.carried else self.values[o.name] for i, o in enumerate(step.operands)]
+        results = tuple(Value(v.type, s.name) for s, v in zip(step.results, operands, strict=False))
+        self.ops.append(Op("dist.loop", tuple(operands), a, results, (), step.origin))
+        self.values.update((s.name, v) for s, v in zip(step.results, results, strict=True))
+        _Distributor(self.whole, self.whole.layers[a.body]).run(a.body, [_tensor(v).layout for v in operands])
+
+    def spread(self, s: Stored) -> Value:
+        """The tensor as inputs are kept: itself, or a copy."""
+        value, layout = self.values[s.name], spread(s.shape, self.mesh)
+        if _tensor(value).layout == layout:
+            return value
+        dims = tuple(Dim(f"d{i}", n) for i, n in enumerate(s.shape))
+        nest = Structured(dims, "map", (identity(s.shape),), (None,), 0)
+        result = replace(s, name=self.name(f"{s.name}.s"))
+        return self.compute(Layer(result, nest, (s,), Block(), Block(), ""), layout, result)
+
+    def name(self, wish: str) -> str:
+        """`wish`, with a number where another tensor has that name."""
+        taken, name, k = {*self.values, *(x.result.name for x in self.layers.layers)}, wish, 1
+        while name in taken:
+            name, k = f"{wish}{k}", k + 1
+        return name
 
     def place(self, layer: Layer) -> None:
         layouts = [None if o.constant else _tensor(self.values[o.name]).layout for o in layer.operands]
@@ -185,8 +228,8 @@ class _Distributor:
         if key in self.windows:
             return self.windows[key]
         size = math.prod(need.local_shape(self.mesh)) * o.dtype.bytes
-        if self.resident + size <= self.budget:
-            self.resident += size
+        if self.whole.resident + size <= self.whole.budget:
+            self.whole.resident += size
             w = Value(WindowType(o.shape, o.dtype, need), o.name)
             self.ops.append(Op("dist.const", (), DistConstAttrs(o.name, fill or 0.0), (w,), (), origin))
             self.windows[key] = w

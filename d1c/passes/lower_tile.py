@@ -4,24 +4,34 @@ All cores share one role. Thread 0 computes: it waits for its windows, calls the
 ready. Thread 1 sends: it waits until a tensor is ready and pushes it to where it is needed. Memory is recycled by
 epochs: within an epoch no byte is used twice; between epochs a core frees what is dead, fills the padding of the
 windows to come, and all cores meet at a barrier, which is the credit for everybody's next pushes.
+
+Both threads run a loop's body as often; each of its rounds begins like an epoch. Carried values have a buffer each, to
+which a call copies the new value when the round is over and thread 1 has sent what reads the old one. A condition is
+sent to a window on all cores, before the loop and at the end of every round; thread 1 looks at it once thread 0 has
+posted that it is there, and thread 0 frees it once thread 1 has posted that it is in the next round.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from d1c.analysis import epochs as memory
+from d1c.analysis.epochs import Step
 from d1c.analysis.exchange import exchange_of
 from d1c.analysis.shares import Shares
 from d1c.emit.tile_program import Movement, TileProgram
 from d1c.errors import DoesNotFit, UsageError
 from d1c.interp_dist import compute_call, fill_windows
-from d1c.ir.core import Module, Op, Value
+from d1c.ir.core import Block, Module, Op, Value
+from d1c.ir.layout import Component, Need
+from d1c.ir.structured import Dim, Entry, Structured
 from d1c.ir.types import TensorType, WindowType
-from d1c.target.dtypes import U32, DType
+from d1c.ops.dist.compute import ComputeAttrs, ExchangeAttrs
+from d1c.target.counts import Counts, by_output
+from d1c.target.dtypes import BOOL, U32, DType
 from d1c.target.encoding import code_bytes
 from d1c.target.kernel import Nest
 from d1c.target.machine import Machine
@@ -36,6 +46,7 @@ from d1c.target.program import (
     Command,
     Fill,
     Free,
+    Loop,
     Placement,
     Port,
     Post,
@@ -45,37 +56,11 @@ from d1c.target.program import (
     Wait,
 )
 
-ALIGN = 64
 READY, SENT = 0, 1
 LIST_BYTES = 32
 """SRAM that one message or command of a thread's list takes: assumed, d1c's own list format."""
 FLOPS = {"mac": 2, "fma": 2, "map": 0, "lookup": 0, "or": 0, "scatter": 0}
 """Operations per iteration that reports count; 1 for the kinds that are not named."""
-
-
-@dataclass
-class _Buffer:
-    """A buffer before it has an address: it lives from epoch `first` to epoch `last`."""
-
-    name: str
-    dtype: DType
-    elements: int
-    kind: str
-    first: int = 0
-    last: int = 0
-
-    @property
-    def bytes(self) -> int:
-        return -(-self.elements * self.dtype.bytes // ALIGN) * ALIGN
-
-
-@dataclass
-class _Step:
-    """One compute with the exchanges that it is the first to wait for."""
-
-    op: Op
-    fetch: list[Op] = field(default_factory=list)
-    epoch: int = 0
 
 
 def run(module: Module, machine: Machine) -> TileProgram:
@@ -93,7 +78,8 @@ def run(module: Module, machine: Machine) -> TileProgram:
 class _Lowering:
     def __init__(self, module: Module, machine: Machine) -> None:
         self.module, self.machine, self.mesh = module, machine, Mesh(machine.axes)
-        self.buffers: list[_Buffer] = []
+        self.buffers: list[memory.Buffer] = []
+        self.steps: list[Step] = []
         self.of: dict[Value, int] = {}
         self.kernels: dict[Nest, int] = {}
         self.names: dict[int, str] = {}
@@ -103,31 +89,37 @@ class _Lowering:
         self.moves: list[Movement] = []
         self.exchanges: list[Exchange] = []
         self.layers: list[dict[str, Any]] = []
+        self.conditions: dict[Op, int] = {}
 
     def run(self) -> TileProgram:
         main = self.module.function()
         for v in main.block.args:
             self.add(v, "owned")
-        steps, outputs = self.steps(main.block.ops)
-        shares = [compute_call(s.op, self.mesh) for s in steps]
-        tables = [self.tables(s.op, c) for s, c in zip(steps, shares, strict=True)]
-        overhead = self.overhead(steps, shares)
-        epochs, addresses, peak = self.schedule(steps, outputs, overhead)
-        threads = self.threads(steps, shares, tables, epochs)
+        outputs = self.walk(main.block)
+        shares = [compute_call(s.op, self.mesh) if s.op.name == "dist.compute" else None for s in self.steps]
+        tables = [() if c is None else self.tables(s.op, c) for s, c in zip(self.steps, shares, strict=True)]
+        overhead = self.overhead([c for c in shares if c is not None])
+        epochs, addresses, peak = self.schedule(outputs, overhead)
+        threads = self.threads(shares, tables)
         buffers = tuple(
             Buffer(b.name, b.dtype.name, b.elements, a, b.kind) for b, a in zip(self.buffers, addresses, strict=True)
         )
         info = {
             "precision": self.module.attrs.get("precision", "f32"), "numerics": VERSION, "epochs": epochs,
             "sram_data_bytes": peak, "sram_code_bytes": overhead, "sram_peak_bytes": peak + overhead,
-            **{k: v for k, v in self.module.attrs.items() if k.startswith("folded") or k == "model"},
+            **{k: v for k, v in self.module.attrs.items() 
+               if k.startswith(("folded", "empty_")) or k in ("model", "frozen", "lists")},
         }  # fmt: skip
         scalars = self.module.attrs.get("scalars", ())
+        counts = by_output(self.module.attrs.get("counts", ()))
         program = Program(
             self.machine.to_dict(), self.mesh, buffers, tuple((self.names[i], n) for n, i in self.kernels.items()),
             tuple(self.exchanges), (Role("main", (), threads),), tuple(self.placements),
             tuple(self.port(v.name, v) for v in main.block.args),
-            tuple(self.port(n, v, n in scalars) for n, v in zip(self.module.attrs["outputs"], outputs, strict=True)),
+            tuple(
+                self.port(n, v, n in scalars, counts.get(n, ()))
+                for n, v in zip(self.module.attrs["outputs"], outputs, strict=True)
+            ),
             self.weights, tuple(self.layers), info,
         )  # fmt: skip
         return TileProgram(program, tuple(self.moves))
@@ -148,39 +140,82 @@ class _Lowering:
         while name in taken:
             k += 1
             name = f"{wish}.{k}"
-        self.buffers.append(_Buffer(name, dtype, max(elements, 1), kind))
+        self.buffers.append(memory.Buffer(name, dtype, max(elements, 1), kind))
         return len(self.buffers) - 1
 
-    def port(self, name: str, v: Value, scalar: bool = False) -> Port:
+    def port(self, name: str, v: Value, scalar: bool = False, counts: Counts = ()) -> Port:
         t = v.type
         assert isinstance(t, TensorType) and t.layout is not None
         if scalar:  # one element: whoever is first along its factors has it
             return Port(name, self.of[v], (), t.dtype.name, Layout((), (*t.layout.axes, *t.layout.held)))
-        return Port(name, self.of[v], t.shape, t.dtype.name, t.layout)
+        return Port(name, self.of[v], t.shape, t.dtype.name, t.layout, counts)
 
-    def steps(self, ops: tuple[Op, ...]) -> tuple[list[_Step], tuple[Value, ...]]:
-        """The computes in order; buffers, constants and movements of everything on the way."""
-        steps: list[_Step] = []
+    def walk(self, block: Block) -> tuple[Value, ...]:
+        """Add a function's steps, with buffers, constants and movements of everything on the way; its results."""
         fetch: list[Op] = []
-        for op in ops:
+        for op in block.ops:
             if op.name == "dist.return":
-                return steps, op.operands
+                return op.operands
             if op.name == "dist.const":
                 self.constant(op)
             elif op.name == "dist.exchange":
-                (x,), w = op.operands, op.result.type
-                assert isinstance(x.type, TensorType) and x.type.layout is not None and isinstance(w, WindowType)
-                self.add(op.result, "window")
-                self.movements[op.result] = len(self.exchanges)
-                self.exchanges.append(exchange_of(x.type.layout, x.type.shape, w.need, self.mesh))
-                self.moves.append(Movement(x.type.layout, x.type.shape, w.need))
+                self.exchange(op)
                 fetch.append(op)
+            elif op.name == "dist.loop":
+                self.loop(op)
             else:
                 self.add(op.result, "owned")
-                steps.append(_Step(op, fetch))
-                self.layers.append(self.record(op))
+                self.compute(op, "compute", fetch)
                 fetch = []
         raise AssertionError("a dist function ends in dist.return")
+
+    def exchange(self, op: Op, window: int | None = None) -> None:
+        """Add a movement, to buffer `window` where that is given."""
+        (x,), w = op.operands, op.result.type
+        assert isinstance(x.type, TensorType) and x.type.layout is not None and isinstance(w, WindowType)
+        self.of[op.result] = self.add(op.result, "window") if window is None else window
+        self.movements[op.result] = len(self.exchanges)
+        self.exchanges.append(exchange_of(x.type.layout, x.type.shape, w.need, self.mesh))
+        self.moves.append(Movement(x.type.layout, x.type.shape, w.need))
+
+    def compute(self, op: Op, kind: Literal["compute", "start", "carry"], fetch: list[Op]) -> None:
+        self.layers.append(self.record(op))
+        new = (self.of[op.result], *(self.of[f.result] for f in fetch))
+        reads = (*(self.of[v] for v in op.operands), *(self.of[f.operands[0]] for f in fetch))
+        self.steps.append(Step(op, kind, fetch, new, reads, len(self.layers) - 1))
+
+    def loop(self, op: Op) -> None:
+        """The steps of a loop. Its carried values, which are its results, have buffers of their own."""
+        a, body = op.attrs, self.module.function(op.attrs.body).block
+        for i, (arg, v) in enumerate(zip(body.args, op.operands, strict=True)):
+            if i < a.carried:
+                self.of[op.results[i]] = self.add(arg, "owned")
+                self.compute(_copy(v, arg, op), "start", [])
+            else:
+                self.of[arg] = self.of[v]
+        around = [self.of[v] for v in body.args]
+
+        def step(kind: Literal["test", "begin", "end"]) -> None:
+            fetch = []
+            if kind == "test":
+                need = Need((Component((1,), ((0, 1),), (), 0, 0),), self.mesh.names)
+                window = Value(WindowType((1,), BOOL, need), f"{op.results[0].name or 'loop'}.test")
+                fetch.append(Op("dist.exchange", (body.args[0],), ExchangeAttrs(), (window,), (), op.origin))
+                self.exchange(fetch[0], self.conditions.get(op))
+                self.conditions[op] = self.of[window]
+                around.append(self.of[window])
+            new = tuple(self.of[f.result] for f in fetch)
+            self.steps.append(Step(op, kind, fetch, new, tuple(around), len(self.layers) - 1))
+
+        if a.condition:
+            step("test")
+        step("begin")
+        for new, arg in zip(self.walk(body), body.args, strict=False):
+            if new is not arg:
+                self.compute(_copy(new, arg, op), "carry", [])
+        if a.condition:
+            step("test")
+        step("end")
 
     def record(self, op: Op) -> dict[str, Any]:
         a, t = op.attrs, op.result.type
@@ -237,7 +272,7 @@ class _Lowering:
             out.append(number)
         return tuple(out)
 
-    def overhead(self, steps: list[_Step], shares: list[Shares]) -> int:
+    def overhead(self, shares: list[Shares]) -> int:
         """SRAM of code and of the threads' lists, on the core that has most."""
         for c in shares:
             if c.nest not in self.kernels:
@@ -248,30 +283,31 @@ class _Lowering:
         messages = np.zeros(self.mesh.cores, np.int64)
         for x in self.exchanges:
             messages += np.bincount(x.messages().src, minlength=self.mesh.cores)
-        commands = 4 * len(steps) + 3 * len(self.exchanges)
+        commands = 4 * len(self.steps) + 3 * len(self.exchanges)
         return int(code + LIST_BYTES * (commands + messages.max(initial=0)))
 
     # ---- epochs and addresses ---------------------------------------------------------------------------------------
 
-    def schedule(self, steps: list[_Step], outputs: tuple[Value, ...], overhead: int) -> tuple[int, list[int], int]:
+    def schedule(self, outputs: tuple[Value, ...], overhead: int) -> tuple[int, list[int], int]:
         """Epochs of all steps and addresses of all buffers: (epochs, addresses, peak bytes)."""
         capacity = self.machine.sram_bytes - overhead
         fixed = sum(b.bytes for b in self.buffers if b.kind in ("constant", "table"))
         pool = self.machine.semaphores - self.first_arrival
-        most = max(steps, key=lambda s: len(s.fetch), default=None)
+        most = max(self.steps, key=lambda s: len(s.fetch), default=None)
         if most is not None and len(most.fetch) > pool:
             raise DoesNotFit(
-                f"a core of {self.machine.name} has too few semaphores for {most.op.origin or most.op.result.name}",
+                f"a core of {self.machine.name} has too few semaphores for {most.op.origin or most.op.results[0].name}",
                 rule="every movement that a layer waits for counts its messages on a semaphore of its own",
                 amounts={"movements of the layer": len(most.fetch), "semaphores of a core": self.machine.semaphores,
                          "of these for barriers and threads": self.first_arrival},
                 remedy="use a target with more semaphores",
             )  # fmt: skip
+        inputs, results = ([self.of[v] for v in vs] for vs in (self.module.function().block.args, outputs))
         for share in (0.95, 0.8, 0.65, 0.5):
-            epochs = self.epochs(steps, outputs, (capacity - fixed) * share, pool)
+            epochs = memory.cut(self.steps, self.buffers, inputs, results, (capacity - fixed) * share, pool)
             if epochs is None:
                 continue
-            addresses, peak = pack(self.buffers)
+            addresses, peak = memory.pack(self.buffers)
             if peak <= capacity:
                 return epochs, addresses, peak
         sizes = sorted(self.buffers, key=lambda b: -b.bytes)[:6]
@@ -289,86 +325,25 @@ class _Lowering:
     def first_arrival(self) -> int:
         return 2 + len({a.split(".")[0] for a in self.mesh.names}) + 1
 
-    def epochs(self, steps: list[_Step], outputs: tuple[Value, ...], capacity: float, pool: int) -> int | None:
-        """Cut the steps into epochs that fit; None where one step alone does not."""
-        last: dict[int, int] = {self.of[v]: len(steps) for v in outputs}
-        for i, s in enumerate(steps):
-            for v in (*s.op.operands, *(f.operands[0] for f in s.fetch)):
-                last[self.of[v]] = max(last.get(self.of[v], 0), i)
-        live = {self.of[v] for v in self.module.function().block.args}
-        epoch, used, arrivals = 0, sum(self.buffers[b].bytes for b in live), 0
-        if used > capacity:
-            return None
-        born = dict.fromkeys(live, 0)
-        for i, s in enumerate(steps):
-            new = {self.of[s.op.result], *(self.of[f.result] for f in s.fetch)}
-            size = sum(self.buffers[b].bytes for b in new)
-            if used + size > capacity or arrivals + len(s.fetch) > pool:
-                live = {b for b in live if last.get(b, -1) >= i}
-                epoch, used, arrivals = epoch + 1, sum(self.buffers[b].bytes for b in live), 0
-                if used + size > capacity or len(s.fetch) > pool:
-                    return None
-            live |= new
-            born.update(dict.fromkeys(new, epoch))
-            used, arrivals, s.epoch = used + size, arrivals + len(s.fetch), epoch
-        for b, buffer in enumerate(self.buffers):
-            if buffer.kind in ("constant", "table"):
-                buffer.first, buffer.last = 0, epoch
-            else:
-                end = last.get(b, -1)
-                buffer.first = born.get(b, 0)
-                buffer.last = epoch if end >= len(steps) else steps[end].epoch if end >= 0 else buffer.first
-        return epoch + 1
-
     # ---- commands ---------------------------------------------------------------------------------------------------
 
     def threads(
-        self, steps: list[_Step], shares: list[Shares], tables: list[tuple[int, ...]], epochs: int
-    ) -> tuple[tuple[Command, ...], ...]:
-        compute: list[Command] = []
-        send: list[Command] = []
-        axes = len({a.split(".")[0] for a in self.mesh.names})
-        barrier = Barrier(tuple(range(2, 2 + axes)), 2 + axes)
-        sources = {f.operands[0] for s in steps for f in s.fetch}
-        ready, sent, waited = 0, 0, 0
-        ready_at: dict[Value, int] = {}
-        epoch, arrival, pushes = -1, self.first_arrival, 0
-        for layer, (s, c, tab) in enumerate(zip(steps, shares, tables, strict=True)):
-            if s.epoch != epoch:
-                if pushes:
-                    send.append(Post(SENT, layer=layer))
-                    sent += 1
-                    compute.append(Wait(SENT, CoreInt.const(sent), layer))
-                dead = tuple(b for b, x in enumerate(self.buffers) if x.last == epoch and x.kind in ("owned", "window"))
-                if dead and epoch >= 0:
-                    compute.append(Free(dead, layer))
-                epoch, arrival, pushes = s.epoch, self.first_arrival, 0
-                fills = self.fills(steps, epoch, layer)
-                compute += fills
-                if epoch or fills:
-                    compute += [barrier, Post(READY, layer=layer)]
-                    ready += 1
-                start = ready
-            for f in s.fetch:
-                x, w = f.operands[0], f.result
-                need = max(ready_at.get(x, 0), start)
-                if need > waited:
-                    send.append(Wait(READY, CoreInt.const(need), layer, s.op.origin))
-                    waited = need
-                send.append(Push(self.of[x], self.of[w], self.movements[w], arrival, layer, s.op.origin))
-                compute.append(Arrive(self.movements[w], arrival, layer, s.op.origin))
-                arrival += 1
-                pushes += 1
-            compute.append(self.call(s.op, c, tab, layer))
-            if s.op.result in sources:
-                compute.append(Post(READY, layer=layer, origin=s.op.origin))
-                ready += 1
-                ready_at[s.op.result] = ready
+        self, shares: list[Shares | None], tables: list[tuple[int, ...]]
+    ) -> tuple[tuple[Command, ...], ...]:  # fmt: skip
+        threads = _Threads(self)
+        for s, c, tab in zip(self.steps, shares, tables, strict=True):
+            threads.step(s, None if c is None else self.call(s.op, c, tab, s.layer))
+        compute, send = threads.compute, threads.send
         return (tuple(compute), tuple(send)) if send else (tuple(compute),)
 
-    def fills(self, steps: list[_Step], epoch: int, layer: int) -> list[Command]:
+    def dead(self, first: int, last: int) -> set[int]:
+        """The buffers that live from epoch `first` or later to epoch `last`."""
+        alive = ((b, x) for b, x in enumerate(self.buffers) if x.kind in ("owned", "window"))
+        return {b for b, x in alive if x.last == last and x.first >= first}
+
+    def fills(self, epoch: int, layer: int) -> list[Command]:
         out: list[Command] = []
-        for s in steps:
+        for s in self.steps:
             if s.epoch == epoch:
                 for f in s.fetch:
                     m = self.movements[f.result]
@@ -393,23 +368,114 @@ class _Lowering:
         )  # fmt: skip
 
 
-def pack(buffers: list[_Buffer]) -> tuple[list[int], int]:
-    """Addresses by size, largest first, each in the lowest gap that is free over its epochs; and the peak."""
-    order = sorted(range(len(buffers)), key=lambda i: (-buffers[i].bytes * (buffers[i].last - buffers[i].first + 1), i))
-    address = [0] * len(buffers)
-    done: list[int] = []
-    for i in order:
-        b = buffers[i]
-        busy = sorted(
-            (address[j], address[j] + buffers[j].bytes)
-            for j in done
-            if buffers[j].first <= b.last and b.first <= buffers[j].last
-        )
-        at = 0
-        for lo, hi in busy:
-            if at + b.bytes <= lo:
-                break
-            at = max(at, hi)
-        address[i] = at
-        done.append(i)
-    return address, max((address[i] + b.bytes for i, b in enumerate(buffers)), default=0)
+def _copy(source: Value, target: Value, like: Op) -> Op:
+    """A compute that copies a tensor on every core, into one of the same layout."""
+    t = target.type
+    assert isinstance(t, TensorType) and t.layout is not None
+    dims = tuple(Dim(f"d{i}", n) for i, n in enumerate(t.shape))
+    nest = Structured(dims, "map", (tuple(Entry(((i, 1),)) for i in range(len(dims))),), (None,), 0)
+    return Op("dist.compute", (source,), ComputeAttrs(nest, t.layout, t.dtype.name), (target,), (), like.origin)
+
+
+class _Threads:
+    """The commands of the two threads, step by step; within a loop, those of its body.
+
+    Waits are relative: a body waits in every round for what is posted in that round. `ready` counts the posts of READY
+    so far, `waited` those that thread 1 has waited for, `start` those at the epoch's beginning; at the borders of a
+    loop thread 1 has waited for all. What the next epoch begins with: `ended`: it frees what was born in epoch `first`
+    or later and died in `last`; in a new round that is what the body made in the round before. `tested`: and the window
+    of the condition; `meet`: thread 1 says first that it is out of the last epoch.
+    """
+
+    def __init__(self, program: _Lowering) -> None:
+        self.p = program
+        self.compute: list[Command] = []
+        self.send: list[Command] = []
+        self.outer: list[tuple[list[Command], list[Command], int]] = []
+        axes = len({a.split(".")[0] for a in program.mesh.names})
+        self.barrier = Barrier(tuple(range(2, 2 + axes)), 2 + axes)
+        self.sources = {f.operands[0] for s in program.steps for f in s.fetch}
+        self.ready, self.waited, self.start = 0, 0, 0
+        self.ready_at: dict[Value, int] = {}
+        self.epoch, self.meet = -1, False
+        self.ended: list[tuple[int, int]] = []
+        self.tested: set[int] = set()
+        self.arrival, self.pushes = program.first_arrival, 0
+
+    def step(self, s: Step, call: Call | None) -> None:
+        """Add a step; `call`: of a compute."""
+        if s.epoch != self.epoch:
+            self.begin_epoch(s)
+        if s.kind == "carry" and self.pushes:
+            self.sent(s.layer)
+        self.fetch(s)
+        if s.kind in ("begin", "end"):
+            self.loop(s)
+        elif s.kind == "test":
+            self.post(s)
+        elif call is not None:
+            if s.kind == "carry":
+                self.compute.append(Free((call.out,), s.layer, s.op.origin))
+            self.compute.append(call)
+            if s.op.result in self.sources:
+                self.post(s)
+                self.ready_at[s.op.result] = self.ready
+
+    def begin_epoch(self, s: Step) -> None:
+        if self.pushes or self.meet:
+            self.sent(s.layer)
+        dead = sorted({b for first, last in self.ended for b in self.p.dead(first, last)} | self.tested)
+        if dead and self.epoch >= 0:
+            self.compute.append(Free(tuple(dead), s.layer))
+        self.epoch, self.ended, self.meet, self.tested = s.epoch, [(0, s.epoch)], False, set()
+        self.arrival = self.p.first_arrival
+        fills = self.p.fills(s.epoch, s.layer)
+        self.compute += fills
+        if s.epoch or fills:
+            self.compute += [self.barrier, Post(READY, layer=s.layer)]
+            self.ready += 1
+        self.start = self.ready
+
+    def fetch(self, s: Step) -> None:
+        for f in s.fetch:
+            x, w = f.operands[0], f.result
+            self.wait_ready(max(self.ready_at.get(x, 0), self.start), s)
+            movement = self.p.movements[w]
+            self.send.append(Push(self.p.of[x], self.p.of[w], movement, self.arrival, s.layer, s.op.origin))
+            self.compute.append(Arrive(movement, self.arrival, s.layer, s.op.origin))
+            self.arrival += 1
+            self.pushes += 1
+
+    def loop(self, s: Step) -> None:
+        """Begin or end a body; the next step begins an epoch."""
+        self.wait_ready(self.ready, s)
+        if s.kind == "begin":
+            self.outer.append((self.compute, self.send, self.epoch))
+            self.compute, self.send = [], []
+            end = next(x for x in self.p.steps if x.op is s.op and x.kind == "end")
+            self.ended = [(0, self.epoch), (self.epoch + 1, end.epoch)]
+            self.tested = {self.p.conditions[s.op]} if s.op in self.p.conditions else set()
+        else:
+            trips, condition = s.op.attrs.trips, self.p.conditions.get(s.op, -1)
+            bodies = [tuple(self.compute), tuple(self.send)]
+            self.compute, self.send, before = self.outer.pop()
+            for commands, body in zip((self.compute, self.send), bodies, strict=True):
+                commands.append(Loop(body, trips, condition, s.layer, s.op.origin))
+            self.ended = [(0, before), (0, self.epoch)]
+        self.meet = True
+
+    def post(self, s: Step) -> None:
+        self.compute.append(Post(READY, layer=s.layer, origin=s.op.origin))
+        self.ready += 1
+
+    def wait_ready(self, need: int, s: Step) -> None:
+        if need > self.waited:
+            count = CoreInt.const(need - self.waited)
+            self.send.append(Wait(READY, count, s.layer, s.op.origin, relative=True))
+            self.waited = need
+
+    def sent(self, layer: int) -> None:
+        """Thread 0 waits until thread 1 has sent all so far."""
+        self.send.append(Post(SENT, layer=layer))
+        self.compute.append(Wait(SENT, CoreInt.const(1), layer, relative=True))
+        self.pushes = 0

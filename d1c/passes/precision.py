@@ -92,7 +92,7 @@ def demands(ops: Sequence[Op]) -> dict[Value, set[str]]:
     """Who reads each value, through views and copies: contract, output, other."""
     out: dict[Value, set[str]] = {}
     for op in reversed(ops):
-        if op.name == RETURN:
+        if op.name == RETURN or opdef(op.name).kind == "loop":
             for v in op.operands:
                 out.setdefault(v, set()).add("output")
         elif opdef(op.name).kind in COPIES:
@@ -227,15 +227,30 @@ class Assign:
             values.append(new)
         self.to.append(replace(op, operands=tuple(values)))
 
-    def run(self) -> None:
-        for x in self.to.module.function().block.args:
+    def loop(self, op: Op) -> None:
+        """A loop takes and gives values in the types that its body states."""
+        operands = []
+        for old in op.operands:
+            new, want = self.to.value(old), tensor(old).dtype
+            operands.append(new if tensor(new).dtype == want else self.cast(new, want.name, op))
+        self.to.append(replace(op, operands=tuple(operands)))
+        self.widen(op.results)
+
+    def widen(self, values: Sequence[Value]) -> None:
+        """Values in types that the graph does not compute in are converted once."""
+        for x in values:
             if tensor(x).dtype.is_float and tensor(x).dtype not in (F32, BF16):
                 self.to.new[x] = self.cast(x, "f32", Op("", (), results=(x,)))
+
+    def run(self) -> None:
+        self.widen(self.to.module.function().block.args)
         for op in self.ops:
             if op.name == CONST:
                 self.constant(op)
             elif op.name == RETURN:
                 self.returned(op)
+            elif opdef(op.name).kind == "loop":
+                self.loop(op)
             elif op.regions:
                 self.fused(op)
             else:
