@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from d1c.ir.core import NO_ATTRS
 from d1c.ir.structured import Dim, Entry, Structured
 from d1c.ir.types import TensorType, Type
 from d1c.ops.graph.contract import pack
@@ -36,6 +35,13 @@ class PackAttrs:
     """`pair`: two adjacent rows side by side (bf16); otherwise the pair dim has extent 1."""
 
     pair: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LookupAttrs:
+    """`batch`: how many leading dims the indices and the table have in common, each with tables of its own."""
+
+    batch: int = 0
 
 
 def _pad_infer(types: tuple[Type, ...], attrs: PadAttrs) -> tuple[Type, ...]:
@@ -118,26 +124,31 @@ def _pack_structure(types: tuple[Type, ...], attrs: PackAttrs, results: tuple[Ty
     return Structured(parallel_dims(out.shape), "map", (read,), (0.0 if x.shape[-2] % e else None,), 0)
 
 
-def _lookup_infer(types: tuple[Type, ...], attrs: Any) -> tuple[Type, ...]:
+def _lookup_infer(types: tuple[Type, ...], attrs: LookupAttrs) -> tuple[Type, ...]:
     indices, table = tensors(types, 2)
-    if not table.shape or indices.dtype.kind not in ("int", "uint"):
+    n = attrs.batch
+    if len(table.shape) <= n or indices.dtype.kind not in ("int", "uint"):
         raise ValueError(f"takes integers, then a table; has {indices.dtype}, then {list(table.shape)}")
-    return (TensorType((*indices.shape, *table.shape[1:]), table.dtype),)
+    if n < 0 or indices.shape[:n] != table.shape[:n]:
+        raise ValueError(f"indices {list(indices.shape)} and table {list(table.shape)} have {n} leading dims in common")
+    return (TensorType((*indices.shape, *table.shape[n + 1 :]), table.dtype),)
 
 
-def _lookup_structure(types: tuple[Type, ...], attrs: Any, results: tuple[Type, ...]) -> Structured:
+def _lookup_structure(types: tuple[Type, ...], attrs: LookupAttrs, results: tuple[Type, ...]) -> Structured:
     """Any split of the table is canonical: every row but one contributes 0."""
     (indices, table), (out,) = tensors(types, 2), tensors(results, 1)
-    r, rank = len(indices.shape), len(out.shape)
-    dims = (*parallel_dims(out.shape), Dim("v", table.shape[0], True))
-    index = tuple(Entry(((i, 1),)) for i in range(r))
-    rows = (Entry(((rank, 1),)), *(Entry(((i, 1),)) for i in range(r, rank)))
-    return Structured(dims, "lookup", (index, rows), (None, None), 2, rank, 1)
+    r, rank, n = len(indices.shape), len(out.shape), attrs.batch
+    dims = (*parallel_dims(out.shape), Dim("v", table.shape[n], True))
+    own = tuple(Entry(((i, 1),)) for i in range(rank))
+    return Structured(dims, "lookup", (own[:r], (*own[:n], Entry(((rank, 1),)), *own[r:])), (None, None), 2, rank, 1)
 
 
-def _lookup_eval(attrs: Any, results: tuple[Type, ...], indices: np.ndarray, table: np.ndarray) -> np.ndarray:
-    inside = (indices >= 0) & (indices < table.shape[0])
-    out = table[np.where(inside, indices, 0)]
+def _lookup_eval(
+    attrs: LookupAttrs, results: tuple[Type, ...], indices: np.ndarray, table: np.ndarray
+) -> np.ndarray:
+    inside = (indices >= 0) & (indices < table.shape[attrs.batch])
+    grid = np.ix_(*(np.arange(n) for n in indices.shape[: attrs.batch]), *([[0]] * (indices.ndim - attrs.batch)))
+    out = table[(*grid[: attrs.batch], np.where(inside, indices, 0))]
     out[~inside] = 0
     return out
 
@@ -165,7 +176,13 @@ def _pack_case(pair: bool) -> Any:
 
 def _lookup_case(rng: np.random.Generator) -> Any:
     table, i = rng.normal(size=(7, 3, 2)).astype(np.float32), rng.integers(0, 7, (2, 4))
-    return NO_ATTRS, [i, table], np.take(table, i, axis=0)
+    return LookupAttrs(), [i, table], np.take(table, i, axis=0)
+
+
+def _batched_lookup_case(rng: np.random.Generator) -> Any:
+    table, i = rng.normal(size=(3, 2, 7, 5)).astype(np.float32), rng.integers(-1, 8, (3, 2, 4, 6))
+    held = np.take_along_axis(table, np.clip(i, 0, 6).reshape(3, 2, 24, 1), 2).reshape(3, 2, 4, 6, 5)
+    return LookupAttrs(2), [i, table], np.where(((i >= 0) & (i < 7))[..., None], held, 0)
 
 
 register(OpDef(
@@ -181,6 +198,8 @@ register(OpDef(
     cases=(_pack_case(True), _pack_case(False)), doc="The order in which the matrix unit reads its second operand.",
 ))  # fmt: skip
 register(OpDef(
-    "graph.lookup", "lookup", _lookup_infer, eval=_lookup_eval, structure=_lookup_structure, cases=(_lookup_case,),
-    doc="Rows of a table (operand 1) by run-time indices (operand 0); an index outside gives zeros.",
+    "graph.lookup", "lookup", _lookup_infer, LookupAttrs, _lookup_eval, structure=_lookup_structure,
+    cases=(_lookup_case, _batched_lookup_case),
+    doc="Rows of a table (operand 1) by run-time indices (operand 0); an index outside gives zeros. With `batch`, leading"
+    " dims in common have tables of their own.",
 ))  # fmt: skip
