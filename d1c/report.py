@@ -60,6 +60,7 @@ def summarize(program: Program, times: Times, passes: Sequence[Mapping[str, Any]
                 "terms": t["terms"],
             }
         )
+    hidden = {name for p in program.outputs for _, name in p.counts}
     host = "nowhere: the machine has no interface processor" if not machine.dip_count else "DIP HBM"
     return {
         "version": d1c.__version__,
@@ -96,14 +97,16 @@ def summarize(program: Program, times: Times, passes: Sequence[Mapping[str, Any]
         "inputs_start": host,
         "outputs_end": host,
         "inputs": [_port(p) for p in program.inputs],
-        "outputs": [_port(p) for p in program.outputs],
+        "outputs": [_port(p) for p in program.outputs if p.name not in hidden],
         "layers": layers,
         "passes": [dict(p) for p in passes],
     }
 
 
 def _port(port: Port) -> dict[str, Any]:
-    return {"name": port.name, "shape": list(port.shape), "dtype": port.dtype}
+    """Dims whose extent is known at run time only are listed as `bounded`; `shape` has their largest extents."""
+    bounded = {"bounded": [dim for dim, _ in port.counts]} if port.counts else {}
+    return {"name": port.name, "shape": list(port.shape), "dtype": port.dtype, **bounded}
 
 
 def sram_of(program: Program) -> dict[int, int]:

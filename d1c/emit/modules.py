@@ -67,7 +67,7 @@ def to_modules(tile: TileProgram) -> tuple[Module, Module]:
     for kind, ports in (("input", p.inputs), ("output", p.outputs)):
         for port in ports:
             same = port.dtype == p.buffers[port.buffer].dtype
-            a = d.PortAttrs(port.name, port.shape, port.layout, "" if same else port.dtype)
+            a = d.PortAttrs(port.name, port.shape, port.layout, "" if same else port.dtype, port.counts)
             ops.append(Op(f"tile.{kind}", (values[port.buffer],), a))
     for role in p.roles:
         threads = tuple(_block(thread, values, p) for thread in role.threads)
@@ -262,7 +262,7 @@ class _Reader:
     def port(self, op: Op, buffers: tuple[Buffer, ...]) -> Port:
         a: d.PortAttrs = op.attrs
         number = self.number(op.operands[0])
-        return Port(a.name, number, a.shape, a.dtype or buffers[number].dtype, a.layout)
+        return Port(a.name, number, a.shape, a.dtype or buffers[number].dtype, a.layout, a.counts)
 
     def movement(self, op: Op, name: str) -> int:
         if name not in self.movements:

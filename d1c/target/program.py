@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from d1c.target.counts import Counts
 from d1c.target.dtypes import dtype
 from d1c.target.kernel import Nest
 from d1c.target.mesh import CoreInt, Layout, Mesh
@@ -222,13 +223,17 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """An input or output of the model: its name there, shape, element type, and the owned buffer with its layout."""
+    """An input or output of the model: its name there, shape, element type, and the owned buffer with its layout.
+
+    `counts`: of an output, per dim whose extent is known at run time only, the dim and the output (one i64) that holds
+    it; `shape` has the largest extents. Outputs that hold extents are not handed out."""
 
     name: str
     buffer: int
     shape: tuple[int, ...]
     dtype: str
     layout: Layout
+    counts: Counts = ()
 
 
 @dataclass(frozen=True)

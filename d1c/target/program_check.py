@@ -98,6 +98,7 @@ class _Check:
                 if port.name in names:
                     self.bad("occurs twice")
                 names.add(port.name)
+            self.counts(kind, ports)
         self.roles()
         self.at = ""
         if broken := loops.broken(self.p):
@@ -204,6 +205,22 @@ class _Check:
         size = math.prod(port.layout.local_shape(port.shape))
         if size > b.elements:
             self.bad(f"a core's share does not fit buffer {b.name}", share_elements=size, buffer_elements=b.elements)
+
+    def counts(self, kind: str, ports: tuple[Port, ...]) -> None:
+        """Extents that are known at run time only: outputs have them, and other outputs, of one i64, hold them."""
+        named = {p.name: p for p in ports}
+        hidden = {name for p in ports for _, name in p.counts}
+        for port in ports:
+            self.at = f"{kind} {port.name!r}"
+            dims = [dim for dim, _ in port.counts]
+            if port.counts and (kind == "input" or port.name in hidden):
+                self.bad("has extents of run time", "outputs have them that hold none themselves")
+            if len(set(dims)) < len(dims) or any(not 0 <= dim < len(port.shape) for dim in dims):
+                self.bad(f"counts dims {dims} of shape {list(port.shape)}")
+            for _, name in port.counts:
+                count = named.get(name)
+                if count is None or count.dtype != "i64" or math.prod(count.shape) != 1:
+                    self.bad(f"its extent is to be in {name!r}", "which must be an output of one i64")
 
     # ---- movements --------------------------------------------------------------------------------------------------
 

@@ -192,6 +192,12 @@ def _range(v: Any) -> tuple[str, int, int]:
     return _str(v[0]), _int(v[1]), _int(v[2])
 
 
+def _count(v: Any) -> tuple[int, str]:
+    if not isinstance(v, list) or len(v) != 2:
+        raise ValueError(f"{_short(v)} is no counted dim")
+    return _int(v[0]), _str(v[1])
+
+
 def _short(v: Any) -> str:
     text = repr(v)
     return text if len(text) < 60 else text[:57] + "..."
@@ -208,6 +214,7 @@ _CODECS: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "tuple[str, ...]": (list, _list(_str)),
     "tuple[CoreInt, ...]": (lambda v: [str(x) for x in v], _list(lambda v: CoreInt.parse(_bounded(v)))),
     "tuple[To, ...]": (lambda v: [[t.axis, t.mode, t.value] for t in v], _list(lambda v: To(*_triple(v)))),
+    "Counts": (lambda v: [list(c) for c in v], _list(lambda v: _count(v))),
     "tuple[Command, ...]": (lambda v: [], lambda v: ()),  # `_commands` and `_thread` see to bodies
 }
 """Per field type, as the dataclass writes it: to JSON, and from JSON (ValueError)."""

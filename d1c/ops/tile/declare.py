@@ -61,12 +61,14 @@ class PlaceAttrs:
 
 @dataclass(frozen=True, slots=True)
 class PortAttrs:
-    """`name`, `shape` and `dtype` (default: the buffer's) as the model has them; `layout`: who owns which part."""
+    """`name`, `shape` and `dtype` (default: the buffer's) as the model has them; `layout`: who owns which part;
+    `counts`: dims whose extent another output holds at run time."""
 
     name: str
     shape: tuple[int, ...]
     layout: Layout
     dtype: str = ""
+    counts: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
