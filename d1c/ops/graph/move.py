@@ -200,6 +200,6 @@ register(OpDef(
 register(OpDef(
     "graph.lookup", "lookup", _lookup_infer, LookupAttrs, _lookup_eval, structure=_lookup_structure,
     cases=(_lookup_case, _batched_lookup_case),
-    doc="Rows of a table (operand 1) by run-time indices (operand 0); an index outside gives zeros. With `batch`, leading"
-    " dims in common have tables of their own.",
+    doc="Rows of a table (operand 1) by run-time indices (operand 0); an index outside gives zeros. With `batch`,"
+    " leading dims in common have tables of their own.",
 ))  # fmt: skip
