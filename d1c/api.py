@@ -44,18 +44,19 @@ OnPrint = Callable[[str, Module], None]
 def import_onnx(
     model: str | Path | bytes | onnx.ModelProto,
     *,
-    shapes: Mapping[str, Sequence[int]] | None = None,
+    shapes: Mapping[str, Sequence[int] | None] | None = None,
     dims: Mapping[str, int] | None = None,
     freeze: Mapping[str, np.ndarray] | None = None,
 ) -> Module:
     """The model as a module of level graph, every shape static.
 
     shapes  whole input shapes by name; dims: values of symbolic dimensions; freeze: inputs that become constants.
+            The elements of a sequence `s` are `s.0`, `s.1`, ...; None: an empty one, or an optional that is not given.
     Raises ImportFailed, UnsupportedOp, ShapeUnbound, TypeMismatch.
     """
     from d1c.frontend.importer import import_onnx as run
 
-    return run(model, {k: tuple(v) for k, v in (shapes or {}).items()}, dims or {}, freeze or {})
+    return run(model, {k: None if v is None else tuple(v) for k, v in (shapes or {}).items()}, dims or {}, freeze or {})
 
 
 def lower(
@@ -85,7 +86,7 @@ def compile(
     *,
     target: str | Path | Machine = "d1-tile",
     precision: str = "bf16",
-    shapes: Mapping[str, Sequence[int]] | None = None,
+    shapes: Mapping[str, Sequence[int] | None] | None = None,
     dims: Mapping[str, int] | None = None,
     freeze: Mapping[str, np.ndarray] | None = None,
     stop_after: str | None = None,
@@ -133,7 +134,7 @@ class _Run:
     def all(
         self,
         model: str | Path | bytes | onnx.ModelProto | Module,
-        shapes: Mapping[str, Sequence[int]] | None,
+        shapes: Mapping[str, Sequence[int] | None] | None,
         dims: Mapping[str, int] | None,
         freeze: Mapping[str, np.ndarray] | None,
     ) -> Program:
@@ -265,14 +266,38 @@ class Program:
 
     def run(
         self,
-        inputs: Mapping[str, np.ndarray],
+        inputs: Mapping[str, Any],
         *,
         engine: str = "jit",
         threads: int | None = None,
         shuffle: int | None = None,
-    ) -> dict[str, np.ndarray]:
-        """Execute on the emulator: outputs by name, in the model's shapes. Raises InputError, Deadlock, Trap."""
-        return self._loaded.run(inputs, engine=engine, threads=threads, shuffle=shuffle)
+    ) -> dict[str, Any]:
+        """Execute on the emulator: outputs by name, in the model's shapes. Raises InputError, Deadlock, Trap.
+
+        Sequences are lists of arrays, here and in the outputs; an optional without a value is None. To the program
+        itself (a .d1x, `d1c run`) the elements of a sequence `s` are `s.0`, `s.1`, ...
+        """
+        ports: dict[str, Any] = dict(
+            self._loaded.run(ports_of(inputs), engine=engine, threads=threads, shuffle=shuffle)
+        )
+        for name, length in self.target.info.get("lists", ()):
+            ports[name] = None if length < 0 else [ports.pop(f"{name}.{i}") for i in range(length)]
+        return ports
+
+    @property
+    def frozen(self) -> tuple[str, ...]:
+        """The inputs that were frozen to constants."""
+        return tuple(self._attrs.get("frozen", ()))
+
+    @property
+    def folded(self) -> bool:
+        """Whether every result is a constant of compile time, so that the cores compute nothing."""
+        graph = self.modules.get("graph")
+        return graph is not None and all(op.name in _NO_WORK for op in graph.function().block.ops)
+
+    @property
+    def _attrs(self) -> Mapping[str, Any]:
+        return next(iter(self.modules.values())).attrs
 
     @cached_property
     def _loaded(self) -> Loaded:
@@ -293,3 +318,17 @@ class Program:
         from d1c.report import text
 
         return text(self.summary())
+
+
+_NO_WORK = ("graph.const", "graph.return")
+
+
+def ports_of(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The inputs by port: a list `s` of arrays is `s.0`, `s.1`, ...; None is nothing."""
+    out: dict[str, Any] = {}
+    for name, value in inputs.items():
+        if isinstance(value, (list, tuple)) and all(hasattr(v, "shape") for v in value):
+            out |= {f"{name}.{i}": v for i, v in enumerate(value)}
+        elif value is not None:
+            out[name] = value
+    return out

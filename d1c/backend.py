@@ -10,6 +10,7 @@ symbolic dimensions are compiled at `run`, for the shapes of its inputs.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -18,47 +19,87 @@ from onnx import helper
 from onnx.backend.base import Backend, BackendRep, namedtupledict
 
 from d1c import api
-from d1c.errors import InputError, ShapeUnbound
+from d1c.errors import InputError, NotStatic, ShapeUnbound
 from d1c.target.machine import Machine
 
 __all__ = ["D1Backend", "D1Rep", "is_compatible", "prepare", "run_model", "run_node", "supports_device"]
 
 
 class D1Rep(BackendRep):
-    """A prepared model; compiled once per set of input shapes."""
+    """A prepared model; compiled once per set of input shapes, and of values of frozen inputs.
+
+    Inputs that decide shapes (axes, shapes, k, pads) must be known to the compiler: the first run freezes them to the
+    values that they have then, and one with other values compiles again. `frozen`: their names. Sequences are lists of
+    arrays; None is an optional without a value.
+    """
+
+    auto = True
+    """Inputs that must be known are frozen without being asked for."""
 
     def __init__(self, model: onnx.ModelProto, target: str | Machine, precision: str, engine: str) -> None:
         self.model, self.target, self.precision, self.engine = model, target, precision, engine
         fixed = {t.name for t in model.graph.initializer}
         self.inputs = [i.name for i in model.graph.input if i.name not in fixed]
         self.outputs = [o.name for o in model.graph.output]
-        self.programs: dict[tuple[tuple[int, ...], ...], api.Program] = {}
+        self.frozen: tuple[str, ...] = ()
+        self.programs: dict[Any, api.Program] = {}
 
-    def compile(self, shapes: Mapping[str, tuple[int, ...]]) -> api.Program:
-        """The program for these input shapes."""
-        key = tuple(shapes[name] for name in self.inputs)
-        if key not in self.programs:
-            self.programs[key] = api.compile(self.model, target=self.target, precision=self.precision, shapes=shapes)
-        return self.programs[key]
+    def compile(
+        self, shapes: Mapping[str, tuple[int, ...] | None], values: Mapping[str, np.ndarray] | None = None
+    ) -> api.Program:
+        """The program for these input shapes. `values`: arrays of which those are frozen that must be known."""
+        values = values or {}
+        while True:
+            frozen = {name: values[name] for name in self.frozen if name in values}
+            bound = {name: shape for name, shape in shapes.items() if name not in frozen}
+            key = (tuple(bound.items()), *((n, a.shape, a.dtype.str, a.tobytes()) for n, a in frozen.items()))
+            if key in self.programs:
+                return self.programs[key]
+            try:
+                program = api.compile(
+                    self.model, target=self.target, precision=self.precision, shapes=bound, freeze=frozen
+                )
+            except NotStatic as error:
+                new = [name for name in error.inputs if name in values and name not in frozen]
+                if not new:
+                    raise
+                self.frozen = (*self.frozen, *new)
+            else:
+                self.programs[key] = program
+                return program
 
     def run(self, inputs: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Outputs as a named tuple of arrays. `inputs`: a sequence in the model's order, or a mapping by name."""
         if isinstance(inputs, Mapping):
-            named = {str(k): np.asarray(v) for k, v in inputs.items()}
+            named = {str(k): _plain(v) for k, v in inputs.items()}
         else:
             values = [inputs] if isinstance(inputs, np.ndarray) else list(inputs)
             if len(values) != len(self.inputs):
                 raise InputError(
                     f"{len(values)} inputs given, the model has {len(self.inputs)}", rule=", ".join(self.inputs)
                 )
-            named = dict(zip(self.inputs, map(np.asarray, values), strict=True))
+            named = dict(zip(self.inputs, map(_plain, values), strict=True))
         missing = [name for name in self.inputs if name not in named]
         if missing:
             raise InputError(f"input {missing[0]!r} is missing", rule=f"the model's inputs: {', '.join(self.inputs)}")
-        program = self.compile({name: named[name].shape for name in self.inputs})
-        results = program.run(named, engine=self.engine)
+        shapes: dict[str, tuple[int, ...] | None] = {n: a.shape for n, a in api.ports_of(named).items()}
+        shapes |= {name: None for name in self.inputs if named[name] is None or _no_elements(named[name])}
+        arrays = {name: value for name, value in named.items() if isinstance(value, np.ndarray)}
+        program = self.compile(shapes, arrays)
+        results = program.run({n: v for n, v in named.items() if n not in program.frozen}, engine=self.engine)
         out: tuple[Any, ...] = namedtupledict("Outputs", self.outputs)(*(results[name] for name in self.outputs))
         return out
+
+
+def _no_elements(value: Any) -> bool:
+    return isinstance(value, list) and not value
+
+
+def _plain(value: Any) -> Any:
+    """An input as an array, a list of arrays, or None."""
+    if isinstance(value, (list, tuple)):
+        return [np.asarray(v) for v in value]
+    return None if value is None else np.asarray(value)
 
 
 class D1Backend(Backend):
@@ -69,7 +110,7 @@ class D1Backend(Backend):
         """Whether every op is known (shapes are looked at when the model is compiled)."""
         try:
             api.import_onnx(model)
-        except ShapeUnbound:
+        except (ShapeUnbound, NotStatic):  # shapes and what decides them come with the inputs
             return True
         except Exception:  # the interface asks a yes-or-no question
             return False
@@ -92,7 +133,8 @@ class D1Backend(Backend):
         rep = D1Rep(model, target, precision, engine)
         shapes = {name: shape for name in rep.inputs if (shape := _static(model, name)) is not None}
         if len(shapes) == len(rep.inputs):
-            rep.compile(shapes)
+            with suppress(NotStatic):  # the first run knows the values
+                rep.compile(shapes)
         return rep
 
     @classmethod

@@ -6,6 +6,7 @@ The common ops are in numpy here; the others go to onnx's reference evaluator, a
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,7 +39,8 @@ def foldable(node: onnx.NodeProto) -> bool:
 def evaluate(node: onnx.NodeProto, inputs: Arrays, opsets: dict[str, int]) -> tuple[np.ndarray, ...]:
     """The node's outputs from its inputs (None: an optional one left out). Raises ImportFailed with its name."""
     try:
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of means of nothing
             if node.op_type in _NUMPY:
                 result = _NUMPY[node.op_type](node, inputs, opsets.get("", 1))
             else:

@@ -13,13 +13,15 @@ import numpy as np
 import onnx
 
 from d1c.errors import NotStatic, TypeMismatch, UnsupportedOp
+from d1c.frontend import unsigned
+from d1c.frontend.empty import resolve
 from d1c.frontend.load import attribute
 from d1c.frontend.shapes import element_type
 from d1c.ir.core import Block, Function, Module, Op, Value
-from d1c.ir.types import TensorType
+from d1c.ir.types import TensorType, Type
 from d1c.ops.graph.cast import cast_array, cast_attrs
 from d1c.ops.opdef import OnnxRule, opdef
-from d1c.target.dtypes import DType, dtype, from_numpy
+from d1c.target.dtypes import U64, DType, dtype, from_numpy
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +72,7 @@ class ImportContext:
         self._constants: dict[str, np.ndarray] = {}
         self._wishes: dict[str, str] = {}
         self._streams = 0
+        self._counts: dict[Value, dict[int, Value]] = {}
 
     # Names of the ONNX graph.
 
@@ -216,6 +219,24 @@ class ImportContext:
         value = attribute(node, name)
         return None if value is None else tuple(value)
 
+    # Bounded values: their extent is a maximum, see d1c.frontend.bounded.
+
+    def limit(self, value: Value, dim: int, count: Value) -> Value:
+        """The value of which only the first `count` (i64 [1]) along `dim` are real; the others are unspecified.
+
+        It is `value` itself where that is the result of an op and nothing else is known of it, otherwise a view."""
+        known = self._counts.get(value, {})
+        if known.get(dim) is count:
+            return value
+        if dim in known or value in self._names or value in self._arrays or value not in self._producers:
+            value = self._one(self.emit("graph.reshape", [value], shape=tensor(value).shape))
+        self._counts[value] = {**known, dim: count}
+        return value
+
+    def counts(self, value: Any) -> Mapping[int, Value]:
+        """The dims of which only so many are real, each with the run-time count (i64 [1])."""
+        return self._counts.get(value, {})
+
     # Operations.
 
     def emit(self, name: str, operands: Sequence[Value | None], attrs: Any = None, **fields: Any) -> Any:
@@ -226,16 +247,33 @@ class ImportContext:
         row = opdef(name)
         values = tuple(v for v in operands if v is not None)
         attrs = row.attrs(**fields) if attrs is None else attrs
+        if name in unsigned.REWRITES and any(tensor(v).dtype == U64 for v in values):
+            return unsigned.REWRITES[name](self, values, attrs)
         try:
             types = row.infer(tuple(v.type for v in values), attrs)
         except ValueError as error:
             shapes = ", ".join(f"{t.dtype}{list(t.shape)}" for t in (tensor(v) for v in values))
             raise TypeMismatch(f"{name} does not take ({shapes})", where=self.origin, rule=str(error)) from error
+        if (known := self._without_elements(name, values, attrs, types)) is not None:
+            return known[0] if len(known) == 1 else known
         results = tuple(Value(t) for t in types)
         op = Op(name, values, attrs, results, origin=self.origin)
         self._ops.append(op)
         self._producers.update({r: op for r in results})
         return results[0] if len(results) == 1 else results
+
+    def _without_elements(
+        self, name: str, values: Sequence[Value], attrs: Any, types: Sequence[Type]
+    ) -> tuple[Value, ...] | None:
+        """The results where tensors without elements decide them (they are constants always), else None."""
+        tensors = [t for t in types if isinstance(t, TensorType)]
+        if not types or all(t.size for t in (*tensors, *(tensor(v) for v in values))):
+            return None
+        try:
+            made = resolve(name, values, attrs, tensors)
+        except ValueError as error:
+            raise self.refuse(f"{name} on a tensor without elements", rule=str(error)) from error
+        return None if made is None else tuple(m if isinstance(m, Value) else self.const(m) for m in made)
 
     def producer(self, value: Value) -> Op | None:
         """The op that made `value`; None for an argument."""

@@ -80,15 +80,13 @@ def body(
         version = opsets.get(domain, 1)
         function = onnx.FunctionProto()
         if schema.has_function:
-            versions = [v for v in schema.function_opset_versions if v <= version]
-            function.ParseFromString(schema.get_function_with_opset_version(max(versions or [schema.since_version])))
+            chosen = _newest(schema.function_opset_versions, version)
+            function.ParseFromString(schema.get_function_with_opset_version(chosen))
         elif schema.has_context_dependent_function and types is not None:
-            versions = [v for v in schema.context_dependent_function_opset_versions if v <= version]
+            chosen = _newest(schema.context_dependent_function_opset_versions, version)
             text = [(onnx.TypeProto() if t is None else t).SerializeToString() for t in types]
             function.ParseFromString(
-                schema.get_context_dependent_function_with_opset_version(
-                    max(versions or [schema.since_version]), node.SerializeToString(), text
-                )
+                schema.get_context_dependent_function_with_opset_version(chosen, node.SerializeToString(), text)
             )
         if not function.node:
             return None
@@ -104,6 +102,12 @@ def body(
         {**{k: v for k, v in opsets.items() if own or k not in opsets_inside}, **opsets_inside},
         own,
     )
+
+
+def _newest(versions: Sequence[int], version: int) -> int:
+    """Of the op sets for which there is a body the newest that is not newer than `version`, or else the oldest: a body
+    says what the op means since its own version, in newer ops."""
+    return max([v for v in versions if v <= version] or [min(versions)])
 
 
 def _substituted(node: onnx.NodeProto, given: Mapping[str, onnx.AttributeProto]) -> onnx.NodeProto:

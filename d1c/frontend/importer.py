@@ -13,11 +13,12 @@ import onnx
 
 import d1c.frontend
 from d1c.errors import D1Error, ImportFailed, UnsupportedOp
-from d1c.frontend import consteval, functions
+from d1c.frontend import bounded, consteval, functions
 from d1c.frontend.context import ImportContext, Item, tensor
+from d1c.frontend.interface import bind_inputs, results_of
 from d1c.frontend.load import attribute, load_model, outer_names, sort_nodes, tensor_array
 from d1c.frontend.refusals import Rules, described, newest, refuse_unknown
-from d1c.frontend.shapes import input_types, type_proto
+from d1c.frontend.shapes import frozen_inputs, input_types, type_proto
 from d1c.ir.core import Module, Value
 from d1c.ops.opdef import OnnxRule, load_all
 
@@ -26,20 +27,23 @@ _SHAPE_OPS = ("Shape", "Size")
 
 def import_onnx(
     model: str | Path | bytes | onnx.ModelProto,
-    shapes: Mapping[str, tuple[int, ...]] = {},
+    shapes: Mapping[str, tuple[int, ...] | None] = {},
     dims: Mapping[str, int] = {},
     freeze: Mapping[str, np.ndarray] = {},
 ) -> Module:
     """The model as a module of level graph, every shape static.
 
-    shapes  whole input shapes by name, which win over the file. dims: values of symbolic dimensions.
+    shapes  whole input shapes by name, which win over the file (`s.0`, `s.1`, ... for the elements of a sequence s;
+            None: an empty one, or an optional that is not given). dims: values of symbolic dimensions.
     freeze  inputs that become constants (shapes, axes or scales that the model takes as inputs).
     Module.attrs: "outputs" names of the results, "folded" how many nodes were evaluated at import, "folded_bytes" the
-    size of what they gave. main's arguments carry the names of the model's inputs.
+    size of what they gave, "frozen" the frozen inputs; d1c.frontend.interface has those of inputs and outputs that are
+    no plain tensors. main's arguments carry the names of the model's inputs.
     Raises ImportFailed, UnsupportedOp (all unknown nodes at once), ShapeUnbound (all dimensions at once), TypeMismatch.
     """
     loaded = load_model(model)
     graph = loaded.graph
+    freeze = frozen_inputs(graph.input, freeze)
     fixed = set(loaded.initializers) | set(freeze)
     rules = collect_rules()
     refuse_unknown(loaded.nodes, fixed, rules, loaded.opsets, loaded.functions)
@@ -47,9 +51,7 @@ def import_onnx(
     types = input_types(inputs, shapes, dims)
     read = frozenset(n for node in loaded.nodes for n in outer_names(node)) | {o.name for o in graph.output}
     run = Importer(ImportContext(loaded.opsets, read), rules, loaded.functions, loaded.folder)
-    args = [Value(types[i.name], i.name) for i in inputs]
-    for arg in args:
-        run.cx.bind(arg.name, arg)
+    args, interface = bind_inputs(run.cx, types)
     for name, array in {**loaded.initializers, **freeze}.items():
         if name in read:
             run.cx.bind(name, run.cx.const(np.asarray(array), name))
@@ -58,8 +60,11 @@ def import_onnx(
     if not names:
         raise ImportFailed("the graph has no outputs", rule="a model computes something")
     run.cx.origin = ""
-    results = [run.cx.bound(n) for n in names]
-    return run.cx.module(args, results, {"outputs": names, "folded": run.folded, "folded_bytes": run.folded_bytes})
+    results, attrs = results_of(run.cx, names)
+    attrs |= {"folded": run.folded, "folded_bytes": run.folded_bytes, **interface}
+    if freeze:
+        attrs["frozen"] = tuple(sorted(freeze))
+    return run.cx.module(args, results, attrs)
 
 
 def collect_rules() -> Rules:
@@ -116,7 +121,7 @@ class Importer:
         if node.op_type == "Identity" and cx.is_const(operands[0]):
             self.folded += 1
             return None
-        if node.op_type in _SHAPE_OPS:
+        if node.op_type in _SHAPE_OPS and not cx.counts(operands[0]):
             shape = tensor(_some(operands[0])).shape
             arrays: tuple[np.ndarray, ...] = (
                 consteval.shape_value(node, shape)
@@ -137,7 +142,8 @@ class Importer:
         cx = self.cx
         cx.rule = rule
         try:
-            built: Any = rule.build(cx, node)
+            reads = bounded.touched(cx, node)
+            built: Any = bounded.lower(cx, node, rule.build) if reads else rule.build(cx, node)
         except D1Error:
             raise
         except (ValueError, TypeError, IndexError, AttributeError, KeyError, AssertionError) as error:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import onnx
 
 from d1c.errors import ShapeUnbound, UnsupportedOp, UsageError
@@ -40,38 +42,94 @@ def type_proto(type_: Type) -> onnx.TypeProto:
     return onnx.helper.make_tensor_type_proto(codes[type_.dtype.name], type_.shape)
 
 
+@dataclass(frozen=True)
+class ListType:
+    """The types of a sequence's elements; `dtype` their element type, also where there is none."""
+
+    items: tuple[TensorType, ...]
+    dtype: DType
+
+
+Declared = TensorType | ListType | None
+"""What an input is: a tensor, a sequence of tensors, or None: an optional that is not given."""
+
+
+def frozen_inputs(inputs: Sequence[onnx.ValueInfoProto], freeze: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """`freeze` checked: names of inputs, arrays of their element type. UsageError."""
+    types = {i.name: i.type.tensor_type.elem_type for i in inputs}
+    out = {}
+    for name, value in freeze.items():
+        if name not in types:
+            raise UsageError(f"--freeze names {name!r}, which is no input", remedy=f"inputs: {', '.join(types)}")
+        array, want = np.asarray(value), element_type(types[name], f"input {name}").numpy
+        if array.dtype != want:
+            raise UsageError(
+                f"the frozen input {name!r} has elements of type {array.dtype}, the model's input {want}",
+                rule="types are never converted silently",
+            )
+        out[name] = array
+    return out
+
+
 def input_types(
     inputs: Sequence[onnx.ValueInfoProto],
-    shapes: Mapping[str, tuple[int, ...]],
+    shapes: Mapping[str, tuple[int, ...] | None],
     dims: Mapping[str, int],
-) -> dict[str, TensorType]:
+) -> dict[str, Declared]:
     """Input name -> static type. `shapes` (whole inputs) wins over `dims` (symbols), both over the file.
 
+    The elements of a sequence `s` are bound as `s.0`, `s.1`, ...; None for an empty one, or an optional without value.
     Raises ShapeUnbound listing every dimension without a value and the flags to add, UsageError for a name in `shapes`
     or `dims` that the model does not have.
     """
     names = [i.name for i in inputs]
     for name in shapes:
-        if name not in names:
+        if name not in names and _element(name) not in names:
             raise UsageError(f"--shape names {name!r}, which is no input", remedy=f"inputs: {', '.join(names)}")
     for symbol, value in dims.items():
-        if value < 1:
+        if value < 0:
             raise UsageError(
-                f"--dim {symbol}={value}: dimensions are at least 1", remedy=f"for example --dim {symbol}=8"
+                f"--dim {symbol}={value}: dimensions are at least 0", remedy=f"for example --dim {symbol}=8"
             )
-    types: dict[str, TensorType] = {}
+    types: dict[str, Declared] = {}
     open_inputs: list[str] = []
     flags: dict[str, None] = {}
     symbols: dict[str, None] = {}
     for info in inputs:
-        if info.type.WhichOneof("value") != "tensor_type":
-            raise UnsupportedOp(f"input {info.name!r} is not a tensor", where=info.name, rule="inputs are tensors")
-        tensor = info.type.tensor_type
+        kind = info.type
+        optional = kind.WhichOneof("value") == "optional_type"
+        if optional:
+            kind = kind.optional_type.elem_type
+        listed = kind.WhichOneof("value") == "sequence_type"
+        if listed:
+            kind = kind.sequence_type.elem_type
+        if kind.WhichOneof("value") != "tensor_type":
+            raise UnsupportedOp(
+                f"input {info.name!r} is neither a tensor nor a sequence of tensors",
+                where=info.name,
+                rule="maps, sparse tensors and nested sequences have no form on the machine",
+            )
+        tensor = kind.tensor_type
         element = element_type(tensor.elem_type, f"input {info.name}")
+        if (optional or listed) and info.name in shapes and shapes[info.name] is None:
+            types[info.name] = ListType((), element) if listed and not optional else None
+            continue
+        if listed:
+            found: list[TensorType] = []
+            while (key := f"{info.name}.{len(found)}") in shapes:
+                found.append(TensorType(_checked(key, shapes[key]), element))
+            if found:
+                types[info.name] = ListType(tuple(found), element)
+            else:
+                open_inputs.append(f"{info.name} (a sequence: one shape for each of its elements)")
+                flags[f"--shape {info.name}.0=1,3"] = None
+            continue
+        if optional and info.name not in shapes:
+            open_inputs.append(f"{info.name} (optional)")
+            flags[f"--shape {info.name}=1,3"] = None
+            continue
         if info.name in shapes:
-            shape = tuple(shapes[info.name])
-            if any(d < 1 for d in shape):
-                raise UsageError(f"--shape {info.name}={_commas(shape)}: dimensions are at least 1")
+            shape = _checked(info.name, shapes[info.name])
             if tensor.HasField("shape") and len(shape) != len(tensor.shape.dim):
                 raise UsageError(
                     f"--shape {info.name}={_commas(shape)} has {len(shape)} dimensions, the model's input has "
@@ -126,6 +184,20 @@ def _symbol(dim: onnx.TensorShapeProto.Dimension) -> str:
     """The dimension's usable name, '' if none: '?' and the like name nothing."""
     name = dim.dim_param.strip() if dim.HasField("dim_param") else ""
     return "" if name in ("?", "-1", "None") else name
+
+
+def _element(name: str) -> str:
+    """`s` for `s.3`; '' for other names."""
+    base, _, number = name.rpartition(".")
+    return base if number.isdigit() else ""
+
+
+def _checked(name: str, shape: tuple[int, ...] | None) -> tuple[int, ...]:
+    if shape is None:
+        raise UsageError(f"input {name!r} is a tensor and must have a shape", remedy=f"--shape {name}=1,3")
+    if any(d < 0 for d in shape):
+        raise UsageError(f"--shape {name}={_commas(shape)}: dimensions are at least 0")
+    return tuple(shape)
 
 
 def _commas(values: Sequence[int | str]) -> str:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from d1c.errors import InputError, UsageError
 from d1c.target import program_io
-from d1c.target.dtypes import dtype
+from d1c.target.counts import trim
+from d1c.target.dtypes import dtype, from_numpy
 from d1c.target.mesh import Layout, whole
 from d1c.target.program import Port, Program
 from d1c.target.program_check import check
@@ -52,14 +53,18 @@ def load(path_or_program: str | Path | Program) -> Loaded:
 
 
 class Loaded:
-    """A checked program with its engines. `inputs` and `outputs`: its ports by name; `kept`: of the last run."""
+    """A checked program with its engines. `inputs` and `outputs`: its ports by name, without those that only hold the
+    extents of others; `kept`: of the last run."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
         self.inputs: dict[str, Port] = {p.name: p for p in program.inputs}
-        self.outputs: dict[str, Port] = {p.name: p for p in program.outputs}
+        hidden = {name for p in program.outputs for _, name in p.counts}
+        self.outputs: dict[str, Port] = {p.name: p for p in program.outputs if p.name not in hidden}
         self.kept: Kept = {}
         self._engines: dict[tuple[str, int | None, int | None, bool], Engine] = {}
+        self._empty_inputs = _without_elements(program.info.get("empty_inputs", ()))
+        self._empty_outputs = _without_elements(program.info.get("empty_outputs", ()))
 
     def run(
         self,
@@ -82,7 +87,8 @@ class Loaded:
         checked = self.check_inputs(inputs)
         result = self.engine(engine, threads, shuffle, bool(keep)).run(checked)
         self.kept = {n: v for n, v in result.kept.items() if keep is True or (keep and n in keep)}
-        return result.outputs
+        whole_outputs = trim(result.outputs, {p.name: p.counts for p in self.program.outputs if p.counts})
+        return {**whole_outputs, **{name: a.copy() for name, a in self._empty_outputs.items()}}
 
     def engine(self, name: str, threads: int | None = None, shuffle: int | None = None, keep: bool = False) -> Engine:
         """The engine of that name for this program; made once, since making one may mean compiling kernels."""
@@ -101,23 +107,27 @@ class Loaded:
         return self._engines[key]
 
     def check_inputs(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The inputs as arrays in row-major order; InputError where names, shapes or types are not the program's."""
-        listed = ", ".join(f"{p.name} {p.dtype}{list(p.shape)}" for p in self.inputs.values()) or "none"
+        """The inputs as arrays in row-major order; InputError where names, shapes or types are not the program's.
+
+        Inputs without elements are checked too and left out: the program has no place for them."""
+        wanted = {name: (p.shape, dtype(p.dtype).numpy) for name, p in self.inputs.items()}
+        wanted |= {name: (a.shape, a.dtype) for name, a in self._empty_inputs.items()}
+        listed = ", ".join(f"{name} {from_numpy(t)}{list(shape)}" for name, (shape, t) in wanted.items()) or "none"
         for name in inputs:
-            if name not in self.inputs:
+            if name not in wanted:
                 raise InputError(
                     f"the program has no input {name!r}", rule=f"its inputs are: {listed}", remedy="rename or remove it"
                 )
         out = {}
-        for name, port in self.inputs.items():
+        for name, (shape, want) in wanted.items():
             if name not in inputs:
                 raise InputError(
                     f"input {name!r} is missing", rule=f"the inputs are: {listed}", remedy="give every input"
                 )
-            array, want = np.asarray(inputs[name]), dtype(port.dtype).numpy
-            if array.shape != port.shape:
+            array = np.asarray(inputs[name])
+            if array.shape != shape:
                 raise InputError(
-                    f"input {name!r} has shape {list(array.shape)}, expected {list(port.shape)}",
+                    f"input {name!r} has shape {list(array.shape)}, expected {list(shape)}",
                     rule="shapes are fixed when a model is compiled",
                     remedy="reshape or pad the input, or compile the model for this shape",
                 )
@@ -127,7 +137,8 @@ class Loaded:
                     rule="types are never converted silently",
                     remedy=f"convert it with .astype({str(want)!r}) if that is what you want",
                 )
-            out[name] = np.ascontiguousarray(array).reshape(port.shape)
+            if name in self.inputs:
+                out[name] = np.ascontiguousarray(array).reshape(shape)
         return out
 
     def layer_value(self, kept: Kept, layer: int) -> np.ndarray:
@@ -161,3 +172,8 @@ class Loaded:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _without_elements(records: Sequence[Sequence[Any]]) -> dict[str, np.ndarray]:
+    """The arrays that (name, type, dims...) describe."""
+    return {str(name): np.zeros(tuple(dims), dtype(str(kind)).numpy) for name, kind, *dims in records}

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import d1c
 import d1rt
-from d1c.errors import ShapeUnbound, TypeMismatch, UsageError
+from d1c.errors import ShapeUnbound, UsageError
 from d1c.interp_dist import evaluate_dist
 from d1c.target.machine import machine
 
@@ -175,25 +175,3 @@ def test_scalar_results_have_no_dims(target: str, engine: str, tmp_path: Path, r
         assert out["y0"] == out["y1"][0] == -out["y2"] == x["x"].sum()
     assert [p.shape for p in program.target.outputs] == [(), (1,), ()]
     assert evaluate_dist(program.module("dist"), x)["y0"].shape == ()
-
-
-@pytest.mark.parametrize(
-    "bytes_, name",
-    [
-        (model([helper.make_node("Relu", ["x"], ["y0"], "r")], [[0, 4]], [0, 4]), "input 'x'"),
-        (model([helper.make_node("Slice", ["x", "at", "at"], ["y0"], "s")], [[0, 4]], [2, 4], at=[1]), "output 'y0'"),
-        (
-            model(
-                [
-                    helper.make_node("Slice", ["x", "at", "at"], ["e"], "s"),
-                    helper.make_node("ReduceSum", ["e"], ["y0"], "c", keepdims=0),
-                ],
-                [[]], [2, 4], at=[1],
-            ),
-            "'e' of graph.[a-z_]*",
-        ),
-    ],
-)  # fmt: skip
-def test_empty_tensors_are_refused_by_name(bytes_: bytes, name: str) -> None:
-    with pytest.raises(TypeMismatch, match=f"{name} is empty"):
-        d1c.compile(bytes_, target="test")
