@@ -13,7 +13,7 @@ from d1c.frontend.consteval import normal_axis
 from d1c.frontend.context import ImportContext, tensor
 from d1c.ir.core import Value
 from d1c.ops.opdef import Importer, OnnxRule
-from d1c.target.dtypes import BOOL, I32, DType
+from d1c.target.dtypes import BOOL, F32, I32, I64, DType
 
 
 def given(cx: ImportContext, node: onnx.NodeProto, index: int = 0) -> Value:
@@ -214,10 +214,21 @@ def power(cx: ImportContext, node: onnx.NodeProto) -> Value:
             case -1.0 if tensor(x).dtype.is_float:
                 inverse: Value = cx.emit("graph.reciprocal", [x])
                 return inverse
-    if not tensor(x).dtype.is_float:
-        raise cx.refuse("Pow of integers", rule="their exponents are constants from 1 to 4", remedy="cast to float")
-    out: Value = cx.emit("graph.pow", [x, cx.cast(y, tensor(x).dtype)])
-    return out
+    if tensor(x).dtype.is_float:
+        wide = tensor(x).dtype if tensor(x).dtype.bits == 64 or tensor(y).dtype == tensor(x).dtype else F32
+        return cx.cast(cx.emit("graph.pow", [cx.cast(x, wide), cx.cast(y, wide)]), tensor(x).dtype)
+    exact = cx.emit("graph.int_pow", [cx.cast(x, I64), cx.cast(y, I64)])
+    if not tensor(y).dtype.is_float:
+        return cx.cast(exact, tensor(x).dtype)
+    # An exponent that is no integer: what lies within the error of graph.pow around an integer is that integer.
+    y = cx.cast(y, F32)
+    p = cx.emit("graph.pow", [cx.cast(x, F32), y])
+    near = cx.emit("graph.round", [p])
+    off = cx.emit("graph.abs", [cx.emit("graph.sub", [p, near])])
+    close = cx.emit("graph.less_equal", [off, cx.emit("graph.mul", [p, cx.scalar(1e-6, p)])])
+    rough = cx.cast(cx.emit("graph.where", [close, near, p]), I64)
+    whole = cx.emit("graph.equal", [cx.emit("graph.floor", [y]), y])
+    return cx.cast(cx.emit("graph.where", [whole, exact, rough]), tensor(x).dtype)
 
 
 def _fold_operands(name: str) -> Importer:
@@ -248,14 +259,6 @@ def cast_like(cx: ImportContext, node: onnx.NodeProto) -> Value:
 
 def _cast(cx: ImportContext, node: onnx.NodeProto, to: DType) -> Value:
     return cx.cast(given(cx, node), to, bool(cx.attr(node, "saturate", 1)), cx.attr(node, "round_mode", "up"))
-
-
-def bit_cast(cx: ImportContext, node: onnx.NodeProto) -> Value:
-    x, to = given(cx, node), cx.element_type(cx.attr(node, "to"))
-    if tensor(x).dtype == to:
-        return x
-    out: Value = cx.emit("graph.bitcast", [x], source=tensor(x).dtype.name, to=to.name)
-    return out
 
 
 def leaky_relu(cx: ImportContext, node: onnx.NodeProto) -> Any:
@@ -299,7 +302,6 @@ RULES = (
     OnnxRule("LogSoftmax", log_softmax),
     OnnxRule("LayerNormalization", layer_norm), OnnxRule("Gelu", gelu), OnnxRule("Gelu", gelu, domain="com.microsoft"),
     OnnxRule("Clip", clip), OnnxRule("Pow", power), OnnxRule("Cast", cast), OnnxRule("CastLike", cast_like),
-    OnnxRule("BitCast", bit_cast),
     OnnxRule("Max", _fold_operands("graph.max")), OnnxRule("Min", _fold_operands("graph.min")),
     OnnxRule("Sum", _fold_operands("graph.add")), OnnxRule("Mean", mean_of),
     OnnxRule("LeakyRelu", leaky_relu), OnnxRule("HardSigmoid", hard_sigmoid), OnnxRule("Mod", modulo),

@@ -108,7 +108,6 @@ def encode(b: Builder[Any], x: Any, name: str, saturate: bool = True, round_mode
     return b.select(b.lt(_INF, magnitude), b.const(f.sign if f.nan is None else f.nan, "i32"), result)
 
 
-
 def _bits_of_power(n: int) -> int:
     return (127 + n) << 23
 
