@@ -15,7 +15,6 @@ import onnx
 from d1c.errors import NotStatic, TypeMismatch, UnsupportedOp
 from d1c.frontend import unsigned
 from d1c.frontend.empty import resolve
-from d1c.frontend import unsigned
 from d1c.frontend.load import attribute
 from d1c.frontend.shapes import element_type
 from d1c.ir.core import Block, Function, Module, Op, Value
