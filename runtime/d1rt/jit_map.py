@@ -166,16 +166,21 @@ def emit_scatter(frame: Frame) -> None:
             new = narrow(fn, widen(fn, new, nest.operands[2].dtype), nest.out.dtype)
         store_raw(fn, new, p[out], stride, n)
 
+    own = [k for k in range(1, lane + 1) if frame.moves(index, k)]  # every iteration of these has an index of its own
+    shared = [k for k in range(1, lane + 1) if k not in own]
+
     def row(pointers: Pointers) -> None:
-        if lane == 0:  # rows are single elements
-            join(pointers, 1, None)
+        if lane in shared:
+            frame.over(shared[:-1], pointers, lambda p: frame.lane_blocks(lane, p, 1, join, (out, update)))
         else:
-            frame.over(range(1, lane), pointers, lambda p: frame.lane_blocks(lane, p, 1, join, (out, update)))
+            frame.over(shared, pointers, lambda p: join(p, 1, None))
+
+    def write(pointers: Pointers) -> None:
+        inside, at = _find(frame, index, pointers, 0)
+        fn.if_(inside, lambda: row(frame.step(pointers, 0, at, (out,))))
 
     def turn(u: Value) -> None:
-        p = frame.step(pointers, updates, u)
-        inside, at = _find(frame, index, p, 0)
-        fn.if_(inside, lambda: row(frame.step(p, 0, at, (out,))))
+        frame.over(own, frame.step(pointers, updates, u), write)
 
     pointers = frame.bases()
     frame.over(range(lane), pointers, lambda p: frame.lane_blocks(lane, p, 1, move, (out, data)))

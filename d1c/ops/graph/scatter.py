@@ -22,19 +22,24 @@ COMBINE = {"none": None, "add": "graph.add", "mul": "graph.mul", "max": "graph.m
 
 @dataclass(frozen=True, slots=True)
 class ScatterAttrs:
-    """`reduce`: none (the last update of a row stays), add, mul, max or min."""
+    """`reduce`: none (the last update of a row stays), add, mul, max or min. `batch`: how many dims behind data's first
+    are also the leading ones of indices and updates, each with row numbers of its own."""
 
     reduce: str = "none"
+    batch: int = 0
 
 
 def _infer(types: tuple[Type, ...], attrs: ScatterAttrs) -> tuple[Type, ...]:
     data, indices, updates = tensors(types, 3)
     if attrs.reduce not in COMBINE:
         raise ValueError(f"reduce {attrs.reduce!r} is none of {', '.join(COMBINE)}")
-    if not data.shape or len(indices.shape) != 1 or indices.dtype.kind not in ("int", "uint"):
-        raise ValueError(f"takes data, then integers of one dim; has {list(data.shape)}, then {indices}")
-    if updates.shape != (*indices.shape, *data.shape[1:]):
-        raise ValueError(f"updates have shape {list(updates.shape)}, not {[*indices.shape, *data.shape[1:]]}")
+    n = attrs.batch
+    if not data.shape or len(indices.shape) != n + 1 or indices.dtype.kind not in ("int", "uint"):
+        raise ValueError(f"takes data, then integers of {n + 1} dims; has {list(data.shape)}, then {indices}")
+    if indices.shape[:n] != data.shape[1 : n + 1]:
+        raise ValueError(f"indices have leading dims {list(indices.shape[:n])}, not {list(data.shape[1 : n + 1])}")
+    if updates.shape != (*indices.shape, *data.shape[n + 1 :]):
+        raise ValueError(f"updates have shape {list(updates.shape)}, not {[*indices.shape, *data.shape[n + 1 :]]}")
     common = common_dtype([data.dtype, updates.dtype])
     if attrs.reduce != "none" and (common == BOOL or common.name not in COMPUTE_TYPE):
         raise ValueError(f"no arithmetic on {common}")
@@ -44,11 +49,11 @@ def _infer(types: tuple[Type, ...], attrs: ScatterAttrs) -> tuple[Type, ...]:
 def _structure(types: tuple[Type, ...], attrs: ScatterAttrs, results: tuple[Type, ...]) -> Structured:
     """Rows may be cut anywhere: every core goes through all updates and takes those of its rows."""
     (_, indices, _), (out,) = tensors(types, 3), tensors(results, 1)
-    rank = len(out.shape)
-    dims = (Dim("v", out.shape[0]), *parallel_dims(out.shape[1:]), Dim("u", indices.shape[0], True))
-    data = tuple(Entry(((i, 1),)) for i in range(rank))
-    updates = (Entry(((rank, 1),)), *data[1:])
-    return Structured(dims, "scatter", (data, (Entry(((rank, 1),)),), updates), (None,) * 3, 3)
+    rank, n = len(out.shape), attrs.batch
+    dims = (Dim("v", out.shape[0]), *parallel_dims(out.shape[1:]), Dim("u", indices.shape[-1], True))
+    data, turn = tuple(Entry(((i, 1),)) for i in range(rank)), Entry(((rank, 1),))
+    numbers = (*data[1 : n + 1], turn)
+    return Structured(dims, "scatter", (data, numbers, (*numbers, *data[n + 1 :])), (None,) * 3, 3)
 
 
 def _eval(
@@ -60,11 +65,14 @@ def _eval(
         updates = widen(updates)
     elif updates.dtype != data.dtype:
         updates = round_to(widen(updates), t.dtype)
-    out = data.copy()
-    for row, update in zip(indices.tolist(), updates, strict=True):
-        if 0 <= row < len(out):
-            held = np.asarray(out[row])
-            out[row] = update if body is None else round_to(body(b, None, widen(held), np.asarray(update)), t.dtype)
+    out, n = data.copy(), attrs.batch
+    for u in range(indices.shape[-1]):
+        rows = indices[..., u].reshape(-1)
+        inside = np.flatnonzero((rows >= 0) & (rows < len(out)))  # one row of every batch
+        at = np.unravel_index(inside, indices.shape[:-1]) if n else ()
+        place = (rows[inside], *at)
+        update = np.moveaxis(updates, n, 0)[u][at] if n else np.moveaxis(updates, n, 0)[[u] * len(inside)]
+        out[place] = update if body is None else round_to(body(b, None, widen(out[place]), update), t.dtype)
     return out
 
 
@@ -83,14 +91,25 @@ def _case(
     return case
 
 
+def _batched_case(rng: np.random.Generator) -> Any:
+    data, updates = (rng.uniform(-3, 3, s).astype(np.float32) for s in ((6, 2, 3, 4), (2, 3, 9, 4)))
+    indices = rng.integers(-1, 7, (2, 3, 9))
+    expected = data.copy()
+    for i, j, u in np.ndindex(2, 3, 9):
+        if 0 <= indices[i, j, u] < 6:
+            expected[indices[i, j, u], i, j] += updates[i, j, u]
+    return ScatterAttrs("add", 2), [data, indices, updates], expected
+
+
 register(OpDef(
     "graph.scatter", "scatter", _infer, ScatterAttrs, _eval, structure=_structure,
     facts={"combine": lambda attrs: COMBINE[attrs.reduce]},
     cases=(
         _case("none", lambda a, b: b, np.float32), _case("add", np.add, np.float32),
         _case("mul", np.multiply, np.float32, (9,), 20), _case("max", np.maximum, np.int32, (1, 4)),
-        _case("min", np.minimum, np.int64), _case("none", lambda a, b: b, np.int64, (40, 2, 1, 3), 1),
+        _case("min", np.minimum, np.int64), _case("none", lambda a, b: b, np.int64, (40, 2, 1, 3), 1), _batched_case,
     ),
     doc="Rows of data (operand 0) replaced by, or combined with, updates (operand 2) at run-time row numbers (operand"
-    " 1), one after another, each stored in data's type; a number outside is passed over.",
+    " 1), one after another, each stored in data's type; a number outside is passed over. Dims of"
+    " data behind the first may have row numbers of their own (`batch`).",
 ))  # fmt: skip
