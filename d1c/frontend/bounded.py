@@ -176,10 +176,7 @@ def _elementwise(cx: ImportContext, node: onnx.NodeProto, build: Importer) -> Re
             if dim >= 0 and shape_of(v)[dim] != 1 and cx.counts(v).get(dim) is not count:
                 raise refusal(cx, node, "an operand beside it must be broadcast along the bounded dim")
             if dim >= 0 and cx.counts(v).get(dim) is count and shape_of(v)[dim] == 1 and len(values) > 1:
-                others = {
-                    shape_of(w)[at - rank + len(shape_of(w))] for w in values if at - rank + len(shape_of(w)) >= 0
-                }
-                if others != {1}:
+                if any(len(shape_of(w)) >= rank - at and shape_of(w)[at - rank] != 1 for w in values):
                     raise refusal(cx, node, "a dim of at most one element is not broadcast")
     return _built(cx, node, build, lambda out: counts if len(shape_of(out)) == rank else {})
 
@@ -218,9 +215,7 @@ def _regrouped(cx: ImportContext, node: onnx.NodeProto, build: Importer) -> Resu
         if wanted is not None:
             fits = [o for o in fits if wanted[o] == -1 or (wanted[o] == 0 and o == dim and new[o] == old[dim])]
         if len(fits) != 1 or (len(cx.counts(x)) > 1 and new[fits[0]] != old[dim]):
-            raise refusal(
-                cx, node, "a bounded dim stays, or takes in dims behind it, and a Reshape leaves it open (-1)"
-            )
+            raise refusal(cx, node, "a bounded dim stays or takes in dims behind it, and a Reshape leaves it open (-1)")
         factor = new[fits[0]] // old[dim]
         count = count if factor == 1 else op(cx, "mul", count, cx.scalar(factor, count))
         out = cx.limit(out, fits[0], count)
@@ -261,24 +256,20 @@ def _scatter_nd(cx: ImportContext, node: onnx.NodeProto, build: Importer) -> Res
 def _slice(cx: ImportContext, node: onnx.NodeProto, build: Importer) -> Results:
     """Other dims as they are; the bounded one from a start on, in steps of 1, up to an end that is not negative."""
     _others_static(cx, node)
-    x, ints = (
-        _operand(cx, node),
-        [cx.static_ints(node, i, n) for i, n in enumerate(("", "starts", "ends", "axes")) if i],
-    )
-    shape, starts, ends = shape_of(x), ints[0] or (), ints[1] or ()
-    axes = ints[2] if ints[2] is not None else tuple(range(len(starts)))
+    x = _operand(cx, node)
+    shape, starts, ends = shape_of(x), cx.static_ints(node, 1, "starts") or (), cx.static_ints(node, 2, "ends") or ()
+    given = cx.static_ints(node, 3, "axes")
+    axes = tuple(range(len(starts))) if given is None else given
     steps = cx.static_ints(node, 4, "steps") or (1,) * len(starts)
-    chosen = {
-        normal_axis(a, len(shape), cx.origin): (lo, hi, s)
-        for a, lo, hi, s in zip(axes, starts, ends, steps, strict=True)
-    }
+    dims = [normal_axis(a, len(shape), cx.origin) for a in axes]
+    chosen = {d: part for d, *part in zip(dims, starts, ends, steps, strict=True)}
     counts = dict(cx.counts(x))
     first, _, sizes = slice_plan(shape, starts, ends, axes, steps, cx.origin)
     for d, count in counts.items():
-        lo, hi, step = chosen.get(d, (0, shape[d], 1))
+        lo, hi, step = chosen.get(d, [0, shape[d], 1])
         if lo < 0 or hi < 0 or step != 1:
             raise refusal(
-                cx, node, "along a bounded dim a Slice starts and ends at numbers counted from 0, in steps of 1"
+                cx, node, "along a bounded dim, Slice takes starts and ends that are not negative, steps of 1"
             )
         if first[d] or sizes[d] < shape[d]:
             less = op(cx, "sub", count, cx.scalar(first[d], count))
@@ -355,10 +346,7 @@ def _concat(cx: ImportContext, node: onnx.NodeProto, build: Importer) -> Results
     values = [v for v in cx.inputs(node) if isinstance(v, Value)]
     axis = normal_axis(cx.attr(node, "axis", 1), len(shape_of(values[0])), cx.origin)
     counts = cx.counts(values[0])
-    same = all(
-        cx.counts(v).keys() == counts.keys() and all(cx.counts(v)[d] is counts[d] for d in counts) for v in values
-    )
-    if not same or axis in counts:
+    if any(dict(cx.counts(v)) != dict(counts) for v in values) or axis in counts:
         raise refusal(cx, node, "Concat takes operands that are bounded alike, along another axis than its own")
     return _built(cx, node, build, lambda out: counts)
 

@@ -106,7 +106,7 @@ def tensor_scatter(cx: ImportContext, node: onnx.NodeProto) -> Value:
     shape, like, mode = shape_of(cache), shape_of(update), cx.attr(node, "mode", "linear")
     axis = normal_axis(cx.attr(node, "axis", -2), len(shape), cx.origin)
     if axis == 0 or mode not in ("linear", "circular"):
-        raise cx.refuse(f"TensorScatter on axis {axis} with mode {mode!r}", rule="axis not 0; modes linear and circular")
+        raise cx.refuse(f"TensorScatter on axis {axis} with mode {mode!r}", rule="axis > 0; modes linear, circular")
     n, outer = shape[axis], axis + 1
     at = iota(cx, like[axis], outer, axis)
     if begin is not None:
@@ -141,7 +141,8 @@ def eye_like(cx: ImportContext, node: onnx.NodeProto) -> Value:
         raise ValueError(f"takes a matrix, has {list(shape_of(x))}")
     code = cx.attr(node, "dtype")
     kind = tensor(x).dtype if code is None else cx.element_type(code)
-    return cx.const(np.eye(*shape_of(x), k=cx.attr(node, "k", 0)).astype(kind.numpy))
+    rows, columns = shape_of(x)
+    return cx.const(np.eye(rows, columns, k=int(cx.attr(node, "k", 0))).astype(kind.numpy))
 
 
 def reverse_sequence(cx: ImportContext, node: onnx.NodeProto) -> Value:
