@@ -104,8 +104,9 @@ class Importer:
             cx.origin = f"{cx.prefix}{node.name or f'{node.op_type}_{self.count}'}"
             self.count += 1
             operands = cx.inputs(node)
-            if node.op_type == "If" and cx.is_const(operands[0]):
-                self.branch(node, bool(cx.array(_some(operands[0])).item()))
+            if node.op_type == "If" and (cx.is_const(operands[0]) or _gives_lists(node)):
+                condition = cx.known(_some(operands[0]), "If: the condition of branches that give sequences")
+                self.branch(node, bool(condition.item()))
             elif (folded := self.fold(node, operands)) is not None:
                 for name, array in zip(node.output, folded, strict=False):
                     if name:
@@ -221,6 +222,12 @@ def _some(value: Any) -> Any:
     if value is None:
         raise ImportFailed("a required input is left out")
     return value
+
+
+def _gives_lists(node: onnx.NodeProto) -> bool:
+    """Whether a branch of an If gives a sequence or an optional, of which the compiler must know which it is."""
+    outputs = (o for a in node.attribute for o in a.g.output)
+    return any(o.type.WhichOneof("value") in ("sequence_type", "optional_type") for o in outputs)
 
 
 def _has_graph(node: onnx.NodeProto) -> bool:
