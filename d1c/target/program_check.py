@@ -299,7 +299,7 @@ class _Check:
                 for path, c in numbered(thread):
                     name = ", ".join(filter(None, (type(c).__name__, c.origin)))
                     self.at = f"role {r.name!r} thread {t} command {place_text(path)} ({name})"
-                    if len(path) > MAX_DEPTH + 1:
+                    if isinstance(c, Loop) and len(path) > MAX_DEPTH:
                         self.bad(f"loops nest deeper than {MAX_DEPTH}")
                     self.command(c)
         self.at = "roles"

@@ -6,7 +6,7 @@ import numpy as np
 
 from d1c.target.kernel import Operand
 from d1c.target.mesh import CoreInt, Mesh
-from d1c.target.program import Call, Program
+from d1c.target.program import Call, Program, every
 from d1rt.engine_numpy import reading_loops
 from d1rt.engine_schedule import active
 from d1rt.traps import INSIDE, Fault, trap
@@ -17,7 +17,7 @@ def check_calls(program: Program) -> None:
     tables = {p.buffer: _Table(program.weights[p.array], p.index) for p in program.placements}
     for role in program.roles:
         for thread in role.threads:
-            for c in thread:
+            for c in every(thread):
                 if isinstance(c, Call):
                     _call(program, c, tables)
 

@@ -2,7 +2,8 @@
 
 Who waits for whom in a program does not depend on data, so the order of its commands is found once, when the engine is
 made (engine_schedule); a run is a list of phases: all messages of a Push, all kernel calls of a Call. Host threads
-share the units of a phase (engine_native); no Python runs within one, and semaphores need no memory.
+share the units of a phase (engine_native); no Python runs within one, and semaphores need no memory. Data decides only
+how many rounds loops make: between rounds the engine looks at the condition.
 
 Trapped when the engine is made: operands of calls that leave their buffers. Found then and raised by `run`: Deadlock,
 and Trap for missing credits, uninitialised reads and outputs that are not written; in small programs byte for byte as
@@ -19,15 +20,19 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from d1c.errors import D1Error, Deadlock, Trap
-from d1c.target.program import Call, Fill, Program
+from d1c.target.loops import twice
+from d1c.target.program import Call, Loop, Program
+from d1c.target.program_check import role_cores
 from d1rt.engine_checks import check_calls
-from d1rt.engine_memory import Memory, Scatter, touches, written
+from d1rt.engine_memory import Memory, Scatter
 from d1rt.engine_native import Job, Native
-from d1rt.engine_schedule import Schedule, Step
+from d1rt.engine_plan import Plan, Planner, Stretch, loops
+from d1rt.engine_schedule import Rounds, Schedule, Step
 from d1rt.engine_states import Bytes, Slots, movements
 from d1rt.engine_units import Units
 from d1rt.jit_nest import build
 from d1rt.loader import Kept, Result
+from d1rt.traps import Fault, trap
 
 SMALL_EVENTS, SMALL_BYTES = 30_000, 1 << 26
 """A program with no more commands and messages on all cores, and no more bytes, is followed byte by byte."""
@@ -58,19 +63,21 @@ class Engine:
         except (Deadlock, Trap) as e:
             self.failure = e
             return
-        steps = steps if plain else late_fills(steps)
-        phase = list(range(len(steps))) if plain else phases(steps)
-        self.memory = Memory(program, self._moves, steps, phase, plain, copied=plain and small)
+        planner = Planner(steps, plain)
+        self._plan = planner.plan
+        phase = [p for x in planner.stretches for p in x.phase]
+        flat = [s for x in planner.stretches for s in x.steps]
+        self.memory = Memory(program, self._moves, flat, phase, plain, copied=plain and small, loops=planner.spans)
         self.kernels = build(dict(program.kernels), use_dot=use_dot)
-        self._prepare(steps, phase, keep)
+        self._prepare(planner.stretches, keep)
         self._inputs = [Scatter(self.memory, p) for p in program.inputs]
         self._outputs = [Scatter(self.memory, p) for p in program.outputs]
         self._pool = ThreadPoolExecutor(self.threads - 1) if self.threads > 1 else None
 
-    def _order(self, alias: bool) -> tuple[list[Step], bool, bool]:
+    def _order(self, alias: bool) -> tuple[list[Step | Rounds], bool, bool]:
         """(steps, whether memory must be kept as it is, whether the program is small)."""
         program, moves = self.program, self._moves
-        commands = sum(len(t) for r in program.roles for t in r.threads) * program.mesh.cores
+        commands = sum(1 for r in program.roles for t in r.threads for _ in twice(t)) * program.mesh.cores
         messages = sum(int(m.expected.sum()) for m in moves)
         size = max((b.address + b.bytes for b in program.buffers), default=0) * program.mesh.cores
         small = commands + messages <= SMALL_EVENTS and size <= SMALL_BYTES
@@ -87,26 +94,36 @@ class Engine:
             return exact, True, small  # legal, but not by whole buffers
         return steps, not alias, small
 
-    def _prepare(self, steps: list[Step], phase: list[int], keep: bool) -> None:
-        """Make the job, and the arrays [cores, elements] into which it copies results that are kept."""
+    def _prepare(self, stretches: list[Stretch], keep: bool) -> None:
+        """Make the job, a part for every stretch, and the arrays [cores, elements] for copies of results to keep."""
         native = Native()
         rng = None if self._shuffle is None else np.random.default_rng(self._shuffle)
         units = Units(self.program, self._moves, self.memory, self.kernels, native, self.threads, rng)
-        self._kept: list[tuple[int, np.ndarray, np.ndarray]] = []
-        last = -1
-        for step, number in zip(steps, phase, strict=True):
-            if number != last:
-                units.phase()
-                last = number
-            units.add(step)
-            c = step.command
-            if keep and isinstance(c, Call) and c.layer >= 0:
-                units.phase()
-                self._kept.append((c.layer, step.cores, units.copy_out(c.out, step.cores)))
-                units.phase()
+        self._kept: list[list[tuple[int, np.ndarray, np.ndarray]]] = []
+        parts = []
+        for stretch in stretches:
+            first, last = units.mark(), -1
+            kept = []
+            for step, number in zip(stretch.steps, stretch.phase, strict=True):
+                if number != last:
+                    units.phase()
+                    last = number
+                units.add(step)
+                c = step.command
+                if keep and isinstance(c, Call) and c.layer >= 0:
+                    units.phase()
+                    kept.append((c.layer, step.cores, units.copy_out(c.out, step.cores)))
+                    units.phase()
+            parts.append((first, units.mark()))
+            self._kept.append(kept)
         table, starts = units.finish()
         self._held = units.held  # the units point into these
-        self._job = Job(native, table, starts, self.threads, self.kernels.scratch_bytes)
+        self._job = Job(native, table, starts, self.threads, self.kernels.scratch_bytes, parts)
+        players = [role_cores(r, self.program.mesh) for r in self.program.roles]
+        self._players = np.unique(np.concatenate(players)) if players else np.zeros(0, np.int64)
+        self._conditions = {
+            c.condition: self.memory.firsts(c.condition, self._players) for c in loops(self._plan) if c.condition >= 0
+        }
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Result:
         """See d1rt.loader.Engine."""
@@ -115,15 +132,46 @@ class Engine:
         self.memory.start()
         for s in self._inputs:
             s.put(inputs[s.port.name])
-        self._job.reset()
-        others = [self._pool.submit(self._job.run, i) for i in range(1, self.threads)] if self._pool else []
-        self._job.run(0)
-        for o in others:
-            o.result()
+        done: dict[int, None] = {}
+        self._execute(self._plan, done)
         kept: Kept = {}
-        for layer, cores, rows in self._kept:
-            kept.setdefault(layer, {}).update(zip(cores.tolist(), rows.copy(), strict=True))
+        for number in done:
+            for layer, cores, rows in self._kept[number]:
+                kept.setdefault(layer, {}).update(zip(cores.tolist(), rows.copy(), strict=True))
         return Result({s.port.name: s.get() for s in self._outputs}, kept)
+
+    def _execute(self, plan: Plan, done: dict[int, None]) -> None:
+        """`done`: the stretches that have run, ordered by when they did last."""
+        for item in plan:
+            if isinstance(item, Stretch):
+                done.pop(item.number, None)
+                done[item.number] = None
+                if self._job.reset(item.number):
+                    others = (
+                        [self._pool.submit(self._job.run, i, item.number) for i in range(1, self.threads)]
+                        if self._pool
+                        else []
+                    )
+                    self._job.run(0, item.number)
+                    for o in others:
+                        o.result()
+                continue
+            for number in range(item.command.trips):
+                if item.command.condition >= 0 and not self._goes_on(item.command):
+                    break
+                self._execute(item.steady if number else item.first, done)
+
+    def _goes_on(self, c: Loop) -> bool:
+        """Whether a loop has another round. Trap where the cores do not say the same."""
+        values = self._conditions[c.condition]()
+        if values.all() or not values.any():
+            return bool(values[0])
+        core = int(self._players[np.argmax(values != values[0])])
+        b = self.program.buffers[c.condition]
+        fault = Fault(
+            f"{b.name} is not the same on all cores", b.address, b.name, "a loop's condition is equal on all cores"
+        )
+        raise trap(self.program, core, c, fault)
 
     def close(self) -> None:
         """Give the memory back. The engine cannot run again."""
@@ -133,42 +181,3 @@ class Engine:
                 self._pool.shutdown()
             self._inputs, self._outputs = [], []
             del self._job, self._held, self.memory
-
-
-def late_fills(steps: list[Step]) -> list[Step]:
-    """Fills put right before what first touches their window, so that it takes memory no longer than needed; and the
-    same fill of several groups of cores as one."""
-    waiting: dict[int, Step] = {}  # by command
-    out: list[Step] = []
-    for step in steps:
-        if isinstance(step.command, Fill):
-            old = waiting.get(id(step.command))
-            cores = step.cores if old is None else np.union1d(old.cores, step.cores)
-            waiting[id(step.command)] = Step(step.command, cores)
-            continue
-        uses = touches(step)
-        now = [f for f in waiting.values() if written(f) in uses]
-        if now:
-            waiting = {k: f for k, f in waiting.items() if written(f) not in uses}
-            # before the step that precedes this one, whose phase it can share
-            at = len(out) - 1 if out and not any(written(f) in touches(out[-1]) for f in now) else len(out)
-            out[at:at] = now
-        out.append(step)
-    return out
-
-
-def phases(steps: list[Step]) -> list[int]:
-    """Per step the number of its phase: a step joins the phase before where neither touches what the other writes."""
-    out: list[int] = []
-    touching: set[int] = set()
-    writing: set[int] = set()
-    for step in steps:
-        uses, makes = set(touches(step)), written(step)
-        if uses & writing or makes in touching or not out:
-            out.append(out[-1] + 1 if out else 0)
-            touching, writing = set(), set()
-        else:
-            out.append(out[-1])
-        touching |= uses
-        writing.add(makes)
-    return out

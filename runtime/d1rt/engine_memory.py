@@ -9,7 +9,7 @@ data stays in the host's cache. Constants are read where the program's weights a
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,11 +42,13 @@ class Room:
 
 class Memory:
     """Memory of a program whose `steps` run in the phases `phase` (one number a step). `rooms`: one per buffer;
-    `plain`: how it is kept, with constants in SRAM too where `copied`; `bytes`: how much is mapped."""
+    `plain`: how it is kept, with constants in SRAM too where `copied`; `bytes`: how much is mapped. `loops`: from which
+    phase to which there is one, and the conditions read there: what it uses is used in all of its rounds."""
 
     def __init__(
-        self, program: Program, moves: list[Movement], steps: list[Step], phase: list[int], plain: bool, copied: bool
-    ) -> None:
+        self, program: Program, moves: list[Movement], steps: list[Step], phase: list[int], plain: bool, copied: bool,
+        loops: Sequence[tuple[int, int, set[int]]] = (),
+    ) -> None:  # fmt: skip
         self.program, self.mesh, self.plain = program, program.mesh, plain
         self.rooms = [Room(0, 0, np.full(self.mesh.cores, -1, np.int64))] * len(program.buffers)
         self._copied: list[tuple[int, np.ndarray, np.ndarray]] = []
@@ -67,7 +69,7 @@ class Memory:
                 if i not in self.fixed:
                     self.rooms[i] = Room(self._base + b.address, stride, np.arange(self.mesh.cores))
         else:
-            self._compact(moves, steps, phase, unaliased(steps, moves))
+            self._compact(moves, steps, phase, unaliased(steps, moves), loops)
 
     def _map(self) -> None:
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
@@ -83,7 +85,19 @@ class Memory:
             holds = np.flatnonzero(index >= 0)
             self.array(buffer)[holds, : weights.shape[1]] = weights[index[holds]]
 
-    def _compact(self, moves: list[Movement], steps: list[Step], phase: list[int], own: set[int]) -> None:
+    def firsts(self, buffer: int, cores: np.ndarray) -> Callable[[], np.ndarray]:
+        """What reads element 0 of a buffer on these cores: the values, one per core."""
+        rows = self.rooms[buffer].row[cores]
+        if buffer in self.fixed:
+            weights = [array for b, _, array in placed(self.program) if b == buffer][-1]
+            return lambda: np.asarray(weights[rows, 0])
+        array = self.array(buffer)
+        return lambda: np.asarray(array[rows, 0])
+
+    def _compact(
+        self, moves: list[Movement], steps: list[Step], phase: list[int], own: set[int],
+        loops: Sequence[tuple[int, int, set[int]]],
+    ) -> None:  # fmt: skip
         buffers, cores = self.program.buffers, self.mesh.cores
         touched: dict[int, list[int]] = {}
         rows = {i: np.zeros(cores, bool) for i, b in enumerate(buffers) if i not in self.fixed}
@@ -108,7 +122,13 @@ class Memory:
             touched.setdefault(port.buffer, []).append(-1)
             rows[port.buffer][holders(port, self.program)] = True
         for port in self.program.outputs:
-            touched.setdefault(port.buffer, []).append(len(steps))
+            touched.setdefault(port.buffer, []).append(max([-1, *phase, *(hi for _, hi, _ in loops)]) + 1)
+        for lo, hi, conditions in loops:
+            for b in conditions & rows.keys():
+                touched.setdefault(b, []).append(lo)
+            for when in touched.values():
+                if any(lo <= p <= hi for p in when):
+                    when += [lo, hi]
         spans: dict[int, tuple[int, int]] = {}
         size: dict[int, int] = {}
         stride: dict[int, int] = {}

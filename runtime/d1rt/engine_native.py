@@ -177,29 +177,39 @@ def _run(module: Module, name: str) -> None:
 
 
 class Job:
-    """Units in phases, ready to run on `threads` threads. `units` [n, UNIT] int64; `starts` [phases * threads + 1]:
-    where each thread's share of each phase begins; a thread that is done with its own takes from the others."""
+    """Units in phases, ready to run on `threads` threads, part by part. `units` [n, UNIT] int64; `starts` [phases *
+    threads + 1]: where each thread's share of each phase begins; a thread that is done with its own takes from the
+    others. `parts`: ranges of phases (default: all of them)."""
 
-    def __init__(self, native: Native, units: np.ndarray, starts: np.ndarray, threads: int, scratch_bytes: int) -> None:
+    def __init__(
+        self, native: Native, units: np.ndarray, starts: np.ndarray, threads: int, scratch_bytes: int,
+        parts: Sequence[tuple[int, int]] | None = None,
+    ) -> None:  # fmt: skip
         self.native, self.threads = native, threads
         self._units, self._starts = np.ascontiguousarray(units, np.int64), np.ascontiguousarray(starts, np.int64)
         phases = (len(starts) - 1) // threads
         self._counters = _aligned(phases * (threads + 1) * LINE)
         stride = -(-scratch_bytes // 4096) * 4096 + 2 * LINE
         self._scratch = _aligned(threads * stride)
-        self._job = np.array(
-            [self._units.ctypes.data, self._starts.ctypes.data, phases, threads, self._counters.ctypes.data,
-             self._scratch.ctypes.data, stride], np.int64,
-        )  # fmt: skip
-        self._address = self._job.ctypes.data
+        self._stride = stride
+        self._parts = [self._part(lo, hi) for lo, hi in parts or [(0, phases)]]
 
-    def reset(self) -> None:
-        """To be called before the threads run it again."""
-        self._counters[:] = 0
+    def _part(self, lo: int, hi: int) -> tuple[np.ndarray, np.ndarray]:
+        """The job of phases `lo` to `hi`, and their counters."""
+        row = (self.threads + 1) * LINE
+        counters = self._counters[lo * row : hi * row]
+        starts = self._starts.ctypes.data + lo * self.threads * self._starts.itemsize
+        addresses = [self._units.ctypes.data, starts, hi - lo, self.threads, self._counters.ctypes.data + lo * row]
+        return np.array([*addresses, self._scratch.ctypes.data, self._stride], np.int64), counters
 
-    def run(self, thread: int) -> None:
-        """One thread's part; returns when the whole job is done. Releases the interpreter lock."""
-        self.native.run(self._address, thread)
+    def reset(self, part: int = 0) -> bool:
+        """To be called before the threads run a part, again or for the first time; whether it has any phases."""
+        self._parts[part][1][:] = 0
+        return bool(self._parts[part][0][2])
+
+    def run(self, thread: int, part: int = 0) -> None:
+        """One thread's share of a part; returns when all of the part is done. Releases the interpreter lock."""
+        self.native.run(self._parts[part][0].ctypes.data, thread)
 
 
 def _aligned(size: int) -> np.ndarray:

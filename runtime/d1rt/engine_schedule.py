@@ -2,6 +2,10 @@
 
 The cores' threads are simulated with their semaphores and the states of memory, many cores at a time. The result is a
 list of steps (a command and the cores that perform it), each legal where it stands.
+
+All threads of all cores meet before and behind every round of a loop. Two rounds are simulated: where the second leaves
+memory and semaphores as the first did, all that follow can go like the second. What follows a loop that data may end
+before its first round must be legal both ways.
 """
 
 from __future__ import annotations
@@ -12,12 +16,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from d1c.errors import Deadlock
+from d1c.errors import Deadlock, Trap
 from d1c.target.mesh import Mesh
-from d1c.target.program import Arrive, Barrier, Call, Command, Fill, Free, Post, Program, Push, Role, Send, To, Wait
+from d1c.target.program import (
+    Arrive,
+    Barrier,
+    Call,
+    Command,
+    Fill,
+    Free,
+    Loop,
+    Post,
+    Program,
+    Push,
+    Role,
+    Send,
+    To,
+    Wait,
+    every,
+    place_text,
+)
 from d1c.target.program_check import role_cores
 from d1rt.engine_states import Memory, Movement
-from d1rt.traps import command_text, core_text, deadlock
+from d1rt.traps import command_text, core_text, deadlock, rounds_text
 
 SHOWN, POSTERS = 10, 3
 """How many waiting threads a report of a deadlock has, and how many who could help for each."""
@@ -34,16 +55,49 @@ class Step:
     targets: np.ndarray | None = None
 
 
-@dataclass(eq=False)
-class _Context:
-    """One thread of all cores of a role. `pc`: the command each core is at; `entered`: it has entered that barrier."""
+@dataclass(frozen=True, slots=True, eq=False)
+class Rounds:
+    """A loop: what happens in its first round, and in every other."""
+
+    command: Loop
+    first: list[Step | Rounds]
+    steady: list[Step | Rounds]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Thread:
+    """One thread of all cores of a role, or a loop's body there. `path`: the place of the loop; `rounds`: which rounds
+    of the loops around, from 1."""
 
     role: Role
-    thread: int
+    number: int
     commands: tuple[Command, ...]
     cores: np.ndarray
+    path: tuple[int, ...] = ()
+    rounds: tuple[int, ...] = ()
+
+
+@dataclass(eq=False)
+class _Context:
+    """Commands `first` to `last` of a thread, between two loops. `pc`: the one each core is at; `entered`: it has
+    entered that barrier."""
+
+    of: _Thread
+    first: int
+    last: int
     pc: np.ndarray
     entered: np.ndarray
+
+    @property
+    def commands(self) -> tuple[Command, ...]:
+        return self.of.commands
+
+    @property
+    def cores(self) -> np.ndarray:
+        return self.of.cores
+
+    def at(self, number: int) -> str:
+        return place_text((*self.of.path, number))
 
 
 def reached(to: tuple[To, ...], cores: np.ndarray, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
@@ -83,7 +137,7 @@ class Schedule:
     ) -> None:
         self.program, self.mesh, self.moves, self.memory = program, program.mesh, moves, memory
         self.rng, self.parts = rng, parts
-        self.steps: list[Step] = []
+        self.steps: list[Step | Rounds] = []
         semaphores = int(program.machine["semaphores"])
         self.counts = np.zeros((self.mesh.cores, semaphores), np.int64)
         self.waited = np.zeros_like(self.counts)
@@ -91,27 +145,103 @@ class Schedule:
         self._met: dict[tuple[tuple[int, ...], int], np.ndarray] = defaultdict(
             lambda: np.zeros(self.mesh.cores, np.int64)
         )
-        contexts = []
+        self.players = np.zeros(0, np.int64)
+        threads = []
         for role in program.roles:
             cores = role_cores(role, self.mesh)
-            for i, commands in enumerate(role.threads):
-                contexts.append(
-                    _Context(role, i, commands, cores, np.zeros(len(cores), np.int64), np.zeros(len(cores), bool))
-                )
+            self.players = np.union1d(self.players, cores)
+            threads += [_Thread(role, i, commands, cores) for i, commands in enumerate(role.threads)]
+        self.sequence(threads)
+        for port in program.outputs:
+            memory.output(port)
+
+    # ---- loops ------------------------------------------------------------------------------------------------------
+
+    def sequence(self, threads: list[_Thread]) -> None:
+        """All commands of the threads: between two loops each as far as it gets, then all of them round by round."""
+        cuts = [[*(i for i, c in enumerate(t.commands) if isinstance(c, Loop)), len(t.commands)] for t in threads]
+        start = [0] * len(threads)
+        for ends in zip(*cuts, strict=True):
+            self.stretch(
+                [
+                    _Context(t, a, b, np.full(len(t.cores), a), np.zeros(len(t.cores), bool))
+                    for t, a, b in zip(threads, start, ends, strict=True)
+                ]
+            )
+            if ends[0] < len(threads[0].commands):
+                self.loop(threads, ends)
+            start = [e + 1 for e in ends]
+
+    def loop(self, threads: list[_Thread], at: tuple[int, ...]) -> None:
+        """Two rounds of the loops at these places of the threads, and what memory is like behind them."""
+        loops = [c for t, i in zip(threads, at, strict=True) if isinstance(c := t.commands[i], Loop)]
+        c, outer = loops[0], self.steps
+        if not c.trips:
+            return
+        touched = sorted({b for loop in loops for inner in every(loop.body) for b in _buffers(inner)})
+        before = self.memory.state(touched) if c.condition >= 0 else None
+        surplus = self.counts - self.waited
+
+        def round_(number: int) -> list[Step | Rounds]:
+            if c.condition >= 0:
+                self.memory.condition(c, self.players)
+            self.steps = []
+            self.sequence(
+                [
+                    _Thread(t.role, t.number, x.body, t.cores, (*t.path, i), (*t.rounds, number))
+                    for t, i, x in zip(threads, at, loops, strict=True)
+                ]
+            )
+            return self.steps
+
+        first = round_(1)
+        steady: list[Step | Rounds] = []
+        if c.trips > 1:
+            after, left = self.memory.state(touched), self.counts - self.waited
+            steady = round_(2)
+            self.same(c, left, "the second round of a loop leaves every semaphore as the first one did")
+            if (odd := self.memory.changed(after)) is not None:
+                core, b = odd[0], self.program.buffers[odd[1]]
+                raise self.unsteady(
+                    c, core, f"{b.name} is not as the first round left it",
+                    "the second round of a loop leaves every buffer free or written as the first one did",
+                )  # fmt: skip
+        if before is not None:
+            if c.trips > 1:
+                self.memory.condition(c, self.players)
+            self.same(c, surplus, "no round of a loop that data may end changes what a semaphore is ahead of its waits")
+            self.memory.join(before)
+        outer.append(Rounds(c, first, steady))
+        self.steps = outer
+
+    def same(self, c: Loop, surplus: np.ndarray, rule: str) -> None:
+        """Trap where semaphores are not as far ahead of what has been waited for as `surplus` says."""
+        now = self.counts - self.waited
+        if not np.array_equal(now, surplus):
+            core, semaphore = (int(x[0]) for x in np.nonzero(now != surplus))
+            more = int(now[core, semaphore] - surplus[core, semaphore])
+            raise self.unsteady(c, core, f"semaphore {semaphore} is {more:+d} counts off after a round", rule)
+
+    def unsteady(self, c: Loop, core: int, message: str, rule: str) -> Trap:
+        return Trap(
+            message, core=core_text(self.mesh, core), op=command_text(self.program, c), where=c.origin, rule=rule,
+            remedy="the program is wrong: if d1c compiled it, report this text as a bug of d1c",
+        )  # fmt: skip
+
+    def stretch(self, contexts: list[_Context]) -> None:
+        """Commands without loops, to their ends."""
         order = np.arange(len(contexts))
         moved = True
         while moved:
-            if rng is not None:
-                order = rng.permutation(order)
+            if self.rng is not None:
+                order = self.rng.permutation(order)
             moved = False
             for k in order:
-                moved |= self.advance(contexts[k], last=rng is None)
-            if not moved and rng is None:  # let some cores run ahead only where those behind all wait
+                moved |= self.advance(contexts[k], last=self.rng is None)
+            if not moved and self.rng is None:  # let some cores run ahead only where those behind all wait
                 moved = any(self.advance(c, last=False) for c in contexts)
-        if any((c.pc < len(c.commands)).any() for c in contexts):
+        if any((c.pc < c.last).any() for c in contexts):
             raise self.deadlock(contexts)
-        for port in program.outputs:
-            memory.output(port)
 
     def advance(self, c: _Context, last: bool) -> bool:
         """Run a context; whether it did anything. `last`: those cores that are furthest behind, as far as they get; so
@@ -120,7 +250,7 @@ class Schedule:
         while True:
             done = False
             for at in c.pc.min(keepdims=True) if last else np.unique(c.pc):
-                if at == len(c.commands):
+                if at == c.last:
                     break
                 command = c.commands[at]
                 here = np.flatnonzero(c.pc == at)
@@ -142,7 +272,8 @@ class Schedule:
     def wanted(self, command: Command, cores: np.ndarray) -> tuple[int, np.ndarray] | None:
         """The semaphore and the counts for which the cores wait."""
         if isinstance(command, Wait):
-            return command.semaphore, command.count.of(self.mesh)[cores]
+            count = command.count.of(self.mesh)[cores]
+            return command.semaphore, count + self.waited[cores, command.semaphore] if command.relative else count
         if isinstance(command, Arrive):
             expected = self.moves[command.exchange].expected[cores]
             return command.semaphore, np.where(expected > 0, self.waited[cores, command.semaphore] + expected, 0)
@@ -162,9 +293,7 @@ class Schedule:
 
     def deadlock(self, contexts: list[_Context]) -> Deadlock:
         stuck = [
-            (int(c.cores[i]), c.thread, c, int(c.pc[i]))
-            for c in contexts
-            for i in np.flatnonzero(c.pc < len(c.commands))
+            (int(c.cores[i]), c.of.number, c, int(c.pc[i])) for c in contexts for i in np.flatnonzero(c.pc < c.last)
         ]
         stuck.sort(key=lambda s: s[:2])
         return deadlock(tuple(self.explain(s, stuck) for s in stuck[:SHOWN]), len(stuck))
@@ -174,8 +303,8 @@ class Schedule:
         core, thread, c, at = one
         command = c.commands[at]
         line = (
-            f"core {core_text(self.mesh, core)}, role {c.role.name}, thread {thread}, command {at} "
-            f"{command_text(self.program, command)}"
+            f"core {core_text(self.mesh, core)}, role {c.of.role.name}, thread {thread}, "
+            f"command {c.at(at)}{rounds_text(c.of.rounds)} {command_text(self.program, command)}"
         )
         want = self.wanted(command, np.array([core]))
         if want is None:
@@ -185,16 +314,18 @@ class Schedule:
             line += f" (for {command.origin})"
         posters: list[str] = []
         for other, number, o, start in stuck:
-            for k in range(start, len(o.commands)):
+            for k in range(start, o.last):
                 if self.may_post(other, o.commands[k], core, want[0]) and (other, number) != (core, thread):
                     text = command_text(self.program, o.commands[k])
-                    posters.append(
-                        f"core {core_text(self.mesh, other)} thread {number} (now at {start}) by command {k} {text}"
-                    )
+                    where = f"core {core_text(self.mesh, other)} thread {number} (now at {o.at(start)})"
+                    posters.append(f"{where} by command {o.at(k)} {text}")
                     break
             if len(posters) == POSTERS:
                 break
-        return f"{line}; could be posted by {'; '.join(posters)}" if posters else f"{line}; nobody will post it"
+        if posters:
+            return f"{line}; could be posted by {'; '.join(posters)}"
+        when = " before the next loop" if c.last < len(c.commands) else " in this round" if c.of.rounds else ""
+        return f"{line}; nobody will post it{when}"
 
     def may_post(self, core: int, c: Command, target: int, semaphore: int) -> bool:
         """Whether command `c` of `core` posts `semaphore` of core `target`."""
@@ -220,6 +351,9 @@ class Schedule:
                 self.push(c, cores)
             case Arrive():
                 self.waited[cores, c.semaphore] += self.moves[c.exchange].expected[cores]
+            case Wait():
+                if c.relative:
+                    self.waited[cores, c.semaphore] += c.count.of(self.mesh)[cores]
             case Send():
                 who, to = reached(c.to, cores, self.mesh)
                 if len(who):
@@ -250,6 +384,20 @@ class Schedule:
         cls = move.messages.cls if picks is None else move.messages.cls[picks]
         self.counts[:, c.semaphore] += move.per_core(np.bincount(cls, minlength=len(move.size)))
         self.steps.append(Step(c, cores, picks))
+
+
+def _buffers(c: Command) -> tuple[int, ...]:
+    """Buffers whose states a command changes."""
+    match c:
+        case Call():
+            return (c.out,)
+        case Push() | Send():
+            return (c.target,)
+        case Fill():
+            return (c.buffer,)
+        case Free():
+            return c.buffers
+    return ()
 
 
 def unaliased(steps: list[Step], moves: list[Movement]) -> set[int]:

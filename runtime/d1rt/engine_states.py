@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
 from d1c.errors import Trap
 from d1c.target.mesh import place
 from d1c.target.movement import Exchange, Messages, ragged
-from d1c.target.program import Buffer, Call, Command, Fill, Free, Port, Program, Push, Send
+from d1c.target.program import Buffer, Call, Command, Fill, Free, Loop, Port, Program, Push, Send
 from d1rt import engine_numpy, state
+from d1rt.state import MAYBE
 from d1rt.traps import FREE_BYTES, WRITTEN_BYTES, Fault, core_text, trap
 
 
@@ -77,7 +78,18 @@ class Memory(Protocol):
 
     def free(self, c: Free, cores: np.ndarray) -> None: ...
 
+    def condition(self, c: Loop, cores: np.ndarray) -> None: ...
+
     def output(self, port: Port) -> None: ...
+
+    def state(self, buffers: Sequence[int]) -> Any:
+        """What is known of these buffers now."""
+
+    def changed(self, state: Any) -> tuple[int, int] | None:
+        """(core, buffer) of a buffer of which something else is known now than in `state`; None: there is none."""
+
+    def join(self, state: Any) -> None:
+        """Know only what is true both now and in `state`: written in both, or free in both, or neither."""
 
 
 def holders(port: Port, program: Program) -> np.ndarray:
@@ -115,6 +127,10 @@ def overlaps(buffers: tuple[Buffer, ...]) -> list[list[int]]:
             out[i].append(j)
             out[j].append(i)
     return out
+
+
+_UNKNOWN = -2
+"""A movement, or none: data decides which fills the buffer."""
 
 
 class Slots:
@@ -195,6 +211,36 @@ class Slots:
         )
         for b in set(c.buffers) & set(self.sent):
             self.sent[b][cores] = False
+
+    def condition(self, c: Loop, cores: np.ndarray) -> None:
+        self.require_full(c, c.condition, cores)
+
+    def state(self, buffers: Sequence[int]) -> Any:
+        rows = np.array(buffers, np.int64)
+        known = [a[rows] for a in (self.written, self.live, self.filled, self.arrived, self.filling)]
+        return rows, known, {b: self.sent[b].copy() for b in buffers if b in self.sent}
+
+    def changed(self, state: Any) -> tuple[int, int] | None:
+        rows, known, sent = state
+        new = (self.written, self.live, self.filled, self.arrived, self.filling)
+        odd = np.any([a[rows] != old for a, old in zip(new, known, strict=True)], axis=0)
+        for i, b in enumerate(rows.tolist()):
+            if b in self.sent:
+                odd[i] |= np.any(self.sent[b] != sent.get(b, False), axis=1)
+        at, core = np.nonzero(odd)
+        return (int(core[0]), int(rows[at[0]])) if len(at) else None
+
+    def join(self, state: Any) -> None:
+        rows, (written, live, filled, arrived, filling), sent = state
+        self.written[rows] &= written
+        self.live[rows] |= live
+        self.filled[rows] &= filled
+        self.arrived[rows] = np.maximum(self.arrived[rows], arrived)
+        self.filling[rows] = np.where(self.filling[rows] == filling, filling, _UNKNOWN)
+        for b in rows.tolist():
+            if b in self.sent:  # until it is freed, no more may come where it is not known what has
+                odd = np.any(self.sent[b] != sent.get(b, False), axis=1)
+                self.sent[b][odd] = True
 
     def output(self, port: Port) -> None:
         bad = holders(port, self.program)
@@ -314,6 +360,29 @@ class Bytes:
         for core in cores.tolist():
             for b in c.buffers:
                 self.cores[core].free(self.buffers[b])
+
+    def condition(self, c: Loop, cores: np.ndarray) -> None:
+        for core in cores.tolist():
+            try:
+                self.cores[core].require_full(self.buffers[c.condition], np.zeros(1, np.int64))
+            except Fault as f:
+                self.fault(core, c, f)
+
+    def state(self, buffers: Sequence[int]) -> Any:
+        return buffers, [core.state.copy() for core in self.cores]
+
+    def changed(self, state: Any) -> tuple[int, int] | None:
+        buffers, old = state
+        for core, was in zip(self.cores, old, strict=True):
+            for b in map(int, buffers):
+                span = slice(self.buffers[b].address, self.buffers[b].address + self.buffers[b].bytes)
+                if not np.array_equal(core.state[span], was[span]):
+                    return core.number, b
+        return None
+
+    def join(self, state: Any) -> None:
+        for core, was in zip(self.cores, state[1], strict=True):
+            core.state[core.state != was] = MAYBE
 
     def output(self, port: Port) -> None:
         b = self.buffers[port.buffer]

@@ -55,6 +55,11 @@ class Units:
         self._count += len(order)
         self._units, self._share = [], []
 
+    def mark(self) -> int:
+        """End the phase; how many there have been."""
+        self.phase()
+        return len(self._starts)
+
     def finish(self) -> tuple[np.ndarray, np.ndarray]:
         """(units, starts) as engine_native.Job takes them."""
         self.phase()

@@ -14,7 +14,9 @@ from d1rt.traps import FREE_BYTES, INSIDE, WRITTEN_BYTES, Fault
 
 FREE, FILLING, FULL = 0, 1, 2
 """States of a byte: nothing in it; a message is on its way to it; written."""
-_STATES = ("free", "being filled by a message on its way", "full")
+MAYBE = 3
+"""Written in some runs only: data decides whether. The plain engine knows better."""
+_STATES = ("free", "being filled by a message on its way", "full", "written in some runs only")
 
 
 class Core:

@@ -61,13 +61,15 @@ def made(buffers: tuple[Buffer, ...], roles: tuple[Role, ...], *ports: tuple[Por
     return replace(program(buffers, roles, *ports), kernels=KERNELS, **more)  # type: ignore[arg-type]
 
 
-def halo_loop(rounds: int, before: bool = True) -> Program:
+def halo_loop(rounds: int, data: bool = False, tail: bool = False) -> Program:
     """y = the sum of three neighbours, `rounds` times over: a window with padding, rewritten in every round, behind a
-    barrier; the transfer thread pushes when the compute thread says so."""
+    barrier; the transfer thread pushes when the compute thread says so. `data`: only while c[0] (an input that all
+    cores hold), doubled in every round, is below 1000. `tail`: once more behind the loop."""
     need = need_of((N, 3), (Entry(((0, 1), (1, 1)), -1, 1),), (N,), Layout.parse("[0: nr nc / 4, 1]"))
     move = exchange(QUARTERS, (N,), need, MESH)
     buffers = (
         Buffer("x", "f32", 4, 0, "owned"), Buffer("w", "f32", 6, 64, "window"), Buffer("y", "f32", 4, 128, "owned"),
+        Buffer("c", "f32", 4, 192, "owned"), Buffer("go", "bool", 1, 256, "owned"), Buffer("t", "f32", 4, 320, "owned"),
     )  # fmt: skip
     ready, sent = 3, 5
     compute: tuple[Command, ...] = (
@@ -79,24 +81,36 @@ def halo_loop(rounds: int, before: bool = True) -> Program:
         Arrive(0, 4, 0, "conv"),
         Free((0,), 0),
         Call(1, 0, (1,), const(0), (), const(4, 3), (), (), 0, "conv"),
-        Post(ready, (), 0),
     )
+    end = (Post(ready, (), 0),)
+    below = call("below", 4, 3, n=1)
+    counter = (call("double", 5, 3), Free((3,)), copy_call(5, 3), Free((5, 4)), below) if data else ()
     transfer: tuple[Command, ...] = (
         Wait(ready, ONE, 0, "credit", True),
         Push(0, 1, 0, 4, 0, "conv"),
         Post(sent, (), 0),
         Wait(ready, ONE, 0, "computed", True),
     )
+    condition = 4 if data else -1
+    first = (Post(sent), *((below, Post(ready)) if data else ()))
+    last = (*(compute + end if tail else ()), copy_call(0, 2))
+    threads = (
+        (*first, Loop((*compute, *counter, *end), rounds, condition, 0), *last),
+        (
+            *((Wait(ready, ONE, relative=True),) if data else ()),
+            Loop(transfer, rounds, condition),
+            *(transfer if tail else ()),
+        ),
+    )
     layer = {"name": "x", "buffer": 0, "shape": [N], "dtype": "f32", "layout": str(QUARTERS), "origin": "conv"}
+    ports = (Port("x", 0, (N,), "f32", QUARTERS), *((Port("c", 3, (4,), "f32", WHOLE),) if data else ()))
     return made(
-        buffers,
-        (Role("all", (), ((Post(sent), Loop(compute, rounds, layer=0), copy_call(0, 2)), (Loop(transfer, rounds),))),),
-        (Port("x", 0, (N,), "f32", QUARTERS),), (Port("y", 2, (N,), "f32", QUARTERS),),
+        buffers, (Role("all", (), threads),), ports, (Port("y", 2, (N,), "f32", QUARTERS),),
         exchanges=(move,), layers=(layer,), info={"model": "halo", "numerics": 1},
     )  # fmt: skip
 
 
-def ring(rounds: int, condition: bool = False) -> Program:
+def ring(rounds: int) -> Program:
     """Every row of cores shifts its quarters by one core along nc, `rounds` times, through slots with credits."""
     buffers = (
         Buffer("x", "f32", 4, 0, "owned"), Buffer("slot", "f32", 4, 64, "window"), Buffer("y", "f32", 4, 128, "owned"),
@@ -165,3 +179,29 @@ def nested_reference(x: np.ndarray, outer: int, inner: int) -> np.ndarray:
     for _ in range(outer):
         x = x * np.float32(2**inner) + np.float32(1)
     return x
+
+
+def stage(rounds: int) -> Program:
+    """Every round: window w of all cores receives x of every core (16 elements, one row for all: a multicast), each
+    core takes back the quarter of the core on the other side."""
+    need = need_of((4, N), (Entry(((1, 1),), 0, 1),), (N,), Layout.parse("[0: nr nc / 1, 1]"))
+    move = exchange(QUARTERS, (N,), need, MESH)
+    buffers = (
+        Buffer("x", "f32", 4, 0, "owned"), Buffer("w", "f32", N, 64, "window"), Buffer("y", "f32", 4, 128, "owned"),
+    )  # fmt: skip
+    other = CoreInt(("nr", "nc"), (12, 8, 4, 0))
+    body = (
+        Push(0, 1, 0, 4, 0, "all"),
+        Arrive(0, 4, 0, "all"),
+        Barrier((0, 1), 2, 0),
+        Free((0,), 0),
+        Call(0, 0, (1,), (other,), (), const(4), (), (), 0, "back"),
+        Free((1,), 0),
+        Barrier((0, 1), 2, 0),
+    )
+    layer = {"name": "x", "buffer": 0, "shape": [N], "dtype": "f32", "layout": str(QUARTERS), "origin": "conv"}
+    return made(
+        buffers, (Role("all", (), ((Loop(body, rounds, layer=0), copy_call(0, 2)),)),),
+        (Port("x", 0, (N,), "f32", QUARTERS),), (Port("y", 2, (N,), "f32", QUARTERS),),
+        exchanges=(move,), layers=(layer,),
+    )  # fmt: skip
