@@ -15,6 +15,9 @@ from d1c.frontend.context import ImportContext, tensor
 from d1c.ir.core import Value
 from d1c.target.dtypes import BOOL, F32, I32, I64, DType, dtype
 
+CHUNK_BYTES = 1 << 17
+"""How much of a scatter's updates and indices is read at once."""
+
 
 def op(cx: ImportContext, name: str, *operands: Value) -> Value:
     """The elementwise op graph.`name`, without attributes."""
@@ -79,9 +82,10 @@ def flag(cx: ImportContext, mask: Value, kind: DType = I32) -> Value:
     return cx.cast(mask, kind)
 
 
-def lookup(cx: ImportContext, index: Value, table: Value) -> Value:
-    """Rows of the table; index dims, then the table's but the first."""
-    value: Value = cx.emit("graph.lookup", [index, table])
+def lookup(cx: ImportContext, index: Value, table: Value, batch: int = 0) -> Value:
+    """Rows of the table; index dims, then the table's but the first. `batch`: leading dims in common, with tables of
+    their own."""
+    value: Value = cx.emit("graph.lookup", [cx.cast(index, I32), table], batch=batch)
     return value
 
 
@@ -171,10 +175,22 @@ def zeros(cx: ImportContext, shape: Sequence[int], kind: DType | str) -> Value:
     return cx.const(np.zeros(tuple(shape), (dtype(kind) if isinstance(kind, str) else kind).numpy))
 
 
-def scatter(cx: ImportContext, data: Value, index: Value, updates: Value, how: str = "none") -> Value:
-    """graph.scatter: rows of `updates` into rows of `data`; indices outside are left out."""
-    value: Value = cx.emit("graph.scatter", [data, index, updates], reduce=how)
-    return value
+def scatter(
+    cx: ImportContext, data: Value, index: Value, updates: Value, how: str = "none", batch: int = 0
+) -> Value:
+    """graph.scatter: rows of `updates` into rows of `data`; indices outside are left out. `batch`: how many dims of
+    data behind its first have indices of their own.
+
+    Every core goes through all updates of its rows; more than CHUNK_BYTES come in turns, so that they need not all be
+    in SRAM at once. Updates are applied in order, so that this changes no bit."""
+    count = shape_of(index)[-1]
+    each = (I32.bytes + tensor(updates).dtype.bytes * math.prod(shape_of(updates)[batch + 1 :]))
+    turn = max(1, CHUNK_BYTES // each)
+    index = cx.cast(index, I32)
+    for first in range(0, count, turn):
+        part = (cx.part(v, batch, first, min(turn, count - first)) for v in (index, updates))
+        data = cx.emit("graph.scatter", [data, *part], reduce=how, batch=batch)
+    return data
 
 
 def keep(cx: ImportContext, rows: Value, mask: Value, most: int) -> tuple[Value, Value]:

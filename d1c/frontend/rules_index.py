@@ -16,7 +16,6 @@ from d1c.frontend.indexing import (
     from_front,
     from_last,
     front,
-    gather_flat,
     iota,
     keep,
     last,
@@ -38,11 +37,18 @@ from d1c.target.dtypes import BOOL, I32, I64
 
 
 def gather_elements(cx: ImportContext, node: onnx.NodeProto) -> Value:
-    """Along `axis` the given index, along the other dims the result's own coordinates."""
+    """Along `axis` the given index, along the other dims the result's own coordinates: one lookup for each of these."""
     x, index = given(cx, node), given(cx, node, 1)
     shape, like = shape_of(x), shape_of(index)
     axis = normal_axis(cx.attr(node, "axis", 0), len(shape), cx.origin)
-    return gather_flat(cx, x, flat_index(cx, shape, {axis: wrap(cx, index, shape[axis])}, like))
+    if not math.prod(like):
+        return cx.const(np.zeros(like, tensor(x).dtype.numpy))
+    read = tuple(shape[d] if d == axis else n for d, n in enumerate(like))
+    table = last(cx, cx.slice(x, (0,) * len(shape), (1,) * len(shape), read), axis)
+    at = last(cx, wrap(cx, index, shape[axis]), axis)
+    others = math.prod(like) // like[axis]
+    found = lookup(cx, cx.reshape(at, (others, like[axis])), cx.reshape(table, (others, shape[axis])), 1)
+    return from_last(cx, cx.reshape(found, shape_of(at)), axis)
 
 
 def gather_nd(cx: ImportContext, node: onnx.NodeProto) -> Value:
@@ -79,7 +85,14 @@ def scatter_elements(cx: ImportContext, node: onnx.NodeProto) -> Value:
     axis = normal_axis(cx.attr(node, "axis", 0), len(shape), cx.origin)
     if not math.prod(like):
         return x
-    at = flat_index(cx, shape, {axis: wrap(cx, cx.cast(index, I64), shape[axis])}, like)
+    at = wrap(cx, cx.cast(index, I64), shape[axis])
+    if all(m == n for d, (m, n) in enumerate(zip(like, shape, strict=True)) if d != axis):
+        table, others = front(cx, x, axis), math.prod(like) // like[axis]
+        flat = cx.reshape(table, (shape[axis], others))
+        at, updates = (cx.reshape(last(cx, v, axis), (others, like[axis])) for v in (at, updates))
+        made = scatter(cx, flat, at, updates, _reduction(cx, node), 1)
+        return from_front(cx, cx.reshape(made, shape_of(table)), axis)
+    at = flat_index(cx, shape, {axis: at}, like)
     size, count = math.prod(shape), math.prod(like)
     flat = scatter(
         cx, cx.reshape(x, (size,)), cx.reshape(at, (count,)), cx.reshape(updates, (count,)), _reduction(cx, node)
