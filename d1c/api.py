@@ -25,7 +25,6 @@ from d1c.pipeline import GRAPH_PASSES, LOWERINGS, PASSES, PIPELINE, Lowered, run
 from d1c.target.machine import Machine, machine
 
 if TYPE_CHECKING:
-    import numpy as np
     import onnx
 
     from d1c.emit.tile_program import TileProgram
@@ -46,12 +45,13 @@ def import_onnx(
     *,
     shapes: Mapping[str, Sequence[int] | None] | None = None,
     dims: Mapping[str, int] | None = None,
-    freeze: Mapping[str, np.ndarray] | None = None,
+    freeze: Mapping[str, Any] | None = None,
 ) -> Module:
     """The model as a module of level graph, every shape static.
 
-    shapes  whole input shapes by name; dims: values of symbolic dimensions; freeze: inputs that become constants.
-            The elements of a sequence `s` are `s.0`, `s.1`, ...; None: an empty one, or an optional that is not given.
+    shapes  whole input shapes by name; dims: values of symbolic dimensions; freeze: inputs that become
+            constants, as arrays or plain numbers and lists. The elements of a sequence `s` are `s.0`, `s.1`, ...;
+            None: an empty one, or an optional that is not given.
     Raises ImportFailed, UnsupportedOp, ShapeUnbound, TypeMismatch.
     """
     from d1c.frontend.importer import import_onnx as run
@@ -88,7 +88,7 @@ def compile(
     precision: str = "bf16",
     shapes: Mapping[str, Sequence[int] | None] | None = None,
     dims: Mapping[str, int] | None = None,
-    freeze: Mapping[str, np.ndarray] | None = None,
+    freeze: Mapping[str, Any] | None = None,
     stop_after: str | None = None,
     print_after: Collection[str] = (),
     on_print: OnPrint | None = None,
@@ -136,7 +136,7 @@ class _Run:
         model: str | Path | bytes | onnx.ModelProto | Module,
         shapes: Mapping[str, Sequence[int] | None] | None,
         dims: Mapping[str, int] | None,
-        freeze: Mapping[str, np.ndarray] | None,
+        freeze: Mapping[str, Any] | None,
     ) -> Program:
         self.passes: list[dict[str, Any]] = []
         self.modules: dict[str, Module] = {}

@@ -76,6 +76,10 @@ def compile_command(
     dim: Annotated[
         list[str] | None, typer.Option("--dim", metavar="NAME=8", help="The value of a symbolic dimension; may repeat.")
     ] = None,
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option("--freeze", metavar="NAME=VALUE", help="Make an input a constant (or FILE.npy); may repeat."),
+    ] = None,
     json: Json = None,
     run: Annotated[bool, typer.Option("--run", help="Run the program on --inputs after compiling.")] = False,
     inputs: Inputs = None,
@@ -107,6 +111,7 @@ def compile_command(
             precision=precision,
             shapes=tuple(shape or ()),
             dims=tuple(dim or ()),
+            freeze=tuple(freeze or ()),
             json=json,
             run=run,
             inputs=inputs,

@@ -9,7 +9,7 @@ from typing import Any
 
 import d1c.api as api
 from d1c.cli.run import check_engine, execute, show_outputs
-from d1c.cli.shell import check_folder, dims_of, progress, read_npz, shapes_of, write_json, write_npz
+from d1c.cli.shell import check_folder, dims_of, freeze_of, progress, read_npz, shapes_of, write_json, write_npz
 from d1c.errors import UsageError
 from d1c.ir.core import LEVELS, Module
 
@@ -24,6 +24,7 @@ class Options:
     precision: str
     shapes: tuple[str, ...]
     dims: tuple[str, ...]
+    freeze: tuple[str, ...]
     json: Path | None
     run: bool
     inputs: Path | None
@@ -54,6 +55,7 @@ def compile_model(o: Options) -> None:
             precision=o.precision,
             shapes=shapes_of(o.shapes),
             dims=dims_of(o.dims),
+            freeze=freeze_of(o.freeze),
             stop_after=o.stop_after,
             print_after=o.print_after,
             on_print=show,

@@ -183,6 +183,30 @@ def dims_of(flags: Sequence[str]) -> dict[str, int]:
     return out
 
 
+def freeze_of(flags: Sequence[str]) -> dict[str, Any]:
+    """`NAME=FILE.npy`, `NAME=3`, `NAME=1,2` or `NAME=[[1,2]]` of every --freeze: arrays, or plain numbers and lists."""
+    import json
+
+    out: dict[str, Any] = {}
+    for flag in flags:
+        name, _, text = flag.rpartition("=")
+        try:
+            if not name:
+                raise ValueError("no name")
+            if text.endswith(".npy"):
+                import numpy as np
+
+                out[name] = np.load(text, allow_pickle=False)
+            else:
+                out[name] = json.loads(f"[{text}]" if "," in text and not text.startswith("[") else text)
+        except (OSError, ValueError) as error:
+            raise UsageError(
+                f"--freeze {flag!r} is not NAME=FILE.npy or NAME=NUMBERS: {error}",
+                remedy="for example --freeze axes=0,1 or --freeze k=[3] or --freeze table=table.npy",
+            ) from None
+    return out
+
+
 # ---- progress --------------------------------------------------------------------------------------------------------
 
 

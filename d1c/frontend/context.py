@@ -14,6 +14,7 @@ import onnx
 
 from d1c.errors import NotStatic, TypeMismatch, UnsupportedOp
 from d1c.frontend import unsigned
+from d1c.frontend.bodies import with_bodies
 from d1c.frontend.empty import resolve
 from d1c.frontend.load import attribute
 from d1c.frontend.shapes import element_type
@@ -72,6 +73,7 @@ class ImportContext:
         self._constants: dict[str, np.ndarray] = {}
         self._wishes: dict[str, str] = {}
         self._streams = 0
+        self._bodies: dict[str, Function] = {}
         self._counts: dict[Value, dict[int, Value]] = {}
 
     # Names of the ONNX graph.
@@ -206,7 +208,7 @@ class ImportContext:
             if v in self._outside:
                 stack.append(self._outside[v])
             elif (op := self._producers.get(v)) is not None:
-                stack += op.operands
+                stack += reversed(op.operands)
             elif v not in self._arrays:
                 found[v.name] = None
         return tuple(found)
@@ -354,6 +356,29 @@ class ImportContext:
         assert isinstance(value, Value)
         return value
 
+    # Loops, see d1c.frontend.loops.
+
+    @contextmanager
+    def apart(self, args: Mapping[Value, Value]) -> Iterator[list[Op]]:
+        """Ops emitted in it go to the list that it gives instead of here. `args`: values that no op makes, and what
+        they stand for outside."""
+        saved, self._ops = self._ops, []
+        self._outside.update(args)
+        try:
+            yield self._ops
+        finally:
+            self._ops = saved
+
+    def include(self, ops: Sequence[Op]) -> None:
+        """Append ops that were emitted apart."""
+        self._ops += ops
+
+    def function(self, block: Block) -> str:
+        """A name for a new function of the module, the body of a loop."""
+        name = f"loop{len(self._bodies)}"
+        self._bodies[name] = Function(name, block)
+        return name
+
     # The end.
 
     def module(self, args: Sequence[Value], results: Sequence[Value], attrs: Mapping[str, Any]) -> Module:
@@ -385,7 +410,8 @@ class ImportContext:
                 )
             )
         ops.append(Op("graph.return", tuple(renamed[r] for r in results)))
-        return Module("graph", (Function("main", Block(tuple(args), tuple(ops))),), constants, dict(attrs))
+        main = Module("graph", (Function("main", Block(tuple(args), tuple(ops))),), constants, dict(attrs))
+        return with_bodies(main, self._bodies, self._constants) if self._bodies else main
 
 
 def tensor(value: Value) -> TensorType:

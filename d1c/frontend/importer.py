@@ -29,7 +29,7 @@ def import_onnx(
     model: str | Path | bytes | onnx.ModelProto,
     shapes: Mapping[str, tuple[int, ...] | None] = {},
     dims: Mapping[str, int] = {},
-    freeze: Mapping[str, np.ndarray] = {},
+    freeze: Mapping[str, Any] = {},
 ) -> Module:
     """The model as a module of level graph, every shape static.
 
@@ -103,6 +103,8 @@ class Importer:
         for node in nodes:
             cx.origin = f"{cx.prefix}{node.name or f'{node.op_type}_{self.count}'}"
             self.count += 1
+            if cx.opset < 7 and attribute(node, "broadcast", 0) and attribute(node, "axis") is not None:
+                node = self.aligned(node)
             operands = cx.inputs(node)
             if node.op_type == "If" and (cx.is_const(operands[0]) or _gives_lists(node)):
                 condition = cx.known(_some(operands[0]), "If: the condition of branches that give sequences")
@@ -115,6 +117,20 @@ class Importer:
                 self.by_rule(node, rule)
             else:
                 self.by_function(node)
+
+    def aligned(self, node: onnx.NodeProto) -> onnx.NodeProto:
+        """The node with operand 1 given dims of size 1 behind it, so that numpy's broadcasting puts its dims where
+        `axis` says. Below opset 7 broadcasting was asked for, and its place given."""
+        cx = self.cx
+        a, b = (_some(v) for v in cx.inputs(node))
+        rank, own, axis = len(tensor(a).shape), len(tensor(b).shape), attribute(node, "axis")
+        axis += rank if axis < 0 else 0
+        name = f"{node.input[1]}.aligned"
+        cx.bind(name, cx.reshape(b, (*tensor(b).shape, *(1,) * (rank - axis - own))))
+        out = onnx.NodeProto()
+        out.CopyFrom(node)
+        out.input[1] = name
+        return out
 
     def fold(self, node: onnx.NodeProto, operands: Sequence[Any]) -> tuple[np.ndarray, ...] | None:
         """The outputs as arrays if they are constant, else None."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,6 +25,8 @@ ELEMENT_TYPES: Mapping[int, str] = {
     onnx.TensorProto.FLOAT8E4M3FNUZ: "f8e4m3fnuz", onnx.TensorProto.FLOAT8E5M2: "f8e5m2",
     onnx.TensorProto.FLOAT8E5M2FNUZ: "f8e5m2fnuz", onnx.TensorProto.FLOAT8E8M0: "f8e8m0",
     onnx.TensorProto.FLOAT4E2M1: "f4e2m1",
+    **{code: label.lower().replace("float", "f") for label, code in onnx.TensorProto.DataType.items()
+       if label.startswith("FLOAT6")},
 }  # fmt: skip
 
 
@@ -54,14 +57,25 @@ Declared = TensorType | ListType | None
 """What an input is: a tensor, a sequence of tensors, or None: an optional that is not given."""
 
 
-def frozen_inputs(inputs: Sequence[onnx.ValueInfoProto], freeze: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """`freeze` checked: names of inputs, arrays of their element type. UsageError."""
-    types = {i.name: i.type.tensor_type.elem_type for i in inputs}
+def frozen_inputs(inputs: Sequence[onnx.ValueInfoProto], freeze: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """`freeze` checked: names of inputs, arrays of their element type; plain numbers and lists get it. UsageError."""
+    types = {i.name: i.type.tensor_type for i in inputs}
     out = {}
     for name, value in freeze.items():
         if name not in types:
             raise UsageError(f"--freeze names {name!r}, which is no input", remedy=f"inputs: {', '.join(types)}")
-        array, want = np.asarray(value), element_type(types[name], f"input {name}").numpy
+        want = element_type(types[name].elem_type, f"input {name}").numpy
+        if isinstance(value, np.ndarray):
+            array = value
+        else:
+            try:
+                array = np.asarray(value, want)
+                if want.kind in "iub" and not np.array_equal(array, np.asarray(value)):
+                    raise ValueError(f"{value} is not")
+            except (ValueError, TypeError, OverflowError) as error:
+                raise UsageError(f"the frozen input {name!r} is {want}: {error}") from None
+            if array.size == 1 and types[name].HasField("shape"):
+                array = array.reshape((1,) * len(types[name].shape.dim))
         if array.dtype != want:
             raise UsageError(
                 f"the frozen input {name!r} has elements of type {array.dtype}, the model's input {want}",

@@ -231,3 +231,23 @@ def test_an_unexpected_error_is_reported_as_a_bug(cli: Cli, model: Path, monkeyp
     assert "bug of d1c" in done.stderr and "ZeroDivisionError" in done.stderr and "--debug" in done.stderr
     assert "Traceback" not in done.stderr
     assert isinstance(cli("compile", model, "--debug").exception, ZeroDivisionError)
+
+
+def test_freeze(cli: Cli, tmp_path: Path) -> None:
+    """What decides shapes is given with --freeze; the refusal without it says how."""
+    nodes = [onnx.helper.make_node("Reshape", ["x", "shape"], ["y"], name="view")]
+    infos = [
+        onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2, 6]),
+        onnx.helper.make_tensor_value_info("shape", onnx.TensorProto.INT64, [2]),
+    ]
+    graph = onnx.helper.make_graph(nodes, "g", infos, [onnx.ValueInfoProto(name="y")])
+    path = tmp_path / "m.onnx"
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
+    refused = cli("compile", path, "--target", "test")
+    assert refused.exit_code == 4 and "--freeze shape=..." in refused.stderr
+    np.save(tmp_path / "s.npy", np.array([3, 4]))
+    for value in ("3,4", "[3,-1]", tmp_path / "s.npy"):
+        done = cli("compile", path, "--target", "test", "--freeze", f"shape={value}", "--stop-after", "import")
+        assert done.exit_code == 0 and "tensor<3x4xf32>" in done.stdout, done.stderr
+    for value in ("3,x", "none.npy", "3.5,1"):
+        assert cli("compile", path, "--target", "test", "--freeze", f"shape={value}").exit_code == 2
