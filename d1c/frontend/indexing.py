@@ -123,11 +123,6 @@ def flat_index(cx: ImportContext, shape: Sequence[int], at: dict[int, Value], li
     return cx.expand(total, like)
 
 
-def gather_flat(cx: ImportContext, data: Value, index: Value) -> Value:
-    """Elements of `data` by row-major position; the index's shape."""
-    return lookup(cx, index, cx.reshape(data, (tensor(data).size,)))
-
-
 def running_count(cx: ImportContext, mask: Value) -> Value:
     """How many of mask[0 .. i-1] are true: i32 [n] for a bool [n]."""
     return prefix(cx, flag(cx, mask), 0, "sum", exclusive=True)

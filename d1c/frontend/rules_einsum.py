@@ -45,7 +45,7 @@ def _labels(term: str, rank: int) -> Labels:
     before, dots, after = term.partition("...")
     wide = rank - len(before) - len(after) if dots else 0
     labels = (*before, *(str(i) for i in reversed(range(wide))), *after)
-    if wide < 0 or len(labels) != rank or not (before + after).isalpha() and before + after:
+    if wide < 0 or len(labels) != rank or (not (before + after).isalpha() and before + after):
         raise ValueError(f"term {term!r} does not name {rank} dims")
     return labels
 

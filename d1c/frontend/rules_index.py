@@ -56,11 +56,8 @@ def gather_nd(cx: ImportContext, node: onnx.NodeProto) -> Value:
     x, index = given(cx, node), given(cx, node, 1)
     shape, like, batch = shape_of(x), shape_of(index), cx.attr(node, "batch_dims", 0)
     end = batch + like[-1]
-    rows, inner = shape[:end], shape[end:]
-    position = _position(cx, index, rows[batch:])
-    for d, step in enumerate(strides(rows)[:batch]):
-        position = op(cx, "add", position, iota(cx, rows[d], len(like) - 1, d, I64, step))
-    return lookup(cx, position, cx.reshape(x, (math.prod(rows), *inner)))
+    table = cx.reshape(x, (*shape[:batch], math.prod(shape[batch:end]), *shape[end:]))
+    return lookup(cx, _position(cx, index, shape[batch:end]), table, batch)
 
 
 def _position(cx: ImportContext, index: Value, extents: tuple[int, ...]) -> Value:
@@ -166,12 +163,12 @@ def reverse_sequence(cx: ImportContext, node: onnx.NodeProto) -> Value:
     time = normal_axis(cx.attr(node, "time_axis", 0), rank, cx.origin)
     order = (batch, time, *(d for d in range(rank) if d not in (batch, time)))
     moved = cx.transpose(x, order)
-    b, t, *inner = shape_of(moved)
+    b, t, *_ = shape_of(moved)
     length = cx.reshape(cx.cast(lens, I64), (b, 1))
     here = iota(cx, t, 2, 1)
     there = op(cx, "sub", op(cx, "sub", length, cx.scalar(1, length)), here)
     at = op(cx, "where", op(cx, "less", here, length), there, here)
-    found = lookup(cx, op(cx, "add", at, iota(cx, b, 2, 0, I64, t)), cx.reshape(moved, (b * t, *inner)))
+    found = lookup(cx, at, moved, 1)
     return cx.transpose(found, tuple(int(i) for i in np.argsort(order)))
 
 

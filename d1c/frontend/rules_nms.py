@@ -114,10 +114,8 @@ def _round(cx: ImportContext, scores: Value, every: _Boxes, left: Value, thresho
     here = iota(cx, n, 3, 2, I32)
     hit = op(cx, "and", left, op(cx, "equal", scores, best))
     at = reduce(cx, "min", op(cx, "where", hit, here, cx.scalar(n, here)), (2,), True)
-    row = op(cx, "add", at, iota(cx, batch, 3, 0, I32, n))
-    one = _Boxes(*(
-        lookup(cx, row, cx.reshape(v, (batch * n,))) for v in (every.x0, every.y0, every.x1, every.y1, every.area)
-    ))  # fmt: skip
+    tables = (cx.reshape(v, (batch, n)) for v in (every.x0, every.y0, every.x1, every.y1, every.area))
+    one = _Boxes(*(lookup(cx, at, v, 1) for v in tables))
     drop = op(cx, "or", _overlaps(cx, every, one, threshold), op(cx, "equal", here, at))
     return at, op(cx, "and", left, op(cx, "not", drop))
 

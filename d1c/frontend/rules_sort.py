@@ -7,8 +7,6 @@ index.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import onnx
 
@@ -19,7 +17,6 @@ from d1c.frontend.indexing import (
     from_front,
     from_last,
     front,
-    gather_flat,
     iota,
     last,
     lookup,
@@ -90,10 +87,7 @@ def chosen(cx: ImportContext, rank: Value, k: int, where: Value | None = None) -
 
 def take_along(cx: ImportContext, x: Value, place: Value) -> Value:
     """x[..., place] for [..., n] and [..., k]."""
-    *outer, n = shape_of(x)
-    rows, k = math.prod(outer), shape_of(place)[-1]
-    flat = op(cx, "add", cx.reshape(place, (rows, k)), iota(cx, rows, 2, 0, I32, n))
-    return cx.reshape(gather_flat(cx, x, flat), (*outer, k))
+    return lookup(cx, place, x, len(shape_of(x)) - 1)
 
 
 def best(cx: ImportContext, key: Value, k: int, largest: bool) -> Value:
