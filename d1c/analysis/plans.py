@@ -99,8 +99,9 @@ def _link_cycles(packets: np.ndarray, keyed: set[int], axes: Mapping[str, np.nda
     return busiest
 
 
-def dim_ranges(nest: Structured, layer: Layer, flat: bool) -> list[tuple[int, int]] | None:
-    """Dim ranges that factors may go to: rows (flat, or the two largest dims), columns; None: flat is not possible."""
+def dim_ranges(nest: Structured, layer: Layer, flat: bool, most: int = 2) -> list[tuple[int, int]] | None:
+    """Dim ranges that factors may go to: rows (flat, or the `most` largest dims), columns; None: flat is not
+    possible."""
     last = nest.parallel - 1
     rows = [d for d in range(last) if nest.dims[d].extent > 1]
     if flat:
@@ -117,7 +118,7 @@ def dim_ranges(nest: Structured, layer: Layer, flat: bool) -> list[tuple[int, in
         except LayoutError:
             return None
         return [(a, b), (last, last + 1)]
-    rows = sorted(sorted(rows, key=lambda d: -nest.dims[d].extent)[:2])
+    rows = sorted(sorted(rows, key=lambda d: -nest.dims[d].extent)[:most])
     return [*((d, d + 1) for d in rows), (last, last + 1)]
 
 
@@ -208,6 +209,10 @@ def choose(layer: Layer, layouts: Sequence[Layout | None], machine: Machine, mes
             found = _family(layer, targets, layouts, machine, mesh, resident_bytes)
             if found is not None and (best is None or found.cycles < best.cycles):
                 best = found
+    if best is None:  # more dims to cut, cores without a share, and nearly all of SRAM
+        targets = dim_ranges(layer.nest, layer, False, 4)
+        if targets is not None:
+            best = _family(layer, targets, layouts, machine, mesh, resident_bytes, tight=True)
     for layout in dict.fromkeys(x for x in layouts if x is not None):
         like = _inherit(layer.nest, layout)
         if like is None:
@@ -274,8 +279,10 @@ def _family(
     machine: Machine,
     mesh: Mesh,
     resident_bytes: float,
+    tight: bool = False,
 ) -> Plan | None:
-    """The cheapest assignment of factors to these targets and, where the reduction may be cut, to its cut."""
+    """The cheapest assignment of factors to these targets and, where the reduction may be cut, to its cut. `tight`:
+    also with idle cores, and with as much of SRAM as there is."""
     nest = layer.nest
     extents = tuple(d.extent for d in nest.dims)
     cut = nest.cut is not None and not nest.lanes and nest.kind in ("mac", "lookup") and extents[nest.cut] > nest.slice
@@ -287,6 +294,8 @@ def _family(
         axis=1,
     )
     ok |= np.all(parts == 1, axis=1)
+    if tight:
+        ok |= np.all(parts[:, : len(targets)] <= np.array(sizes)[None, :], axis=1)
     k_total = math.prod(extents[nest.parallel :])
     if cut:
         assert nest.cut is not None
@@ -346,7 +355,7 @@ def _family(
     short = np.maximum(machine.packet_bytes / row, 1) - 1
     cycles += READERS * m * sizes[-1] * layer.result.dtype.bytes / machine.packet_bytes * short
     used = (-(-np.array(sizes)[None, :] // blocks)).prod(axis=1) * np.where(split, -(-k_total // np.maximum(k, 1)), 1)
-    cycles = np.where(sram > 0.55 * machine.data_bytes, np.inf, cycles)
+    cycles = np.where(sram > (0.95 if tight else 0.55) * machine.data_bytes, np.inf, cycles)
     price = cycles * (1 + idle_weight(nest, machine) * (1 - np.minimum(used / mesh.cores, 1)))
     at = int(np.argmin(price))
     if not np.isfinite(cycles[at]):
