@@ -28,14 +28,15 @@ def matmul(cx: ImportContext, node: onnx.NodeProto) -> Value:
     return product(cx, given(cx, node), given(cx, node, 1))
 
 
-def product(cx: ImportContext, a: Value, b: Value) -> Value:
-    """numpy's matmul: a vector is a row on the left, a column on the right, and leaves no dim behind."""
+def product(cx: ImportContext, a: Value, b: Value, to: DType | None = None) -> Value:
+    """numpy's matmul: a vector is a row on the left, a column on the right, and leaves no dim behind. The result has
+    type `to`, without it that of `a`."""
     left, right = tensor(a).shape, tensor(b).shape
     if len(left) == 1:
         a = cx.reshape(a, (1, *left))
     if len(right) == 1:
         b = cx.reshape(b, (*right, 1))
-    out = cx.cast(cx.emit("graph.matmul", [a, b], packed=False), tensor(a).dtype)
+    out = cx.cast(cx.emit("graph.matmul", [a, b], packed=False), to or tensor(a).dtype)
     shape = list(tensor(out).shape)
     if len(right) == 1:
         del shape[-1]

@@ -84,6 +84,14 @@ def window(cx: ImportContext, node: onnx.NodeProto, extent: Sequence[int], kerne
 def conv(cx: ImportContext, node: onnx.NodeProto) -> Value:
     """graph.conv on channels-last data, then the bias, then back."""
     x, w, bias = given(cx, node), given(cx, node, 1), cx.input(node, 2)
+    y = cx.cast(convolution(cx, node, x, w), tensor(x).dtype)
+    if bias is not None:
+        y = cx.emit("graph.add", [y, bias])
+    return to_first(cx, y)
+
+
+def convolution(cx: ImportContext, node: onnx.NodeProto, x: Value, w: Value) -> Value:
+    """The accumulators of a convolution of x [N, C, spatial...] and w [O, C per group, taps...], channels last."""
     channels, (out, per, *taps) = tensor(x).shape[1], tensor(w).shape
     groups = cx.attr(node, "group", 1)
     if per * groups != channels or out % groups:
@@ -99,13 +107,10 @@ def conv(cx: ImportContext, node: onnx.NodeProto) -> Value:
         w = cx.transpose(cx.reshape(w, (groups, out // groups, per, *taps)), (0, *range(3, r + 3), 2, 1))
         if per % 2 and per > 1:
             x, w = even_groups(cx, x, w, groups, per)
-    y = cx.emit(
+    y: Value = cx.emit(
         "graph.conv", [x, w], strides=win.strides, pads=win.pads, dilations=win.dilations, groups=groups, packed=False
     )  # fmt: skip
-    y = cx.cast(y, tensor(x).dtype)
-    if bias is not None:
-        y = cx.emit("graph.add", [y, bias])
-    return to_first(cx, y)
+    return y
 
 
 def even_groups(cx: ImportContext, x: Value, w: Value, groups: int, per: int) -> tuple[Value, Value]:
