@@ -51,6 +51,8 @@ def summarize(program: Program, times: Times, passes: Sequence[Mapping[str, Any]
                 "sram_peak_bytes": sram.get(t["layer"], 0),
                 "flops": t["flops"],
                 "cycles": t["cycles"],
+                "rounds": t["rounds"],
+                "at_most": t["at_most"],
                 "bound_cycles": t["lower_bound_cycles"],
                 "binds": t["binds"],
                 "noc_bytes": t["noc_bytes"],
@@ -79,6 +81,7 @@ def summarize(program: Program, times: Times, passes: Sequence[Mapping[str, Any]
         "sram_bytes": machine.sram_bytes,
         "flops": total["flops"],
         "cycles": total["cycles"],
+        "at_most": total["at_most"],
         "time_us": machine.seconds(total["cycles"]) * 1e6,
         "inferences_per_second": total["inferences_per_second"],
         "percent_of_peak": 100 * total["peak_share"],
@@ -159,7 +162,7 @@ def table(summary: Mapping[str, Any], all_layers: bool = False) -> Any:
     for i in shown:
         x = layers[i]
         out.add_row(
-            escape(x["origin"] or x["name"]),
+            escape((x["origin"] or x["name"]) + _rounds(x)),
             x["op"],
             "" if x["op"] == "barrier" else escape(short_plan(x["plan"])),
             f"{x['nodes_used']:,}",
@@ -170,6 +173,12 @@ def table(summary: Mapping[str, Any], all_layers: bool = False) -> Any:
             f"{x['noc_bytes'] / 1024:,.0f}",
         )
     return out
+
+
+def _rounds(layer: Mapping[str, Any]) -> str:
+    """Behind a layer's name: how often it runs, if it is in a loop."""
+    rounds = layer.get("rounds", 1)
+    return f" (at most {rounds:,} x)" if layer.get("at_most") else f" ({rounds:,} x)" if rounds != 1 else ""
 
 
 def short_plan(plan: str) -> str:
@@ -187,7 +196,8 @@ def totals(summary: Mapping[str, Any]) -> list[str]:
         f"{s['model'] or 'program'} on {s['target']}, {s['precision'] or 'as written'}, batch {s['batch']}: "
         f"{layers} layers, {s['nodes_used']:,} of {s['nodes']:,} nodes used, "
         f"SRAM peak {s['sram_peak_bytes']:,} of {s['sram_bytes']:,} B",
-        f"time {s['time_us']:,.1f} us ({s['cycles']:,} cycles), {s['inferences_per_second']:,.0f} inferences/s, "
+        f"time {'at most ' * bool(s.get('at_most'))}{s['time_us']:,.1f} us ({s['cycles']:,} cycles), "
+        f"{s['inferences_per_second']:,.0f} inferences/s, "
         f"{s['percent_of_peak']:.2f} % of peak, {s['percent_of_bound']:.1f} % of the bound",
         f"cold weight load apart: {_us(s['weight_load_us'])} for {s['weight_bytes']:,} B; "
         f"inputs start in {s['inputs_start']}, outputs end in {s['outputs_end']}",

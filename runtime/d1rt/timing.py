@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from d1c.target.kernel import Nest
 from d1c.target.machine import Machine
 from d1c.target.mesh import Mesh
 from d1c.target.movement import Exchange
-from d1c.target.program import Arrive, Barrier, Call, Command, Fill, Port, Program, Push, Role, Send
+from d1c.target.program import Arrive, Barrier, Call, Command, Fill, Loop, Port, Program, Push, Role, Send
 from d1rt.linkload import Fabric, Flows, Load, load, runs
 
 __all__ = ["Times", "layer_times"]
@@ -38,11 +38,22 @@ class Times:
     total: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a command stands: `loops` around it, by number per level; `rounds`: how often they make it run, at most if
+    data decides it (`limit`)."""
+
+    loops: tuple[int, ...] = ()
+    rounds: int = 1
+    limit: bool = False
+
+
 @dataclass(slots=True)
 class _Stage:
     """Pushes that nothing separates, then the calls that follow them. `busy` [pipes, cores] and `cycles` [cores]."""
 
     cores: int
+    place: _Place = _Place()
     load: Load | None = None
     cycles: np.ndarray = field(init=False)
     busy: np.ndarray = field(init=False)
@@ -59,7 +70,7 @@ class _Layer:
     """What the commands of one layer add up to. `work`: cycles of all cores together on matrix and vector unit, without
     rounding to steps or lanes; `kinds`: cycles per kind of kernel."""
 
-    stages: dict[int, _Stage] = field(default_factory=dict)
+    stages: dict[tuple[tuple[int, ...], int], _Stage] = field(default_factory=dict)
     buffers: set[int] = field(default_factory=set)
     kinds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     origin: str = ""
@@ -83,15 +94,15 @@ def layer_times(program: Program) -> Times:
         _record(program, i, found.get(i, _Layer()), machine) for i in sorted({*found, *range(len(program.layers))})
     ]
     latency = _barrier_cycles(mesh, fabric)
-    records += [_barrier_record(number, latency, mesh.cores) for number in _barriers(program)]
+    records += [_barrier_record(number, place, latency, mesh.cores) for number, place in _barriers(program)]
     records.sort(key=lambda r: (r["layer"], r["kind"] != "barrier"))
     return Times(tuple(records), _total(program, machine, records, found))
 
 
 def _collect(program: Program, machine: Machine, fabric: Fabric) -> dict[int, _Layer]:
-    """Walk every thread once. A push that follows a call or an arrival of its own layer starts the layer's next stage;
-    stages of equal number in different roles and threads happen side by side. Waits and barriers do not count: what
-    they wait for belongs to earlier layers."""
+    """Walk every thread once; a loop's body counts for all of its rounds. A push that follows a call or an arrival of
+    its own layer starts the layer's next stage; stages of equal number in different roles and threads happen side by
+    side. Waits and barriers do not count: what they wait for belongs to earlier layers."""
     layers: dict[int, _Layer] = defaultdict(_Layer)
     loads: dict[tuple[object, ...], Load] = {}
     for role in program.roles:
@@ -99,7 +110,7 @@ def _collect(program: Program, machine: Machine, fabric: Fabric) -> dict[int, _L
         for thread in role.threads:
             at: dict[int, int] = defaultdict(int)
             closed: set[int] = set()
-            for command in thread:
+            for command, place in _placed(thread):
                 number = command.layer
                 if isinstance(command, Push | Send):
                     if number in closed:
@@ -112,7 +123,7 @@ def _collect(program: Program, machine: Machine, fabric: Fabric) -> dict[int, _L
                 layer = layers[number]
                 layer.origin = layer.origin or command.origin
                 layer.buffers.update(_buffers(command))
-                stage = layer.stages.setdefault(at[number], _Stage(program.mesh.cores))
+                stage = layer.stages.setdefault((place.loops, at[number]), _Stage(program.mesh.cores, place))
                 if isinstance(command, Call):
                     _call(program, command, cores, layer, stage, machine)
                 elif isinstance(command, Fill):
@@ -128,6 +139,18 @@ def _collect(program: Program, machine: Machine, fabric: Fabric) -> dict[int, _L
                     sent = load(_sent(program, command, cores, machine), fabric)
                     stage.load = sent if stage.load is None else stage.load + sent
     return dict(layers)
+
+
+def _placed(commands: Iterable[Command], place: _Place = _Place()) -> Iterator[tuple[Command, _Place]]:
+    """All commands but loops, those in loops once; none of loops without rounds."""
+    passed = 0
+    for c in commands:
+        if not isinstance(c, Loop):
+            yield c, place
+        elif c.trips:
+            rounds, limit = place.rounds * c.trips, place.limit or c.condition >= 0
+            yield from _placed(c.body, _Place((*place.loops, passed), rounds, limit))
+            passed += 1
 
 
 def _role_cores(role: Role, mesh: Mesh) -> np.ndarray:
@@ -170,9 +193,10 @@ def _call(program: Program, call: Call, cores: np.ndarray, layer: _Layer, stage:
     for i, name in enumerate(_PIPES):
         stage.busy[i, active] += getattr(pipes, name)
     stage.active |= active
-    layer.kinds[nest.kind] += float(cycles.max(initial=0))
-    points = float(trips.astype(np.float64).prod(-1).sum())
-    elements = float(trips[:, : nest.parallel].astype(np.float64).prod(-1).sum())
+    rounds = stage.place.rounds
+    layer.kinds[nest.kind] += rounds * float(cycles.max(initial=0))
+    points = rounds * float(trips.astype(np.float64).prod(-1).sum())
+    elements = rounds * float(trips[:, : nest.parallel].astype(np.float64).prod(-1).sum())
     if nest.kind in ("mac", "fma"):
         layer.flops += 2 * points
     if _on_matrix_unit(nest):
@@ -252,18 +276,18 @@ def _sent(program: Program, send: Send, cores: np.ndarray, machine: Machine) -> 
     return Flows(src, cls, packets, size_bytes, targets, np.repeat(cls, len(fan)))
 
 
-def _barriers(program: Program) -> list[int]:
+def _barriers(program: Program) -> list[tuple[int, _Place]]:
     """The layer of each barrier, or of the next command that has one. Every role passes all of them: any shows them."""
-    most: list[int] = []
+    most: list[tuple[int, _Place]] = []
     for role in program.roles:
-        found: list[int] = []
+        found: list[tuple[int, _Place]] = []
         for thread in role.threads:
             layer = -1
-            here: list[int] = []
-            for command in reversed(thread):
+            here: list[tuple[int, _Place]] = []
+            for command, place in reversed(list(_placed(thread))):
                 layer = command.layer if command.layer >= 0 else layer
                 if isinstance(command, Barrier):
-                    here.append(layer)
+                    here.append((layer, place))
             found += reversed(here)
         most = max(most, found, key=len)
     return most
@@ -293,30 +317,32 @@ def _record(program: Program, number: int, layer: _Layer, machine: Machine) -> d
     cycles = move = compute = mean = 0.0
     noc_bytes = packets = messages = 0
     used = np.zeros(program.mesh.cores, bool)
+    rounds = max((s.place.rounds for s in layer.stages.values()), default=1)
     for stage in layer.stages.values():
         used |= stage.active
+        times = stage.place.rounds
         slowest = int(stage.cycles.argmax())
         longest = float(stage.cycles[slowest])
         busy = stage.cycles > 0
         if longest:
-            terms[f"compute/{_PIPES[int(stage.busy[:, slowest].argmax())]}"] += longest
-            mean += float(stage.cycles[busy].mean())
-        compute += longest
-        terms["launch"] += machine.launch_cycles
+            terms[f"compute/{_PIPES[int(stage.busy[:, slowest].argmax())]}"] += times * longest
+            mean += times * float(stage.cycles[busy].mean())
+        compute += times * longest
+        terms["launch"] += times * machine.launch_cycles
         if stage.load is not None and stage.load.messages:
             moved = stage.load
-            terms["SRAM port"] += moved.port_cycles
-            terms["row link"] += moved.row_cycles
-            terms["column link"] += moved.column_cycles
-            terms["die edge"] += moved.edge_cycles
-            terms["distance"] += moved.distance
-            move += moved.cycles
-            noc_bytes, packets = noc_bytes + moved.bytes, packets + moved.packets
-            messages += moved.messages
+            terms["SRAM port"] += times * moved.port_cycles
+            terms["row link"] += times * moved.row_cycles
+            terms["column link"] += times * moved.column_cycles
+            terms["die edge"] += times * moved.edge_cycles
+            terms["distance"] += times * moved.distance
+            move += times * moved.cycles
+            noc_bytes, packets = noc_bytes + times * moved.bytes, packets + times * moved.packets
+            messages += times * moved.messages
             if not stage.active.any():
                 used |= moved.sent > 0
     cycles = move + compute + terms["launch"]
-    flops = float(told.get("flops") or layer.flops)
+    flops = float(rounds * told["flops"] if told.get("flops") else layer.flops)
     # Replicas of a result count once in the compiler's flops, but each of them in the calls.
     share = min(1.0, flops / layer.flops) if layer.flops else 1.0
     ideal = float(layer.work.max()) * share / machine.node_count
@@ -334,7 +360,9 @@ def _record(program: Program, number: int, layer: _Layer, machine: Machine) -> d
         "move_cycles": math.ceil(move),
         "launch_cycles": int(terms["launch"]),
         "cycles": math.ceil(cycles),
-        "lower_bound_cycles": math.ceil(max(ideal, machine.launch_cycles)) if layer.stages else 0,
+        "rounds": rounds,
+        "at_most": any(s.place.limit for s in layer.stages.values()),
+        "lower_bound_cycles": math.ceil(max(ideal, rounds * machine.launch_cycles)) if layer.stages else 0,
         "binds": _binds(terms),
         "terms": {k: round(v, 1) for k, v in terms.items()},
         "noc_bytes": int(noc_bytes),
@@ -353,7 +381,8 @@ def _binds(terms: dict[str, float]) -> str:
     return max(merged, key=lambda k: merged[k], default="nothing")
 
 
-def _barrier_record(layer: int, latency: int, cores: int) -> dict[str, Any]:
+def _barrier_record(layer: int, place: _Place, latency: int, cores: int) -> dict[str, Any]:
+    cycles, posts = place.rounds * latency, place.rounds * 2 * (cores - 1)
     return {
         "layer": layer,
         "name": "barrier",
@@ -364,15 +393,17 @@ def _barrier_record(layer: int, latency: int, cores: int) -> dict[str, Any]:
         "flops": 0,
         "compute_cycles": 0,
         "compute_cycles_mean": 0.0,
-        "move_cycles": latency,
+        "move_cycles": cycles,
         "launch_cycles": 0,
-        "cycles": latency,
+        "cycles": cycles,
+        "rounds": place.rounds,
+        "at_most": place.limit,
         "lower_bound_cycles": 0,
         "binds": "distance",
-        "terms": {"distance": float(latency)},
+        "terms": {"distance": float(cycles)},
         "noc_bytes": 0,
-        "packets": 2 * (cores - 1),
-        "messages": 2 * (cores - 1),
+        "packets": posts,
+        "messages": posts,
         "sram_bytes": 0,
     }
 
@@ -396,6 +427,7 @@ def _total(
             used |= stage.active
     return {
         "cycles": cycles,
+        "at_most": any(r["at_most"] for r in records),
         "microseconds": round(seconds * 1e6, 3),
         "batch": batch,
         "inferences_per_second": batch / seconds if seconds else 0.0,

@@ -86,13 +86,13 @@ def halo_loop(rounds: int, data: bool = False, tail: bool = False) -> Program:
     below = call("below", 4, 3, n=1)
     counter = (call("double", 5, 3), Free((3,)), copy_call(5, 3), Free((5, 4)), below) if data else ()
     transfer: tuple[Command, ...] = (
+        Post(sent, (), 0),
         Wait(ready, ONE, 0, "credit", True),
         Push(0, 1, 0, 4, 0, "conv"),
-        Post(sent, (), 0),
         Wait(ready, ONE, 0, "computed", True),
     )
     condition = 4 if data else -1
-    first = (Post(sent), *((below, Post(ready)) if data else ()))
+    first = (below, Post(ready)) if data else ()
     last = (*(compute + end if tail else ()), copy_call(0, 2))
     threads = (
         (*first, Loop((*compute, *counter, *end), rounds, condition, 0), *last),

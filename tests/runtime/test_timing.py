@@ -12,7 +12,8 @@ import pytest
 from d1c.analysis.exchange import exchange
 from d1c.ir.layout import need_of
 from d1c.ir.structured import Entry
-from d1c.target.kernel import Loop, Nest, Operand
+from d1c.target.kernel import Loop as Extent
+from d1c.target.kernel import Nest, Operand
 from d1c.target.machine import PRESETS, Machine, random_mask
 from d1c.target.mesh import CoreInt, Group, Layout, Mesh
 from d1c.target.movement import Exchange
@@ -23,6 +24,7 @@ from d1c.target.program import (
     Call,
     Command,
     Fill,
+    Loop,
     Placement,
     Port,
     Program,
@@ -139,12 +141,12 @@ def test_more_packets_never_take_less_time(rng):
 
 ROW = Entry(((0, 1),))
 COL = Entry(((1, 1),))
-COPY = Nest("map", (Loop("i", 64), Loop("j", 64)), 2, (Operand("f32", (64, 1), (None, None)),),
+COPY = Nest("map", (Extent("i", 64), Extent("j", 64)), 2, (Operand("f32", (64, 1), (None, None)),),
             Operand("f32", (64, 1), (None, None)), 1)  # fmt: skip
-ADD = Nest("sum", (Loop("i", 64), Loop("j", 64)), 1, (Operand("f32", (64, 1), (None, None)),),
+ADD = Nest("sum", (Extent("i", 64), Extent("j", 64)), 1, (Operand("f32", (64, 1), (None, None)),),
            Operand("f32", (1, 0), (None, None)), 1)  # fmt: skip
 PRODUCT = Nest(
-    "mac", (Loop("m", 64), Loop("n", 64), Loop("k", 64)), 2,
+    "mac", (Extent("m", 64), Extent("n", 64), Extent("k", 64)), 2,
     (Operand("bf16", (64, 0, 1), (None,) * 3), Operand("bf16", (0, 2, 128), (None,) * 3)),
     Operand("f32", (64, 1, 0), (None,) * 3), 2,
 )  # fmt: skip
@@ -283,6 +285,26 @@ def test_barrier():
     assert [(r["layer"], r["kind"]) for r in t.layers] == [(0, "map"), (1, "barrier"), (1, "map")]
     assert t.layers[1]["cycles"] == t.total["barrier_cycles"] == 42
     assert t.total["cycles"] == sum(r["cycles"] for r in t.layers)
+
+
+def test_a_loop_counts_all_of_its_rounds():
+    send = Send(0, 1, (To("nc", "+", 1),), CoreInt.const(0), CoreInt.const(0), CoreInt.const(160), 3, 0)
+    body = (send, Barrier((0, 1), 2, 0), call(0, 4, 64))
+    once = layer_times(program(*body))
+    work = ("cycles", "compute_cycles", "compute_cycles_mean", "move_cycles", "launch_cycles", "lower_bound_cycles")
+    work = (*work, "packets", "messages", "noc_bytes", "flops")
+    for loop, rounds in ((Loop(body, 7), 7), (Loop((Loop(body, 3),), 5), 15), (Loop(body, 1, 0), 1)):
+        t = layer_times(program(loop))
+        assert [r["kind"] for r in t.layers] == [r["kind"] for r in once.layers] == ["barrier", "map"]
+        for r, o in zip(t.layers, once.layers, strict=True):
+            assert (r["rounds"], r["at_most"], o["rounds"], o["at_most"]) == (rounds, loop.condition == 0, 1, False)
+            assert {k: r[k] for k in work} == {k: rounds * o[k] for k in work}
+            assert r["terms"] == {k: rounds * v for k, v in o["terms"].items()}
+        assert t.total["cycles"] == rounds * once.total["cycles"] and t.total["at_most"] == (loop.condition == 0)
+    # Half of a layer in a loop of two: its commands count as often as they run. No rounds cost nothing.
+    part = only(layer_times(program(call(0, 4, 64), Loop((call(0, 4, 64),), 2))))
+    assert part["rounds"] == 2 and part["compute_cycles"] == 3 * once.layers[1]["compute_cycles"]
+    assert layer_times(program(Loop(body, 0))).total["cycles"] == 0
 
 
 def test_padding_is_filled_at_the_store_port():
