@@ -65,12 +65,8 @@ def _kept(cx: ImportContext, image: _Image, x: Value, n: int, cubic: bool) -> Va
     if image.padding == "reflection":
         return _folded(cx, x, n, image.align)
     if image.padding == "border":
-        if not cubic or image.align:
-            return _clip(cx, x, n - 1)
-        # ONNX leaves positions within half an element of the border where they are.
-        inside = _binary(cx, "and", _binary(cx, "greater_equal", x, -0.5), _binary(cx, "less_equal", x, n - 0.5))
-        out: Value = cx.emit("graph.where", [inside, x, _clip(cx, x, n - 1)])
-        return out
+        # Cubic weights reach over the border: the elements there repeat, the position stays. Beyond n + 3 all are one.
+        return _binary(cx, "min", _binary(cx, "max", x, -4), n + 3) if cubic else _clip(cx, x, n - 1)
     return x
 
 
