@@ -227,7 +227,7 @@ def _gather(node: onnx.NodeProto, x: Arrays, opset: int) -> np.ndarray:
 
 def _transpose(node: onnx.NodeProto, x: Arrays, opset: int) -> np.ndarray:
     (data,) = _present(x)
-    return np.ascontiguousarray(np.transpose(data, attribute(node, "perm")))
+    return np.array(np.transpose(data, attribute(node, "perm")), order="C")
 
 
 def _range(node: onnx.NodeProto, x: Arrays, opset: int) -> np.ndarray:
@@ -238,7 +238,7 @@ def _range(node: onnx.NodeProto, x: Arrays, opset: int) -> np.ndarray:
 
 def _expand(node: onnx.NodeProto, x: Arrays, opset: int) -> np.ndarray:
     data, shape = _present(x)
-    return np.ascontiguousarray(np.broadcast_to(data, np.broadcast_shapes(data.shape, tuple(int(d) for d in shape))))
+    return np.array(np.broadcast_to(data, np.broadcast_shapes(data.shape, tuple(int(d) for d in shape))), order="C")
 
 
 def _present(x: Arrays) -> list[np.ndarray]:

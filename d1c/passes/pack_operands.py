@@ -165,6 +165,8 @@ class Packer:
         first = anchor(op)
         operands = list(self.to.values(op.operands))
         if first is not None and opdef(first.name).kind == "contract":
+            op, first = apart(op, first)
+            operands = list(self.to.values(op.operands))
             args = op.regions[0].args
             x, w = (args.index(v) for v in first.operands)
             if not first.attrs.packed:
@@ -174,6 +176,17 @@ class Packer:
         operands = [self.readable(v, op) for v in operands]
         regions = tuple(retyped(r, operands) for r in op.regions)
         self.to.append(replace(op, operands=tuple(operands), regions=regions))
+
+
+def apart(op: Op, contraction: Op) -> tuple[Op, Op]:
+    """The group with the contraction's second operand as an argument that nothing else reads (x @ x, x @ w + w)."""
+    block, w = op.regions[0], contraction.operands[1]
+    if sum(v is w for o in block.ops for v in o.operands) == 1:
+        return op, contraction
+    own = Value(w.type, w.name)
+    done = replace(contraction, operands=(contraction.operands[0], own))
+    block = Block((*block.args, own), tuple(done if o is contraction else o for o in block.ops))
+    return replace(op, operands=(*op.operands, op.operands[block.args.index(w)]), regions=(block,)), done
 
 
 def packed(block: Block, contraction: Op) -> Block:
