@@ -156,7 +156,8 @@ def page(data: dict[str, Any]) -> str:
         "the first run, as the rows of their ops say (`static` in docs/ops.md).\n"
         f"- Crashes: {total['crash']}; cases over the time limit: {total['timeout']}.",
         "Random ops draw other numbers than the suite's expected ones: checked are type, shape, the relative "
-        f"frequencies over 16,384 draws, and that the same program gives the same bits again. The {data['real']['cases']} "
+        "frequencies over 16,384 draws, and that the same program gives the same bits again. "
+        f"The {data['real']['cases']} "
         f"real networks ({data['real']['passed']} pass) are those of the suite with constants for weights.",
         "Of the peers, the numbers of passed cases on the same suite. The compiler with the highest number that we "
         "know of is emx-onnx-cgen 1.4.0 (ONNX to C for CPUs, values within 100 ULP) with 1,914.",

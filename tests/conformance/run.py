@@ -14,7 +14,7 @@ import onnx
 
 from d1c import api, backend
 from d1c.errors import D1Error, VerifyError
-from tests.conformance import distribution, mimic
+from tests.conformance import distribution
 from tests.conformance.cases import Case
 from tests.conformance.frozen import unjustified
 
@@ -64,7 +64,7 @@ def run_case(case: Case, machine: str = "test", engine: str = "numpy") -> Outcom
     """Compile `case` (f32 policy: values are stored in the model's own types) and run it on all of its data."""
     started = time.perf_counter()
     model, data = case.load()
-    rep = (backend.D1Rep if hasattr(backend.D1Rep, "frozen") else mimic.Rep)(model, machine, "f32", engine)
+    rep = backend.D1Rep(model, machine, "f32", engine)
     status, reason = "passed", ""
     try:
         with _limit(TIME_LIMIT * (10 if case.kind == "real" else 1)):
