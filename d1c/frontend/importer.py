@@ -46,7 +46,7 @@ def import_onnx(
     freeze = frozen_inputs(graph.input, freeze)
     fixed = set(loaded.initializers) | set(freeze)
     rules = collect_rules()
-    refuse_unknown(loaded.nodes, fixed, rules, loaded.opsets, loaded.functions)
+    refuse_unknown(loaded.nodes, fixed, rules, loaded.opsets, loaded.functions, strings=loaded.strings)
     inputs = [i for i in graph.input if i.name not in fixed]
     types = input_types(inputs, shapes, dims)
     read = frozenset(n for node in loaded.nodes for n in outer_names(node)) | {o.name for o in graph.output}

@@ -24,7 +24,7 @@ class Loaded:
     """A model ready for import: `graph` sorted topologically, initializers decoded.
 
     opsets: domain -> version ('' is ONNX's own). folder: where external data of attribute tensors lives, or None.
-    functions: the model's own.
+    functions: the model's own. strings: initializers and inputs that are string tensors; they are no `initializers`.
     """
 
     graph: onnx.GraphProto
@@ -33,6 +33,7 @@ class Loaded:
     opsets: Mapping[str, int]
     folder: Path | None
     functions: Functions
+    strings: tuple[str, ...] = ()
 
 
 def load_model(model: str | Path | bytes | onnx.ModelProto) -> Loaded:
@@ -57,11 +58,27 @@ def load_model(model: str | Path | bytes | onnx.ModelProto) -> Loaded:
         )
     opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in proto.opset_import}
     opsets.setdefault("", 1)
-    initializers = {t.name: tensor_array(t, folder) for t in proto.graph.initializer}
+    strings = [t.name for t in proto.graph.initializer if t.data_type == onnx.TensorProto.STRING]
+    strings += [i.name for i in proto.graph.input if _holds_strings(i.type)]
+    initializers = {
+        t.name: tensor_array(t, folder) for t in proto.graph.initializer if t.data_type != onnx.TensorProto.STRING
+    }
     if proto.graph.sparse_initializer:
         raise ImportFailed("the model has sparse initializers", rule="initializers are dense tensors")
-    nodes = sort_nodes(proto.graph, set(initializers))
-    return Loaded(proto.graph, nodes, initializers, opsets, folder, functions_of(proto))
+    nodes = sort_nodes(proto.graph, {*initializers, *strings})
+    return Loaded(proto.graph, nodes, initializers, opsets, folder, functions_of(proto), tuple(strings))
+
+
+def _holds_strings(type_: onnx.TypeProto) -> bool:
+    """Whether a value of this type holds strings: a tensor, or in a sequence, an optional or a map."""
+    match type_.WhichOneof("value"):
+        case "sequence_type":
+            return _holds_strings(type_.sequence_type.elem_type)
+        case "optional_type":
+            return _holds_strings(type_.optional_type.elem_type)
+        case "map_type":
+            return type_.map_type.key_type == onnx.TensorProto.STRING or _holds_strings(type_.map_type.value_type)
+    return bool(type_.tensor_type.elem_type == onnx.TensorProto.STRING)
 
 
 def _decode(data: bytes, what: str) -> onnx.ModelProto:

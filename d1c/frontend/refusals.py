@@ -45,7 +45,10 @@ def unknown_nodes(
     """
     constant = set(known)
     for node in nodes:
-        where = f"{prefix}{node.name or '(no name)'}"
+        where = f"{prefix}{node.name or f'(no name, gives {node.output[0]!r})'}"
+        if reason := _refused(node):
+            yield where, described(node, opsets), reason
+            continue
         reads = list(outer_names(node))
         if node.op_type in ("Shape", "Size") or (consteval.foldable(node) and constant.issuperset(reads)):
             constant.update(node.output)
@@ -55,20 +58,43 @@ def unknown_nodes(
         rule = newest(rules, node, opsets)
         key = (plain_domain(node.domain), node.op_type, node.overload)
         if rule is not None:
-            reason = rule.check(node, opsets.get(key[0], 1)) if rule.check is not None else None
-            if reason:
-                yield where, described(node, opsets), reason
+            wrong = rule.check(node, opsets.get(key[0], 1)) if rule.check is not None else None
+            if wrong:
+                yield where, described(node, opsets), wrong
             for graph in (g for a in node.attribute for g in ([a.g] if a.HasField("g") else a.graphs)):
                 names = constant | {t.name for t in graph.initializer}
                 yield from unknown_nodes(
                     graph.node, names - {i.name for i in graph.input}, rules, opsets, own, f"{where}/", inside
                 )
-        elif not has_body(node, opsets, own) or key in inside:
+        elif not has_body(node, opsets, own):
             yield where, described(node, opsets), ""
+        elif key in inside:
+            yield where, described(node, opsets), "the function calls itself"
         elif (inner := body(node, opsets, own, None)) is not None:
             formal = zip(inner.inputs, node.input, strict=False)
             passed = {name for name, actual in formal if actual in constant} | set(inner.inputs[len(node.input) :])
             yield from unknown_nodes(inner.nodes, passed, rules, inner.opsets, own, f"{where}/", inside | {key})
+
+
+_TEXT = "text has no form on the machine: do this on the host, before or behind the program"
+_REASONS = {
+    **dict.fromkeys(
+        ("StringConcat", "StringNormalizer", "StringSplit", "RegexFullMatch", "CategoryMapper", "DictVectorizer"), _TEXT
+    ),
+    "ImageDecoder": "files are decoded on the host: give the program the pixels",
+    "Gradient": "export the model with its gradients as nodes",
+    **dict.fromkeys(("ZipMap", "CastMap"), "maps have no form on the machine: take their operand as the output"),
+}
+"""What to do about some ops that no rule will ever take."""
+
+
+def _refused(node: onnx.NodeProto) -> str:
+    """Why a node of known or unknown op is refused whatever its operands are; '' if it is not."""
+    for a in node.attribute:
+        strings = a.t.data_type == onnx.TensorProto.STRING or a.name in ("value_string", "value_strings")
+        if strings or (a.name in ("to", "dtype") and a.i == onnx.TensorProto.STRING):
+            return _TEXT
+    return _REASONS.get(node.op_type, "")
 
 
 def refuse_unknown(
@@ -78,18 +104,29 @@ def refuse_unknown(
     opsets: Mapping[str, int],
     own: Functions,
     prefix: str = "",
+    strings: Sequence[str] = (),
 ) -> None:
-    """Raise one UnsupportedOp that names every node of `unknown_nodes`, if there is one."""
+    """Raise one UnsupportedOp that names every node of `unknown_nodes`, if there is one.
+
+    strings  the names of the model's inputs and initializers that are string tensors, which are refused likewise.
+    """
     found = list(unknown_nodes(nodes, known, rules, opsets, own, prefix))
-    if not found:
+    if not found and not strings:
         return
-    shown = "; ".join(f"{where}: {op}{f', {reason}' if reason else ''}" for where, op, reason in found)
     kinds = len({op for _, op, _ in found})
+    messages = []
+    if found:
+        shown = "; ".join(f"{where}: {op}{f', {reason}' if reason else ''}" for where, op, reason in found)
+        messages.append(
+            f"{len(found)} node{'s' * (len(found) > 1)} of {kinds} kind{'s' * (kinds > 1)} "
+            f"that d1c has no rule for: {shown}"
+        )
+    if strings:
+        messages.append(f"string tensors have no form on the machine: {', '.join(strings)}")
     raise UnsupportedOp(
-        f"{len(found)} node{'s' * (len(found) > 1)} of {kinds} kind{'s' * (kinds > 1)} "
-        f"that d1c has no rule for: {shown}",
-        where=found[0][0] if found[0][0] != "(no name)" else found[0][1].split(" ")[0],
+        "; ".join(messages),
+        where=", ".join(strings) if not found else found[0][0] if "(no name" not in found[0][0] else found[0][1],
         rule="every node lowers by a rule, by ONNX's definition as a function, or is constant",
-        amounts={"nodes": len(found), "kinds": kinds},
+        amounts={"nodes": len(found), "kinds": kinds} if found else {},
         remedy="`d1c ops` lists what is supported; docs/adding-an-op.md shows how to add an op in one file",
     )
