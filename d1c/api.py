@@ -197,16 +197,18 @@ class _Run:
         return module
 
     def lower(self, module: Module) -> None:
-        """Distribute and lower: with fewer and fewer constants resident until the program fits SRAM."""
-        from d1c.passes.distribute import RESIDENT_SHARES
+        """Distribute and lower: with fewer and fewer constants resident and smaller windows until the program fits."""
+        from d1c.passes.distribute import ATTEMPTS
 
+        failure: DoesNotFit | None = None
         names = [n for n in LOWERINGS if module.level == "graph" or PASSES[n].level_in != "graph"]
-        for share in RESIDENT_SHARES if module.level == "graph" else RESIDENT_SHARES[-1:]:
+        for resident, window in ATTEMPTS if module.level == "graph" else ATTEMPTS[-1:]:
             try:
-                done = self.passes_over(module, names, machine=self.machine, resident=share)
-            except DoesNotFit:
-                if share == RESIDENT_SHARES[-1]:
-                    raise
+                done = self.passes_over(module, names, machine=self.machine, resident=resident, window=window)
+            except DoesNotFit as error:
+                failure = failure or error
+                if (resident, window) == ATTEMPTS[-1]:
+                    raise failure from None
             else:
                 self.modules[done.module.level] = done.module
                 self.compiled = done.program

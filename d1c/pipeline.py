@@ -52,6 +52,7 @@ PASSES: dict[str, Pass] = {
     p.name: p
     for p in (
         Pass("fold-constants", "graph", "graph"),
+        Pass("round-declared", "graph", "graph", ("policy",)),
         Pass("simplify-views", "graph", "graph"),
         Pass("sink-transposes", "graph", "graph"),
         Pass("fold-pads", "graph", "graph"),
@@ -60,13 +61,14 @@ PASSES: dict[str, Pass] = {
         Pass("fuse", "graph", "graph"),
         Pass("precision", "graph", "graph", ("policy",)),
         Pass("pack-operands", "graph", "graph"),
-        Pass("distribute", "graph", "dist", ("machine", "seed", "resident")),
+        Pass("distribute", "graph", "dist", ("machine", "seed", "resident", "window")),
         Pass("lower-tile", "dist", "tile", ("machine",)),
     )
 }
 
 PIPELINE: tuple[str, ...] = (
     "fold-constants",
+    "round-declared",  # before passes that make one op of several nodes'
     "simplify-views",
     "sink-transposes",  # before fold-batchnorm, which looks for channels in the last dim
     "fold-pads",

@@ -198,27 +198,31 @@ def work_cycles(
     return np.asarray(main + vectors * (epilogue + 1))
 
 
-def choose(layer: Layer, layouts: Sequence[Layout | None], machine: Machine, mesh: Mesh, resident_bytes: float) -> Plan:
+def choose(
+    layer: Layer, layouts: Sequence[Layout | None], machine: Machine, mesh: Mesh, resident_bytes: float, share: float
+) -> Plan:
     """The cheapest plan. `layouts`: of every operand, None for constants. `resident_bytes`: how large a constant's
-    window may be to stay in SRAM for good; larger ones are priced as gathered. Raises LayoutError where no plan fits
-    SRAM."""
+    window may be to stay in SRAM for good; larger ones are priced as gathered. `share`: how much of SRAM the windows
+    and the result of a layer may take, if some plan gets along with that. Raises LayoutError where no plan fits SRAM."""
     best: Plan | None = None
+    room = share * machine.data_bytes
     for flat in (True, False):
         targets = dim_ranges(layer.nest, layer, flat)
         if targets is not None:
-            found = _family(layer, targets, layouts, machine, mesh, resident_bytes)
+            found = _family(layer, targets, layouts, machine, mesh, resident_bytes, room)
             if found is not None and (best is None or found.cycles < best.cycles):
                 best = found
-    if best is None:  # more dims to cut, cores without a share, and nearly all of SRAM
+    if best is None:  # more dims to cut, cores without a share, in the end nearly all of SRAM
         targets = dim_ranges(layer.nest, layer, False, 4)
-        if targets is not None:
-            best = _family(layer, targets, layouts, machine, mesh, resident_bytes, tight=True)
+        for room in (room, 0.95 * machine.data_bytes):
+            if targets is not None and best is None:
+                best = _family(layer, targets, layouts, machine, mesh, resident_bytes, room, tight=True)
     for layout in dict.fromkeys(x for x in layouts if x is not None):
         like = _inherit(layer.nest, layout)
         if like is None:
             continue
         try:
-            found = _exact(layer, like, layouts, machine, mesh, resident_bytes)
+            found = _exact(layer, like, layouts, machine, mesh, resident_bytes, room)
         except LayoutError:
             continue
         if found is not None and (best is None or found.cycles < best.cycles):
@@ -240,7 +244,13 @@ def _inherit(nest: Structured, layout: Layout) -> Layout | None:
 
 
 def _exact(
-    layer: Layer, plan: Layout, layouts: Sequence[Layout | None], machine: Machine, mesh: Mesh, resident_bytes: float
+    layer: Layer,
+    plan: Layout,
+    layouts: Sequence[Layout | None],
+    machine: Machine,
+    mesh: Mesh,
+    resident_bytes: float,
+    room: float,
 ) -> Plan | None:
     """The price of one given plan, with exact windows and without the movements that are none."""
     nest = layer.nest
@@ -262,7 +272,7 @@ def _exact(
     last = max(d for d in sizes if d < nest.parallel)
     rows = math.prod(v for d, v in sizes.items() if d < last)
     kk = math.prod(v for d, v in sizes.items() if d >= nest.parallel)
-    if sram + rows * sizes[last] * layer.result.dtype.bytes > 0.55 * machine.data_bytes:
+    if sram + rows * sizes[last] * layer.result.dtype.bytes > room:
         return None
     pair = nest.kind == "mac" and nest.dims[-1].extent == 2
     m, n, k = np.array([rows]), np.array([sizes[last]]), np.array([kk])
@@ -279,10 +289,11 @@ def _family(
     machine: Machine,
     mesh: Mesh,
     resident_bytes: float,
+    room: float,
     tight: bool = False,
 ) -> Plan | None:
-    """The cheapest assignment of factors to these targets and, where the reduction may be cut, to its cut. `tight`:
-    also with idle cores, and with as much of SRAM as there is."""
+    """The cheapest assignment of factors to these targets and, where the reduction may be cut, to its cut, with at most
+    `room` bytes of windows and result. `tight`: also with idle cores."""
     nest = layer.nest
     extents = tuple(d.extent for d in nest.dims)
     cut = nest.cut is not None and not nest.lanes and nest.kind in ("mac", "lookup") and extents[nest.cut] > nest.slice
@@ -355,7 +366,7 @@ def _family(
     short = np.maximum(machine.packet_bytes / row, 1) - 1
     cycles += READERS * m * sizes[-1] * layer.result.dtype.bytes / machine.packet_bytes * short
     used = (-(-np.array(sizes)[None, :] // blocks)).prod(axis=1) * np.where(split, -(-k_total // np.maximum(k, 1)), 1)
-    cycles = np.where(sram > (0.95 if tight else 0.55) * machine.data_bytes, np.inf, cycles)
+    cycles = np.where(sram > room, np.inf, cycles)
     price = cycles * (1 + idle_weight(nest, machine) * (1 - np.minimum(used / mesh.cores, 1)))
     at = int(np.argmin(price))
     if not np.isfinite(cycles[at]):

@@ -56,11 +56,22 @@ RESIDENT_SHARES = (0.45, 0.3, 0.15, 0.0)
 """Shares of a core's SRAM that constants may take for good, tried in this order until the program fits; the rest is for
 activations and for constants that are gathered for each use."""
 
+WINDOW_SHARES = (0.55, 0.35, 0.2)
+"""How much of a core's SRAM the windows and the result of one layer may take, if that is possible at all; tried in this
+order behind the last of RESIDENT_SHARES."""
+
+ATTEMPTS = (*((r, WINDOW_SHARES[0]) for r in RESIDENT_SHARES), *((0.0, w) for w in WINDOW_SHARES[1:]))
+"""(resident, window) in the order in which they are tried."""
+
 Chooser = Callable[[Layer, Sequence[Layout | None]], Plan]
 
 
-def run(module: Module, machine: Machine, seed: int | None = None, resident: float = RESIDENT_SHARES[0]) -> Module:
-    """The distributed module. `seed`: random plans instead of priced ones (tests). `resident`: see RESIDENT_SHARES.
+def run(
+    module: Module, machine: Machine, seed: int | None = None, resident: float = RESIDENT_SHARES[0],
+    window: float = WINDOW_SHARES[0],
+) -> Module:  # fmt: skip
+    """The distributed module. `seed`: random plans instead of priced ones (tests). `resident`, `window`: see
+    RESIDENT_SHARES and WINDOW_SHARES.
 
     The attribute `scalars` names the outputs of shape (), which are stored as [1]. Results whose names the attribute
     `outputs` does not give (hand-written modules) go by the names of their values. Raises TypeMismatch for an empty
@@ -81,7 +92,7 @@ def run(module: Module, machine: Machine, seed: int | None = None, resident: flo
         if seed is not None:
             return random_plan(layer, rng, mesh)
         try:
-            return choose(layer, layouts, machine, mesh, budget / max(users, 1))
+            return choose(layer, layouts, machine, mesh, budget / max(users, 1), window)
         except LayoutError as e:
             size = sum(math.prod(o.shape) * o.dtype.bytes for o in (*layer.operands, layer.result))
             raise DoesNotFit(
