@@ -101,6 +101,14 @@ def ordered(cx: ImportContext, x: Value) -> Value:
     return x
 
 
+def sort_key(cx: ImportContext, x: Value) -> Value:
+    """Signed integers with the order of `x`; NaN is the largest, -0 is 0."""
+    kind = tensor(x).dtype
+    if kind.is_float:
+        return op(cx, "sort_key", x)
+    return ordered(cx, x) if kind.bits > 32 or kind == BOOL else cx.cast(x, I64 if kind.name == "u32" else I32)
+
+
 def accumulating(cx: ImportContext, x: Value) -> Value:
     """`x` in the type in which its sums accumulate (f32, f64, i32 or i64)."""
     kind = tensor(x).dtype

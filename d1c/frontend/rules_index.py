@@ -45,7 +45,7 @@ def gather_elements(cx: ImportContext, node: onnx.NodeProto) -> Value:
         return cx.const(np.zeros(like, tensor(x).dtype.numpy))
     read = tuple(shape[d] if d == axis else n for d, n in enumerate(like))
     table = last(cx, cx.slice(x, (0,) * len(shape), (1,) * len(shape), read), axis)
-    at = last(cx, wrap(cx, index, shape[axis]), axis)
+    at = last(cx, wrap(cx, cx.cast(index, I32), shape[axis]), axis)
     others = math.prod(like) // like[axis]
     found = lookup(cx, cx.reshape(at, (others, like[axis])), cx.reshape(table, (others, shape[axis])), 1)
     return from_last(cx, cx.reshape(found, shape_of(at)), axis)

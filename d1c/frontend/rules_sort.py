@@ -21,9 +21,9 @@ from d1c.frontend.indexing import (
     last,
     lookup,
     op,
-    ordered,
     reduce,
     shape_of,
+    sort_key,
 )  # fmt: skip
 from d1c.frontend.rules_math import given
 from d1c.ir.core import Value
@@ -34,42 +34,30 @@ SHORT_ROW = 256
 """A row of at most this many elements is ranked as a whole; of longer ones, blocks first."""
 
 
-def _greater(cx: ImportContext, a: Value, b: Value, nan_a: Value | None, nan_b: Value | None, equal: bool) -> Value:
-    """a > b, or with `equal` a >= b, where NaN is larger than all numbers; both broadcast."""
-    if nan_a is None or nan_b is None:
-        return op(cx, "greater_equal" if equal else "greater", a, b)
-    if equal:
-        return op(cx, "or", op(cx, "greater_equal", a, b), nan_a)
-    return op(cx, "and", op(cx, "not", op(cx, "less_equal", a, b)), op(cx, "not", nan_b))
-
-
-def _nan(cx: ImportContext, x: Value) -> Value | None:
-    return op(cx, "not", op(cx, "equal", x, x)) if tensor(x).dtype.is_float else None
-
-
-def _pair(cx: ImportContext, x: Value | None) -> tuple[Value | None, Value | None]:
-    """[..., n] as [..., 1, n] (what is compared: j) and [..., n, 1] (what is ranked: i)."""
-    if x is None:
-        return None, None
-    *outer, n = shape_of(x)
-    return cx.reshape(x, (*outer, 1, n)), cx.reshape(x, (*outer, n, 1))
-
-
 def ranks(cx: ImportContext, key: Value, largest: bool) -> Value:
-    """Per element of [..., n] how many come before it: i32."""
+    """Per element of integers [..., n] how many come before it: i32.
+
+    Keys of 32 bits and the places of their elements are one number of 64 bits, so that one comparison decides."""
     *outer, n = shape_of(key)
-    rank = len(outer) + 2
-    (other, own), (nan_other, nan_own) = _pair(cx, key), _pair(cx, _nan(cx, key))
-    assert other is not None and own is not None
-    if largest:
-        strict = _greater(cx, other, own, nan_other, nan_own, False)
-        loose = _greater(cx, other, own, nan_other, nan_own, True)
+    dims = len(outer) + 2
+    place = iota(cx, n, len(outer) + 1, len(outer), I64)
+    narrow = tensor(key).dtype.bits <= 32
+    wide = cx.cast(key, I64)
+    if narrow:
+        wide = op(cx, "add", op(cx, "mul", wide, cx.scalar(-n if largest else n, wide)), place)
     else:
-        strict = _greater(cx, own, other, nan_own, nan_other, False)
-        loose = _greater(cx, own, other, nan_own, nan_other, True)
-    earlier = op(cx, "less", iota(cx, n, rank, rank - 1, I32), iota(cx, n, rank, rank - 2, I32))
-    before = op(cx, "or", strict, op(cx, "and", earlier, loose))
-    return reduce(cx, "sum", flag(cx, before), (rank - 1,))
+        # As constants the places would be compared at compile time, n x n of them.
+        place = op(cx, "where", op(cx, "equal", key, key), place, cx.scalar(-1, place))
+
+    def sides(x: Value) -> tuple[Value, Value]:
+        return cx.reshape(x, (*outer, 1, n)), cx.reshape(x, (*outer, n, 1))
+
+    other, own = sides(wide)
+    before = op(cx, "greater" if largest and not narrow else "less", other, own)
+    if not narrow:
+        there, here = sides(place)
+        before = op(cx, "or", before, op(cx, "and", op(cx, "equal", other, own), op(cx, "less", there, here)))
+    return reduce(cx, "sum", flag(cx, before), (dims - 1,))
 
 
 def chosen(cx: ImportContext, rank: Value, k: int, where: Value | None = None) -> Value:
@@ -121,7 +109,7 @@ def top_k(cx: ImportContext, node: onnx.NodeProto) -> tuple[Value, Value]:
     if not 0 <= k <= shape_of(x)[axis]:
         raise ValueError(f"k = {k} of an extent of {shape_of(x)[axis]}")
     rows = last(cx, x, axis)
-    place = best(cx, ordered(cx, rows), k, bool(cx.attr(node, "largest", 1)))
+    place = best(cx, sort_key(cx, rows), k, bool(cx.attr(node, "largest", 1)))
     values = take_along(cx, rows, place)
     return from_last(cx, values, axis), from_last(cx, cx.cast(place, I64), axis)
 
@@ -136,7 +124,7 @@ def unique(cx: ImportContext, node: onnx.NodeProto) -> tuple[Value, ...]:
         axis = normal_axis(axis, len(shape_of(x)), cx.origin)
         rows = front(cx, x, axis)
     n = shape_of(rows)[0]
-    less, same = _compare(cx, cx.reshape(ordered(cx, rows), (n, tensor(rows).size // max(n, 1))))
+    less, same = _compare(cx, cx.reshape(sort_key(cx, rows), (n, tensor(rows).size // max(n, 1))))
     # `less` and `same` [i, j] compare row j with row i.
     j = iota(cx, n, 2, 1, I32)
     first = reduce(cx, "min", op(cx, "where", same, j, cx.scalar(n, j)), (1,))
@@ -160,16 +148,10 @@ def _compare(cx: ImportContext, rows: Value) -> tuple[Value, Value]:
     With one column nothing is stored; of several, an n x n table of where the rows differ first."""
     n, d = shape_of(rows)
     inner = () if d == 1 else (d,)
-
-    def sides(x: Value | None) -> tuple[Value | None, Value | None]:
-        return (None, None) if x is None else (cx.reshape(x, (n, 1, *inner)), cx.reshape(x, (1, n, *inner)))
-
-    (own, other), (nan_own, nan_other) = sides(rows), sides(_nan(cx, rows))
-    assert own is not None and other is not None
-    less = _greater(cx, own, other, nan_own, nan_other, False)
-    more = _greater(cx, other, own, nan_other, nan_own, False)
+    own, other = cx.reshape(rows, (n, 1, *inner)), cx.reshape(rows, (1, n, *inner))
+    less, more = op(cx, "less", other, own), op(cx, "less", own, other)
     if d == 1:
-        return less, op(cx, "not", op(cx, "or", less, more))
+        return less, op(cx, "equal", other, own)
     column = iota(cx, d, 3, 2, I32, 2)
     end = cx.const(np.array(2 * d, np.int32))
     odd = op(cx, "add", column, cx.const(np.array(1, np.int32)))

@@ -10,6 +10,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+import d1c
+from d1c.frontend.importer import import_onnx
+from d1c.interp import evaluate
+
 
 def build(
     nodes: Sequence[onnx.NodeProto],
@@ -40,3 +44,42 @@ def build(
 def model() -> Callable[..., onnx.ModelProto]:
     """`build`: (nodes, inputs, outputs, constants, opset) -> ModelProto."""
     return build
+
+
+def run_ort(proto: onnx.ModelProto, feeds: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+    """The model's outputs as onnxruntime computes them."""
+    ort = pytest.importorskip("onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return list(session.run(None, dict(feeds)))
+
+
+def compare(
+    proto: onnx.ModelProto,
+    feeds: Mapping[str, np.ndarray],
+    tolerance: float = 0.0,
+    emulate: bool = False,
+    want: Sequence[np.ndarray] | None = None,
+) -> list[np.ndarray]:
+    """Evaluate the imported graph, or with `emulate` run the compiled program, and compare types, shapes and values
+    with `want`, by default onnxruntime's; `tolerance` is a share of the largest value."""
+    shapes = {n: a.shape for n, a in feeds.items()}
+    if emulate:
+        results = d1c.compile(proto, target="test", precision="f32", shapes=shapes).run(feeds, engine="numpy")
+    else:
+        results = evaluate(import_onnx(proto, shapes), feeds)
+    got = [results[o.name] for o in proto.graph.output]
+    for ours, theirs in zip(got, run_ort(proto, feeds) if want is None else want, strict=True):
+        assert (ours.shape, ours.dtype) == (theirs.shape, theirs.dtype)
+        a, b = ours.astype(np.float64), theirs.astype(np.float64)
+        bound = tolerance * max(1.0, float(np.abs(b[np.isfinite(b)]).max(initial=0)))
+        np.testing.assert_allclose(a, b, rtol=0, atol=bound)
+    return got
+
+
+@pytest.fixture
+def against_ort() -> Callable[..., list[np.ndarray]]:
+    """`compare`: (proto, feeds, tolerance, emulate, want) -> our outputs."""
+    return compare
