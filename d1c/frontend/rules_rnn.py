@@ -16,6 +16,7 @@ import onnx
 from d1c.frontend.context import ImportContext, tensor
 from d1c.frontend.expr import Expr
 from d1c.frontend.loops import Round, loop, row
+from d1c.frontend.rules_math import given
 from d1c.ir.core import Value
 from d1c.ops.opdef import OnnxRule
 
@@ -167,14 +168,15 @@ class _Net:
 
 
 def _net(cx: ImportContext, node: onnx.NodeProto, gates: int, states: int, defaults: Sequence[str]) -> _Net:
-    x, w, r, b, lengths, *more = [*cx.inputs(node), *[None] * 8][:8]
+    b, lengths, *more = [*cx.inputs(node), *[None] * 8][3:8]
     direction = str(cx.attr(node, "direction", "forward")).lower()
     ways = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
     if direction not in ways:
         raise ValueError(f"direction {direction!r} is none of {', '.join(ways)}")
     reverse, batch_first = ways[direction], bool(cx.attr(node, "layout", 0))
-    wide = "f64" if tensor(x).dtype.name == "f64" else "f32"
-    x, w, r, b, *more = [v if v is None else cx.cast(v, wide) for v in (x, w, r, b, *more)]
+    wide = "f64" if tensor(given(cx, node)).dtype.name == "f64" else "f32"
+    x, w, r = (cx.cast(given(cx, node, i), wide) for i in range(3))
+    b, *more = [v if v is None else cx.cast(v, wide) for v in (b, *more)]
     if batch_first:
         x = cx.transpose(x, (1, 0, 2))
     _, batch, _ = tensor(x).shape
@@ -203,7 +205,7 @@ def _functions(
     cx: ImportContext, node: onnx.NodeProto, directions: int, defaults: Sequence[str]
 ) -> tuple[tuple[Function, ...], ...]:
     """Per gate function one for each direction, the same object where they are the same."""
-    names = [str(n).lower() for n in _texts(cx.attr(node, "activations")) or defaults * directions]
+    names = [n.lower() for n in _texts(cx.attr(node, "activations")) or [*defaults] * directions]
     alphas, betas = (list(cx.attr(node, f"activation_{k}") or ()) for k in ("alpha", "beta"))
     if len(names) != len(defaults) * directions:
         raise ValueError(f"has {len(names)} activations, not {len(defaults) * directions}")
