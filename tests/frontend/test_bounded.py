@@ -1,0 +1,228 @@
+"""Results whose extent data decides: chains behind NonZero, Compress and Unique, outputs cut to size, refusals."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+import d1c
+import d1rt
+from d1c.errors import LoadError, UnsupportedOp
+from d1c.frontend.importer import import_onnx
+from d1c.interp_dist import evaluate_dist
+from d1c.ir.text import parse
+
+Build = Callable[..., onnx.ModelProto]
+Compare = Callable[..., list[np.ndarray]]
+RNG = np.random.default_rng(11)
+node = helper.make_node
+
+MASKS = {
+    "some": np.array([1, 0, 0, 1, 1, 0, 1, 0], np.float32),
+    "none": np.zeros(8, np.float32),
+    "all": np.ones(8, np.float32),
+    "last": np.eye(8, dtype=np.float32)[7],
+}
+TABLE = RNG.standard_normal((8, 3)).astype(np.float32)
+ONE, ZERO, OPEN = np.array([1]), np.array([0]), np.array([-1])
+
+# What follows `rows` = the rows [count, 3] of a table where the mask is not 0, and `at` = their numbers [1, count].
+CHAINS: dict[str, list[onnx.NodeProto]] = {
+    "places": [node("Identity", ["at"], ["y"])],
+    "transpose": [node("Transpose", ["rows"], ["y"], perm=[1, 0])],
+    "relu_sum": [node("Relu", ["rows"], ["r"]), node("ReduceSum", ["r", "zero"], ["y"], keepdims=0)],
+    "sum_all": [node("Exp", ["rows"], ["r"]), node("ReduceSum", ["r"], ["y"])],
+    "sum_other": [node("Exp", ["rows"], ["r"]), node("ReduceSum", ["r", "one"], ["y"], keepdims=0)],
+    "broadcast": [node("Add", ["rows", "row"], ["a"]), node("Mul", ["a", "rows"], ["y"])],
+    "unsqueeze": [node("Unsqueeze", ["rows", "zero"], ["u"]), node("Sigmoid", ["u"], ["y"])],
+    "squeeze": [node("Squeeze", ["at", "zero"], ["s"]), node("Cast", ["s"], ["y"], to=1)],
+    "reshape": [node("Reshape", ["rows", "open"], ["f"]), node("Neg", ["f"], ["y"])],
+    "reshape_back": [node("Reshape", ["at", "open"], ["f"]), node("Gather", ["table", "f"], ["y"])],
+    "slice_other": [node("Slice", ["rows", "one", "three", "one"], ["y"])],
+    "slice_first": [node("Slice", ["rows", "one", "three", "zero"], ["y"])],
+    "split": [node("Split", ["rows", "parts"], ["y", "b"], axis=1)],
+    "concat": [node("Concat", ["rows", "rows"], ["y"], axis=1)],
+    "shape": [node("Shape", ["rows"], ["y"])],
+    "shape_part": [node("Shape", ["rows"], ["y"], start=0, end=1)],
+    "size": [node("Size", ["rows"], ["y"])],
+    "softmax": [node("Softmax", ["rows"], ["y"], axis=1)],
+    "matmul": [node("MatMul", ["rows", "square"], ["y"])],
+    "where": [node("Greater", ["rows", "row"], ["c"]), node("Where", ["c", "rows", "row"], ["y"])],
+    "clip": [node("Clip", ["rows", "low"], ["y"])],
+    "gelu": [node("Gelu", ["rows"], ["y"])],
+    "arg_other": [node("ArgMax", ["rows"], ["y"], axis=1, keepdims=0)],
+    "gather_columns": [node("Gather", ["rows", "one"], ["y"], axis=1)],
+    "gather_nd": [node("Transpose", ["at"], ["p"]), node("GatherND", ["table", "p"], ["y"])],
+    "scatter_nd": [
+        node("Transpose", ["at"], ["p"]), node("Exp", ["rows"], ["e"]), node("ScatterND", ["table", "p", "e"], ["y"])],
+    "nonzero": [node("Greater", ["rows", "row"], ["c"]), node("NonZero", ["c"], ["y"])],
+    "one_hot": [node("Squeeze", ["at", "zero"], ["s"]), node("OneHot", ["s", "eight", "values"], ["y"], axis=0)],
+}  # fmt: skip
+# These are not defined where nothing is left.
+FULL: dict[str, list[onnx.NodeProto]] = {
+    "max": [node("ReduceMax", ["rows", "zero"], ["y"])],
+    "min": [node("ReduceMin", ["rows", "zero"], ["y"])],
+    "mean": [node("ReduceMean", ["rows", "zero"], ["y"])],
+    "mean_all": [node("ReduceMean", ["rows"], ["y"], keepdims=0)],
+    "prod": [node("ReduceProd", ["rows", "zero"], ["y"])],
+    "l2": [node("ReduceL2", ["rows", "zero"], ["y"])],
+    "arg": [node("ArgMax", ["rows"], ["y"], axis=0)],
+    "arg_min": [node("ArgMin", ["rows"], ["y"], axis=0, keepdims=0)],
+    "top": [node("TopK", ["rows", "one"], ["v", "y"], axis=0)],
+    "bottom": [node("TopK", ["rows", "one"], ["y", "i"], axis=0, largest=0)],
+    "softmax_along": [node("Softmax", ["rows"], ["y"], axis=0)],
+}
+CONSTANTS = {
+    "table": TABLE, "row": TABLE[:1] / 2, "one": ONE, "zero": ZERO, "open": OPEN, "three": np.array([3]),
+    "parts": np.array([2, 1]), "square": TABLE[:3], "low": np.array(0.1, np.float32), "eight": np.array(8),
+    "values": np.array([0, 1], np.float32),
+}  # fmt: skip
+
+
+def rows(model: Build, chain: list[onnx.NodeProto], outputs: tuple[str, ...] = ("y",)) -> onnx.ModelProto:
+    start = [
+        node("NonZero", ["mask"], ["at"]),
+        node("Squeeze", ["at", "zero"], ["numbers"]),
+        node("Gather", ["table", "numbers"], ["rows"]),
+    ]
+    return model([*start, *chain], {"mask": MASKS["some"]}, outputs, CONSTANTS, 20)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("chain", CHAINS)
+def test_chain(chain: str, mask: str, model: Build, against_ort: Compare) -> None:
+    against_ort(rows(model, CHAINS[chain]), {"mask": MASKS[mask]}, 3e-6)
+
+
+@pytest.mark.parametrize("mask", ["some", "all", "last"])
+@pytest.mark.parametrize("chain", FULL)
+def test_reduction_along_the_bounded_dim(chain: str, mask: str, model: Build, against_ort: Compare) -> None:
+    against_ort(rows(model, FULL[chain]), {"mask": MASKS[mask]}, 3e-6)
+
+
+def test_an_empty_maximum_is_the_lowest_value(model: Build, against_ort: Compare) -> None:
+    want = [np.full((1, 3), -np.inf, np.float32)]
+    against_ort(rows(model, FULL["max"]), {"mask": MASKS["none"]}, want=want)
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_on_the_machine(mask: str, model: Build, against_ort: Compare) -> None:
+    """Counts of several outputs, one of which is a count itself."""
+    chain = [*CHAINS["broadcast"], node("ReduceMean", ["y", "one"], ["m"]), node("Shape", ["rows"], ["shape"])]
+    proto = rows(model, chain, ("y", "m", "at", "shape"))
+    against_ort(proto, {"mask": MASKS[mask]}, 3e-6, emulate=True)
+
+
+def test_every_evaluator_cuts(model: Build) -> None:
+    proto = rows(model, CHAINS["broadcast"], ("at", "y"))
+    program = d1c.compile(proto, target="test", precision="f32")
+    feeds = {"mask": MASKS["some"]}
+    runs = [program.run(feeds, engine=engine) for engine in ("numpy", "jit")]
+    runs.append(evaluate_dist(program.module("dist"), feeds))
+    graph = program.module("graph")
+    again = dataclasses.replace(parse(str(graph)), constants=graph.constants)
+    runs.append(d1c.compile(again, target="test").run(feeds, engine="numpy"))
+    for results in runs:
+        assert results["at"].shape == (1, 4) and results["y"].shape == (4, 3)
+        assert results["y"].tobytes() == runs[0]["y"].tobytes()
+    assert set(runs[0]) == {"at", "y"}
+    assert program.summary()["outputs"] == [
+        {"name": "at", "shape": [1, 8], "dtype": "i64", "bounded": [1]},
+        {"name": "y", "shape": [8, 3], "dtype": "f32", "bounded": [0]},
+    ]
+    assert d1c.backend.prepare(proto, target="test").run(feeds)[1].shape == (4, 3)
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1, -1])
+@pytest.mark.parametrize("condition", [[1, 0, 1], [0, 0, 0], [1, 1, 1, 1], [0, 1]])
+def test_compress(axis: int | None, condition: list[int], model: Build, against_ort: Compare) -> None:
+    x = RNG.standard_normal((4, 5)).astype(np.float32)
+    feeds = {"x": x, "c": np.array(condition, np.bool_)}
+    attributes = {} if axis is None else {"axis": axis}
+    against_ort(model([node("Compress", ["x", "c"], ["y"], **attributes)], feeds, ["y"], {}, 11), feeds)
+    fixed = model([node("Compress", ["x", "c"], ["y"], **attributes)], {"x": x}, ["y"], {"c": feeds["c"]}, 11)
+    if any(condition):
+        against_ort(fixed, {"x": x})
+
+
+@pytest.mark.parametrize("kind", [np.bool_, np.int64, np.float32])
+def test_nonzero_of_every_type(kind: Any, model: Build, against_ort: Compare) -> None:
+    x = RNG.integers(0, 2, (3, 4, 2)).astype(kind)
+    against_ort(model([node("NonZero", ["x"], ["y"])], {"x": x}, ["y"], {}, 13), {"x": x})
+
+
+def test_long_nonzero(model: Build, against_ort: Compare) -> None:
+    x = RNG.integers(0, 2, (9, 50)).astype(np.float32)
+    against_ort(model([node("NonZero", ["x"], ["y"])], {"x": x}, ["y"], {}, 13), {"x": x}, emulate=True)
+
+
+def test_counts_of_different_origin_do_not_meet(model: Build) -> None:
+    chain = [
+        node("Neg", ["mask"], ["n"]),
+        node("NonZero", ["n"], ["other"]),
+        node("Add", ["at", "other"], ["y"]),
+    ]
+    with pytest.raises(UnsupportedOp, match="same count"):
+        import_onnx(rows(model, chain))
+
+
+REFUSED = {
+    "Conv": ([node("Conv", ["u", "w"], ["y"])], "not known"),
+    "Concat": ([node("Concat", ["rows", "table"], ["y"], axis=0)], "bounded alike"),
+    "CumSum": ([node("CumSum", ["rows", "nought"], ["y"])], "not known"),
+    "Gather": ([node("Gather", ["rows", "one"], ["y"], axis=0)], "another axis"),
+    "Slice": ([node("Slice", ["rows", "open", "three", "zero"], ["y"])], "not negative"),
+    "Reshape": ([node("Reshape", ["rows", "fixed"], ["y"])], "leaves it open"),
+    "Add": ([node("Add", ["rows", "table"], ["y"])], "broadcast"),
+    "Expand": ([node("Expand", ["rows", "fixed"], ["y"])], "not known"),
+    "MatMul": ([node("MatMul", ["narrow", "rows"], ["y"])], "known extent"),
+    "Split": ([node("Split", ["rows"], ["y", "b"], axis=0, num_outputs=2)], "another axis"),
+}
+
+
+@pytest.mark.parametrize("op", REFUSED)
+def test_what_is_not_known_is_refused(op: str, model: Build) -> None:
+    chain, why = REFUSED[op]
+    proto = rows(model, [node("Unsqueeze", ["rows", "zero"], ["u"]), *chain])
+    more = {
+        "w": np.ones((2, 8, 1), np.float32), "nought": np.array(0), "fixed": np.array([8, 3]), "narrow": TABLE.T,
+    }  # fmt: skip
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(np.ascontiguousarray(a), n) for n, a in more.items())
+    with pytest.raises(UnsupportedOp) as caught:
+        import_onnx(proto)
+    error = caught.value
+    assert error.message.startswith(op) and "known at run time only" in error.message
+    assert why in error.rule and error.remedy
+
+
+def test_file_keeps_counts(tmp_path: Path, model: Build) -> None:
+    program = d1c.compile(rows(model, CHAINS["relu_sum"][:1], ("rows", "at")), target="test", precision="f32")
+    path = tmp_path / "rows.d1x"
+    program.save(path)
+    with d1rt.load(path) as loaded:
+        assert [p.counts for p in loaded.program.outputs] == [p.counts for p in program.target.outputs]
+        assert list(loaded.outputs) == ["rows", "at"]
+        results = loaded.run({"mask": MASKS["last"]}, engine="numpy")
+    assert results["rows"].shape == (1, 3) and results["at"].tolist() == [[7]]
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [((2, "rows.count"),), ((-1, "rows.count"),), ((0, "at"),), ((0, "gone"),), ((0, "rows.count"), (0, "rows.count"))],
+)
+def test_corrupt_counts_are_refused(counts: tuple[tuple[int, str], ...], tmp_path: Path, model: Build) -> None:
+    program = d1c.compile(rows(model, [], ("rows", "at")), target="test", precision="f32").target
+    first, *others = program.outputs
+    assert first.counts == ((0, "rows.count"),)
+    with pytest.raises(LoadError):
+        d1rt.load(dataclasses.replace(program, outputs=(dataclasses.replace(first, counts=counts), *others)))
+    with pytest.raises(LoadError):
+        port = dataclasses.replace(program.inputs[0], counts=((0, "rows.count"),))
+        d1rt.load(dataclasses.replace(program, inputs=(port,)))
