@@ -190,8 +190,11 @@ def instance_norm(cx: ImportContext, node: onnx.NodeProto) -> Value:
 
 
 def prelu(cx: ImportContext, node: onnx.NodeProto) -> Value:
-    """The slope broadcasts to x; one per channel goes with x where its channels are last."""
+    """The slope broadcasts to x (before opset 7 it is one per channel); one per channel goes with x where its channels
+    are last."""
     x, slope = given(cx, node), given(cx, node, 1)
+    if cx.opset < 7 and len(tensor(slope).shape) == 1 and len(tensor(x).shape) > 2:
+        slope = cx.reshape(slope, (*tensor(slope).shape, *(1,) * (len(tensor(x).shape) - 2)))
     last, is_last = _per_channel(cx, x)
     rank, shape = len(tensor(x).shape), tensor(slope).shape
     if is_last and rank > 2 and (len(shape) == rank - 1 or (len(shape) == rank and shape[0] == 1)):
@@ -223,17 +226,6 @@ def space_to_depth(cx: ImportContext, node: onnx.NodeProto) -> Value:
     return cx.reshape(apart, (n, c * b * b, h // b, w // b))
 
 
-def trilu(cx: ImportContext, node: onnx.NodeProto) -> Value:
-    """The upper or lower triangle: a select by a constant mask."""
-    x, k = given(cx, node), cx.static(node, 1, "k")
-    *_, rows, columns = tensor(x).shape
-    cut = 0 if k is None else int(k.reshape(-1)[0])
-    ones = np.ones((rows, columns), np.bool_)
-    mask = np.triu(ones, cut) if cx.attr(node, "upper", 1) else np.tril(ones, cut)
-    out: Value = cx.emit("graph.where", [cx.const(mask), x, cx.scalar(0, x)])
-    return out
-
-
 def lp_normalization(cx: ImportContext, node: onnx.NodeProto) -> Value:
     x = given(cx, node)
     axes = (normal_axis(cx.attr(node, "axis", -1), len(tensor(x).shape), cx.origin),)
@@ -251,5 +243,5 @@ RULES = (
     OnnxRule("Conv", conv),
     OnnxRule("BatchNormalization", batch_norm), OnnxRule("InstanceNormalization", instance_norm),
     OnnxRule("PRelu", prelu), OnnxRule("DepthToSpace", depth_to_space), OnnxRule("SpaceToDepth", space_to_depth),
-    OnnxRule("Trilu", trilu, static=(1,)), OnnxRule("LpNormalization", lp_normalization),
+    OnnxRule("LpNormalization", lp_normalization),
 )  # fmt: skip
