@@ -126,6 +126,32 @@ def compile_command(
     )
 
 
+@app.command("check-model")
+@guarded
+def check_model_command(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model.")],
+    target: Target = "d1-tile",
+    precision: Annotated[str, typer.Option("--precision", metavar="f32|bf16", help="How values are stored.")] = "bf16",
+    shape: Annotated[
+        list[str] | None, typer.Option("--shape", metavar="NAME=1,3,224,224", help="The shape of an input; may repeat.")
+    ] = None,
+    dim: Annotated[
+        list[str] | None, typer.Option("--dim", metavar="NAME=8", help="The value of a symbolic dimension; may repeat.")
+    ] = None,
+    freeze: Annotated[
+        list[str] | None,
+        typer.Option("--freeze", metavar="NAME=VALUE", help="Make an input a constant (or FILE.npy); may repeat."),
+    ] = None,
+    json: Json = None,
+    error_format: ErrorFormat = "text",
+    debug: Debug = False,
+) -> None:
+    """Say whether a model can be compiled, and all that stands in the way, without compiling it."""
+    from d1c.cli.check_model import check_model
+
+    raise typer.Exit(check_model(model, target, precision, shape or (), dim or (), freeze or (), json))
+
+
 @app.command("run")
 @guarded
 def run_command(

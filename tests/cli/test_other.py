@@ -52,7 +52,7 @@ def test_help_answers_in_under_a_third_of_a_second_of_cpu_time() -> None:
 def test_help_lists_all_commands(cli: Cli) -> None:
     done = cli("--help")
     assert done.exit_code == 0
-    for command in ("compile", "run", "dis", "opt", "asm", "targets", "ops"):
+    for command in ("compile", "check-model", "run", "dis", "opt", "asm", "targets", "ops"):
         assert f"  {command} " in done.stdout
         assert cli(command, "--help").exit_code == 0
 
