@@ -378,6 +378,12 @@ def _shape(cx: ImportContext, node: onnx.NodeProto, build: Importer) -> Results:
     return _results(build(cx, node))
 
 
+def _control(cx: ImportContext, node: onnx.NodeProto, build: Importer) -> Results:
+    """If, Loop and Scan: nodes of the subgraphs see by themselves what they read from outside."""
+    _others_static(cx, node, ())
+    return _results(build(cx, node))
+
+
 def shape_value(cx: ImportContext, node: onnx.NodeProto) -> Value:
     """Shape of a bounded value: run-time counts among constants."""
     x = _operand(cx, node)
@@ -412,6 +418,7 @@ HANDLERS: dict[str, Handler] = {
          "ReduceLogSum"), _reduction),
     **dict.fromkeys(("Softmax", "LogSoftmax"), _softmax), **dict.fromkeys(("ArgMax", "ArgMin"), _arg),
     **dict.fromkeys(("Shape", "Size"), _shape),
+    **dict.fromkeys(("If", "Loop", "Scan"), _control),
     "Transpose": _transpose, "Gather": _gather, "GatherND": _gather_nd, "ScatterND": _scatter_nd, "Slice": _slice,
     "TopK": _top_k, "OneHot": _one_hot, "Concat": _concat, "Split": _split, "MatMul": _matmul, "NonZero": _only_real,
     **dict.fromkeys(("If", "Loop", "Scan"), lambda cx, node, build: build(cx, node)),  # the nodes inside say it

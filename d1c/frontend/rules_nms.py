@@ -1,7 +1,7 @@
 """NonMaxSuppression: greedy, round by round, for all batches and classes at once.
 
 A round takes the best box that is left and drops it and what overlaps it too much. There are as many rounds as boxes
-can be selected (at most as many as there are boxes), each of a few kernels.
+can be selected (at most as many as there are boxes), or fewer where none is left; each takes time for every box.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import numpy as np
 import onnx
 
 from d1c.frontend.context import ImportContext, tensor
-from d1c.frontend.indexing import iota, keep, lookup, op, reduce, shape_of, zeros
+from d1c.frontend.indexing import flag, iota, keep, lookup, op, reduce, shape_of, zeros
+from d1c.frontend.loops import Round, loop
 from d1c.frontend.rules_math import given
 from d1c.ir.core import Value
 from d1c.ops.opdef import OnnxRule
 from d1c.target.dtypes import I32, I64
 
-MOST_ROUNDS = 256
-"""Rounds are laid out one after another in the program, so that there is a limit."""
+UNROLLED = 4
+"""So few rounds follow each other in the program; more are a loop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,36 +73,44 @@ def non_max_suppression(cx: ImportContext, node: onnx.NodeProto) -> Value:
         rounds = 0 if limit is None else n
     if not rounds or not batch * classes:
         return zeros(cx, (0, 3), I64)
-    if rounds > MOST_ROUNDS:
-        raise cx.refuse(
-            f"NonMaxSuppression that may select {rounds} boxes of a class",
-            rule=f"at most {MOST_ROUNDS} rounds are laid out",
-            remedy="make max_output_boxes_per_class a smaller constant, or keep the best boxes first (TopK)",
-        )
     threshold = cx.scalar(0, boxes) if iou is None else cx.reshape(cx.cast(iou, tensor(boxes).dtype), ())
     every = _boxes(cx, _sides(cx, boxes, bool(cx.attr(node, "center_point_box", 0))))
     left = op(cx, "equal", scores, scores)
     if least is not None:
         left = op(cx, "greater", scores, cx.reshape(cx.cast(least, tensor(scores).dtype), ()))
-    taken = []
-    for _ in range(rounds):
-        at, left = _round(cx, scores, every, left, threshold)
-        taken.append(at)
-    at = cx.concat(taken, 2)
+    at, done = _selected(cx, scores, every, left, threshold, rounds)
     valid = op(cx, "less", at, cx.scalar(n, at))
+    if done is not None:
+        valid = op(cx, "and", valid, op(cx, "less", iota(cx, rounds, 3, 2), cx.reshape(done, ())))
     if limit is not None:
         valid = op(cx, "and", valid, op(cx, "less", iota(cx, rounds, 3, 2), cx.reshape(cx.cast(limit, I64), ())))
-    shape = (batch, classes, rounds)
-    first, second, _ = np.indices(shape)
+    size = batch * classes * rounds
+    first, second, _ = np.indices((batch, classes, rounds))
     columns = [cx.const(first), cx.const(second), cx.cast(at, I64)]
-    rows = cx.concat([cx.reshape(v, (at_size(shape), 1)) for v in columns], 1)
-    kept, count = keep(cx, rows, cx.reshape(valid, (at_size(shape),)), at_size(shape))
+    rows = cx.concat([cx.reshape(v, (size, 1)) for v in columns], 1)
+    kept, count = keep(cx, rows, cx.reshape(valid, (size,)), size)
     return cx.limit(kept, 0, count)
 
 
-def at_size(shape: tuple[int, int, int]) -> int:
-    """How many triples there may be."""
-    return shape[0] * shape[1] * shape[2]
+def _selected(
+    cx: ImportContext, scores: Value, every: _Boxes, left: Value, threshold: Value, rounds: int
+) -> tuple[Value, Value | None]:
+    """The box of each round, i32 [batch, classes, rounds], and how many rounds there were (None: all)."""
+    batch, classes, _ = shape_of(scores)
+    if rounds <= UNROLLED:
+        taken = []
+        for _ in range(rounds):
+            at, left = _round(cx, scores, every, left, threshold)
+            taken.append(at)
+        return cx.concat(taken, 2), None
+
+    def step(number: Value, carried: list[Value]) -> Round:
+        at, rest = _round(cx, scores, every, carried[0], threshold)
+        more = reduce(cx, "max", flag(cx, rest), (0, 1, 2))
+        return Round([rest], [at], op(cx, "greater", more, cx.scalar(0, more)))
+
+    made = loop(cx, rounds, [left], step)
+    return cx.reshape(cx.transpose(made.stacked[0], (1, 2, 0, 3)), (batch, classes, rounds)), made.rounds
 
 
 def _round(cx: ImportContext, scores: Value, every: _Boxes, left: Value, threshold: Value) -> tuple[Value, Value]:

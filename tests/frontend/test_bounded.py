@@ -14,6 +14,7 @@ from onnx import helper
 
 import d1c
 import d1rt
+from d1c import backend
 from d1c.errors import LoadError, UnsupportedOp
 from d1c.frontend.importer import import_onnx
 from d1c.interp_dist import evaluate_dist
@@ -137,7 +138,7 @@ def test_every_evaluator_cuts(model: Build) -> None:
         {"name": "at", "shape": [1, 8], "dtype": "i64", "bounded": [1]},
         {"name": "y", "shape": [8, 3], "dtype": "f32", "bounded": [0]},
     ]
-    assert d1c.backend.prepare(proto, target="test").run(feeds)[1].shape == (4, 3)
+    assert backend.prepare(proto, target="test").run(feeds)[1].shape == (4, 3)
 
 
 @pytest.mark.parametrize("axis", [None, 0, 1, -1])
