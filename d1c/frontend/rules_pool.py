@@ -14,11 +14,60 @@ from d1c.ir.core import Value
 from d1c.ops.opdef import OnnxRule
 from d1c.target.dtypes import F32, I64
 
+_SAVED_TAPS = 12
+"""A maximum is taken along one dim after the other where that reads so many elements less per result."""
+
 
 def _pool(cx: ImportContext, name: str, x: Value, win: Window) -> Value:
     """graph.`name` over the windows of channels-last x."""
+    x, win = _thinned(cx, x, win)
+    r = len(win.kernel)
+    if name == "graph.max_pool" and math.prod(win.kernel) - sum(win.kernel) >= _SAVED_TAPS:
+        for i in range(r):
+            x = _window_op(cx, name, x, _alone(win, i, tensor(x).shape[1:-1]))
+        return x
+    return _window_op(cx, name, x, win)
+
+
+def _window_op(cx: ImportContext, name: str, x: Value, win: Window) -> Value:
     out: Value = cx.emit(name, [x], kernel=win.kernel, strides=win.strides, pads=win.pads, dilations=win.dilations)
     return out
+
+
+def _alone(win: Window, i: int, extent: tuple[int, ...]) -> Window:
+    """The window along spatial dim i, one element wide along the others."""
+    r = len(extent)
+
+    def only(values: tuple[int, ...], other: int) -> tuple[int, ...]:
+        return tuple(values[j] if j == i else other for j in range(r))
+
+    return Window(
+        extent, only(win.kernel, 1), only(win.strides, 1), only(win.lo, 0), only(win.hi, 0), only(win.dilations, 1)
+    )
+
+
+def _thinned(cx: ImportContext, x: Value, win: Window) -> tuple[Value, Window]:
+    """Without the rows that no window reads, where stride and dilation have a common factor."""
+    for i in range(len(win.kernel)):
+        g = math.gcd(win.strides[i], win.dilations[i])
+        extent = win.extent[i]
+        if g == 1:
+            continue
+        first = -win.lo[i] % g
+        if first >= extent:
+            continue
+        count = (extent - first - 1) // g + 1
+        x = cx.part(x, i + 1, first, count, g)
+        places, kernel = win.out[i], win.kernel[i]
+        stride, dilation, lo = win.strides[i] // g, win.dilations[i] // g, (win.lo[i] + first) // g
+        hi = max(0, (places - 1) * stride + dilation * (kernel - 1) + 1 - count - lo)
+        new = zip(
+            (win.extent, win.kernel, win.strides, win.lo, win.hi, win.dilations),
+            (count, kernel, stride, lo, hi, dilation),
+            strict=True,
+        )
+        win = Window(*((*old[:i], value, *old[i + 1 :]) for old, value in new))
+    return x, win
 
 
 def max_pool(cx: ImportContext, node: onnx.NodeProto) -> tuple[Value, ...]:

@@ -111,6 +111,9 @@ POOLS: list[tuple[str, tuple[int, ...], dict[str, Any]]] = [
     ("MaxPool", (2, 2, 9), {"kernel_shape": [3], "strides": [2], "pads": [1, 1]}),
     ("MaxPool", (1, 2, 4, 5, 4), {"kernel_shape": [2, 2, 2], "strides": [2, 1, 2]}),
     ("MaxPool", (1, 1, 1, 1), {"kernel_shape": [1, 1]}),
+    ("MaxPool", (1, 2, 9, 8), {"kernel_shape": [3, 2], "strides": [2, 4], "dilations": [2, 2], "pads": [1, 1, 2, 0]}),
+    ("MaxPool", (1, 2, 9, 8), {"kernel_shape": [2, 2], "strides": [6, 3], "dilations": [3, 3], "ceil_mode": 1}),
+    ("MaxPool", (1, 2, 9, 8), {"kernel_shape": [5, 5], "strides": [1, 2], "pads": [2, 2, 2, 2]}),
 ]
 
 
@@ -146,6 +149,7 @@ def test_lp_pool(op: str, p: int) -> None:
 
 
 AVERAGES: list[dict[str, Any]] = [
+    {"kernel_shape": [3, 2], "dilations": [2, 3], "strides": [4, 3], "pads": [1, 2, 1, 0]},
     {"kernel_shape": [3, 2], "dilations": [2, 3]},
     {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1], "ceil_mode": 1},
     {"kernel_shape": [3, 3], "strides": [2, 2], "pads": [1, 1, 1, 1], "ceil_mode": 1, "count_include_pad": 1},
