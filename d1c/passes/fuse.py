@@ -68,8 +68,9 @@ MOST_TENSORS = 8
 MOST_OPS = 32
 RECOMPUTED_OPS = 8
 """The longest chain that is computed again for another reader."""
-FULL_WIDTH = frozenset({"f32", "i32", "i64", "bool"})
-"""Element types that bodies compute in: a value of another type is rounded, so it must be a group's result."""
+FULL_WIDTH = frozenset({"f32", "f16", "bf16", "i32", "i64", "bool"})
+"""Element types of values inside groups. Narrow integers wrap where they are stored, so they are results; narrow floats
+are f32 inside: where their rounding is the model's, a graph.round_to stands (pass round-declared)."""
 
 
 @dataclass(eq=False, slots=True)
@@ -98,7 +99,7 @@ class Fuser:
         return op is not None and self.kind[op] == "elementwise"
 
     def interior(self, value: Value) -> bool:
-        """Whether a value may stay inside a group: it is not rounded to a narrow type."""
+        """Whether a value may stay inside a group."""
         return tensor(value).dtype.name in FULL_WIDTH
 
     def scalar(self, value: Value) -> bool:
