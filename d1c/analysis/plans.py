@@ -148,6 +148,15 @@ def _weight(block: Block, machine: Machine) -> float:
     )
 
 
+def _term_weight(layer: Layer, machine: Machine) -> float:
+    """Of a layer's term, with what a step of its reduction takes in f64 beyond the one cycle of other types."""
+    weight = _weight(layer.term, machine)
+    if layer.nest.kind in ("map", "lookup", "scatter") or accumulator_type(layer).name != "f64":
+        return weight
+    steps = 2 if layer.nest.kind in ("mac", "fma") else 1
+    return weight + steps * machine.f64_slots * machine.f32_lanes / machine.i64_lanes - 1
+
+
 @cache
 def _op_cycles(name: str, attrs: Any, kinds: tuple[str, ...], machine: Machine) -> float:
     """Of one elementwise op on operands of these compute types: what the body that its row records costs. At least 1: a
@@ -203,7 +212,7 @@ def choose(
 ) -> Plan:
     """The cheapest plan. `layouts`: of every operand, None for constants. `resident_bytes`: how large a constant's
     window may be to stay in SRAM for good; larger ones are priced as gathered. `share`: how much of SRAM the windows
-    and the result of a layer may take, if some plan gets along with that. Raises LayoutError where no plan fits SRAM."""
+    and the result of a layer may take, if some plan gets along with that. Raises LayoutError where no plan fits."""
     best: Plan | None = None
     room = share * machine.data_bytes
     for flat in (True, False):
@@ -214,9 +223,9 @@ def choose(
                 best = found
     if best is None:  # more dims to cut, cores without a share, in the end nearly all of SRAM
         targets = dim_ranges(layer.nest, layer, False, 4)
-        for room in (room, 0.95 * machine.data_bytes):
+        for most in (room, 0.95 * machine.data_bytes):
             if targets is not None and best is None:
-                best = _family(layer, targets, layouts, machine, mesh, resident_bytes, room, tight=True)
+                best = _family(layer, targets, layouts, machine, mesh, resident_bytes, most, tight=True)
     for layout in dict.fromkeys(x for x in layouts if x is not None):
         like = _inherit(layer.nest, layout)
         if like is None:
@@ -276,7 +285,7 @@ def _exact(
         return None
     pair = nest.kind == "mac" and nest.dims[-1].extent == 2
     m, n, k = np.array([rows]), np.array([sizes[last]]), np.array([kk])
-    cycles = work_cycles(nest, pair, m, n, k, _weight(layer.term, machine), _weight(layer.epilogue, machine), machine)
+    cycles = work_cycles(nest, pair, m, n, k, _term_weight(layer, machine), _weight(layer.epilogue, machine), machine)
     used = math.prod(-(-n // sizes[a]) for a, _, _, n in plan.spans(extents))
     total = float(cycles[0]) + comm + machine.launch_cycles
     return Plan(plan, None, total * (1 + idle_weight(nest, machine) * (1 - used / mesh.cores)))
@@ -329,7 +338,7 @@ def _family(
     pair = nest.kind == "mac" and nest.dims[-1].extent == 2
     split = parts[:, -1] > 1 if cut else np.zeros(len(index), bool)
     epi = _weight(layer.epilogue, machine)
-    cycles = work_cycles(nest, pair, m, n, k, _weight(layer.term, machine), 0, machine).astype(np.float64)
+    cycles = work_cycles(nest, pair, m, n, k, _term_weight(layer, machine), 0, machine).astype(np.float64)
     vectors = m * -(-n // machine.f32_lanes)
     cycles += np.where(split, vectors, vectors * (epi + 1)) + machine.launch_cycles
     sram = (m * n * np.where(split, 4, layer.result.dtype.bytes)).astype(np.float64)
