@@ -194,9 +194,10 @@ def combiner(kind: str) -> Callable[[Any, Any], Any]:
 
 
 def _or(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The bits of both, f32 included."""
-    if a.dtype == np.float32:
-        return np.bitwise_or(a.view(np.int32), b.view(np.int32)).view(np.float32)
+    """The bits of both, floats included."""
+    if a.dtype.kind == "f":
+        bits = f"i{a.itemsize}"
+        return np.asarray(np.bitwise_or(a.view(bits), b.view(bits)).view(a.dtype))
     return np.asarray(np.bitwise_or(a, b))
 
 
@@ -274,14 +275,15 @@ class _Step:
         if self.short:
             return np.zeros(shape, np.float32)
         # -0 is neutral: the first term of a sum comes out as it is. Products start from +0 (N3).
-        return np.full(shape, -0.0 if dtype == np.float32 and not self.product else 0, dtype)
+        return np.full(shape, -0.0 if dtype.kind == "f" and not self.product else 0, dtype)
 
     def add(self, acc: np.ndarray, *xs: np.ndarray) -> np.ndarray:
         if self.short:
             with np.errstate(all="ignore"):
                 return round_f64(xs[0] * xs[1] + acc)
         if self.product:
-            return fma_f32(xs[0], xs[1], acc) if acc.dtype == np.float32 else acc + xs[0] * xs[1]
+            with np.errstate(all="ignore"):
+                return fma_f32(xs[0], xs[1], acc) if acc.dtype == np.float32 else acc + xs[0] * xs[1]
         x = np.asarray(self.term(*xs)) if self.term else xs[0]
         return np.asarray(self.combine(acc, x))
 

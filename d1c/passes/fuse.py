@@ -48,7 +48,8 @@ Interior values are f32 and never stored. In this order:
   if that reads no more large tensors than the stored value would be (softmax's exp(x - m), layernorm's x - mean);
 - what is left becomes groups without an anchor, from the results upwards, by the same two rules.
 
-A group reads at most 8 tensors, constants of one element not counted, so that its windows fit beside each other.
+A group computes its floats in one type, f32 or f64. It reads at most 8 tensors, constants of one element not counted,
+so that its windows fit beside each other.
 Only shapes and the graph decide.
 """
 
@@ -68,7 +69,7 @@ MOST_TENSORS = 8
 MOST_OPS = 32
 RECOMPUTED_OPS = 8
 """The longest chain that is computed again for another reader."""
-FULL_WIDTH = frozenset({"f32", "f16", "bf16", "i32", "i64", "bool"})
+FULL_WIDTH = frozenset({"f32", "f64", "f16", "bf16", "i32", "i64", "bool"})
 """Element types of values inside groups. Narrow integers wrap where they are stored, so they are results; narrow floats
 are f32 inside: where their rounding is the model's, a graph.round_to stands (pass round-declared)."""
 
@@ -114,6 +115,8 @@ class Fuser:
 
     def small(self, members: Iterable[Op]) -> bool:
         members = list(members)
+        if len({p for op in members if (p := _precision(op))}) > 1:
+            return False
         return len(members) <= MOST_OPS and sum(not self.scalar(v) for v in self.operands(members)) <= MOST_TENSORS
 
     # -- growing
@@ -241,6 +244,14 @@ class Fuser:
                 self.stored.update(self.operands(group.members))
                 groups.append(group)
         return {self.producer[g.result]: g for g in groups}
+
+
+def _precision(op: Op) -> str:
+    """The type in which an operation computes its floats, "" without any: a kernel with f64 does no f32 arithmetic."""
+    types = [tensor(v).dtype for v in (*op.operands, *op.results)]
+    if any(t.name == "f64" for t in types):
+        return "f64"
+    return "f32" if any(t.kind in ("float", "minifloat") for t in types) else ""
 
 
 def emit(to: Rebuild, group: Group, operands: list[Value], ops: list[Op], root: Op) -> None:

@@ -54,7 +54,7 @@ Policy f32 stores floats as f32. Policy bf16, after `fuse`:
 - inside a group values are f32: bf16 operands of elementwise operations are widened by a `graph.cast`, exactly;
 - results of the model have the type that it says, inputs as well.
 
-Under both policies f16 and f64 values of the model are computed in f32. Integers and booleans are left alone.
+Under both policies f16 values of the model are computed in f32. f64, integers and booleans are left alone.
 """
 
 from __future__ import annotations
@@ -67,10 +67,12 @@ from d1c.ir.core import Block, Module, Op, Value
 from d1c.ops.graph.structural import FusedAttrs, fused_type
 from d1c.ops.opdef import opdef
 from d1c.passes.rebuild import CONST, RETURN, Rebuild, main_ops, tensor
-from d1c.target.dtypes import BF16, F32
+from d1c.target.dtypes import BF16, F32, F64
 from d1c.target.numerics import round_to, widen
 
 POLICIES = ("f32", "bf16")
+KEPT = (F32, BF16, F64)
+"""Float types of the graph that stay as they are."""
 COPIES = ("map", "view")
 
 
@@ -127,7 +129,7 @@ def retyped(block: Block, types: Sequence[Value]) -> Block:
         attrs, operands = op.attrs, tuple(new[v] for v in op.operands)
         if row.kind == "elementwise" and op.name != "graph.cast":
             operands = tuple(widened(v) for v in operands)
-        if op.name == "graph.cast" and attrs.to in ("f16", "f64"):
+        if op.name == "graph.cast" and attrs.to == "f16":
             attrs = replace(attrs, to="f32")
         found = row.infer(tuple(v.type for v in operands), attrs)
         results = tuple(Value(t, r.name) for t, r in zip(found, op.results, strict=True))
@@ -158,7 +160,7 @@ class Assign:
 
     def narrow(self, value: Value, like: Op) -> Value:
         """The value as bf16: a rounded constant, or one rounding group for all that read it."""
-        if not tensor(value).dtype.is_float or tensor(value).dtype == BF16:
+        if not tensor(value).dtype.is_float or tensor(value).dtype in (BF16, F64):
             return value
         if value not in self.rounded:
             data = self.to.data(value)
@@ -169,8 +171,8 @@ class Assign:
         return self.rounded[value]
 
     def constant(self, op: Op) -> None:
-        """Floats of other types than f32 become f32. Weights and tables are rounded where they are read."""
-        if (t := tensor(op.result)).dtype.is_float and t.dtype not in (F32, BF16):
+        """Floats of less than f32 become f32. Weights and tables are rounded where they are read."""
+        if (t := tensor(op.result)).dtype.is_float and t.dtype not in KEPT:
             data = self.to.constants[op.attrs.name].astype("float32")
             self.to.new[op.result] = self.to.const(data, op.result.name)
         else:
@@ -184,7 +186,7 @@ class Assign:
         block = retyped(op.regions[0], operands)
         (result,) = block.ops[-1].operands
         out = tensor(result).dtype.name
-        if self.half and tensor(result).dtype.is_float:
+        if self.half and tensor(result).dtype.is_float and tensor(result).dtype != F64:
             readers, first = self.demands.get(op.result, set()), anchor(op)
             sums = first is not None and hasattr(first.attrs, "axes") and readers != {"contract"}
             out = "f32" if "output" in readers or sums else "bf16"
@@ -222,7 +224,7 @@ class Assign:
         values = []
         for old in op.operands:
             new, want = self.to.value(old), tensor(old).dtype
-            if want.is_float and tensor(new).dtype != want and want.name != "f64":
+            if want.is_float and tensor(new).dtype != want:
                 new = self.cast(new, want.name, op)
             values.append(new)
         self.to.append(replace(op, operands=tuple(values)))
@@ -239,7 +241,7 @@ class Assign:
     def widen(self, values: Sequence[Value]) -> None:
         """Values in types that the graph does not compute in are converted once."""
         for x in values:
-            if tensor(x).dtype.is_float and tensor(x).dtype not in (F32, BF16):
+            if tensor(x).dtype.is_float and tensor(x).dtype not in KEPT:
                 self.to.new[x] = self.cast(x, "f32", Op("", (), results=(x,)))
 
     def run(self) -> None:

@@ -16,7 +16,7 @@ from d1c.target.kernel import COMPUTE_TYPE, INSTRUCTIONS, Body, Instr, Loop, Nes
 
 VERSION = 1
 KINDS = ("map", "mac", "fma", "sum", "max", "min", "or", "lookup", "scatter", "prod")
-TYPES = ("f32", "i32", "i64", "mask")
+TYPES = ("f32", "i32", "i64", "mask", "f64")
 DTYPES = tuple(d.name for d in (*PLAIN, *NARROW))
 OPCODES = (
     "const", "add", "sub", "mul", "div", "rem", "fma", "sqrt", "min", "max", "rint", "floor", "ceil", "neg", "abs",
@@ -37,12 +37,13 @@ _LANES, _TERM, _EPILOGUE = 1, 2, 4
 _LOOP_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,254}")
 
 _INT = ("i32", "i64")
-_NUMBER = ("f32", *_INT)
+_FLOAT = ("f32", "f64")
+_NUMBER = (*_FLOAT, *_INT)
 # op: (types that the result may have, types of the arguments: None: as the result, "=": all alike and free)
 _RULES: dict[str, tuple[tuple[str, ...], object]] = {
     **dict.fromkeys(("add", "sub", "mul", "div", "min", "max", "neg", "abs"), (_NUMBER, None)),
     "rem": (_INT, None),
-    **dict.fromkeys(("fma", "sqrt", "rint", "floor", "ceil"), (("f32",), None)),
+    **dict.fromkeys(("fma", "sqrt", "rint", "floor", "ceil"), (_FLOAT, None)),
     **dict.fromkeys(("and", "or", "xor"), ((*_INT, "mask"), None)),
     **dict.fromkeys(("shl", "shr", "sar"), (_INT, None)),
     **dict.fromkeys(("eq", "ne", "lt", "le"), (("mask",), "=")),
@@ -89,7 +90,7 @@ def _encode_body(body: Body) -> bytes:
         out += _INSTR.pack(OPCODES.index(i.op), TYPES.index(i.type), *args)
         if i.op == "const":
             assert i.imm is not None
-            out += struct.pack("<d", i.imm) if i.type == "f32" else struct.pack("<q", int(i.imm))
+            out += struct.pack("<d", i.imm) if i.type in _FLOAT else struct.pack("<q", int(i.imm))
     return bytes(out)
 
 
@@ -181,7 +182,7 @@ def _decode_body(r: _Reader) -> Body:
         imm: float | int | None = None
         if op == "const":
             raw = r.raw(8, "constant")
-            imm = struct.unpack("<d" if type_ == "f32" else "<q", raw)[0]
+            imm = struct.unpack("<d" if type_ in _FLOAT else "<q", raw)[0]
             if imm != imm:
                 imm = math.nan  # the one NaN object: records stay equal to what was encoded
                 if raw != struct.pack("<d", math.nan):
@@ -238,6 +239,31 @@ def check(nest: Nest) -> None:
             _fail("operands after the term, but no epilogue")
     if nest.epilogue is not None:
         _check_body(nest.epilogue, given, "epilogue")
+    _check_f64(nest)
+
+
+def _check_f64(nest: Nest) -> None:
+    """Engines run kernels with f64 without flushing, so f32 arithmetic, which flushes, has no place there."""
+    bodies = [b for b in (nest.term, nest.epilogue) if b is not None]
+    types = {t for b in bodies for t in (*b.inputs, *(i.type for i in b.instrs))}
+    wide = "f64" in types or any(o.dtype == "f64" for o in (nest.out, *nest.operands))
+    if not wide:
+        return
+    if nest.kind in ("mac", "fma", "sum", "prod") and _accumulator(nest) == "f32":
+        _fail(f"{nest.kind} in f32 beside f64")
+    if nest.kind == "mac" and nest.loops[-1].extent > 1:
+        _fail("f64 products have no pairs")
+    for b in bodies:
+        kinds = list(b.inputs)
+        for i in b.instrs:
+            seen = {i.type, *(kinds[a] for a in i.args)}
+            if "f32" in seen and (i.op not in _KEEPING or (i.op == "cvt" and i.type == "mask")):
+                _fail(f"{i.op} of f32 beside f64")
+            kinds.append(i.type)
+
+
+_KEEPING = frozenset(("const", "bits", "select", "cvt", "neg", "abs", "min", "max"))
+"""Instructions of floats that neither flush nor read subnormals as zeros."""
 
 
 def _check_scatter(nest: Nest) -> None:
@@ -314,13 +340,17 @@ def _check_types(label: str, i: Instr, args: list[str]) -> None:
         _fail(f"{label}: a constant, and nothing else, has an immediate")
     if i.op == "const":
         assert i.imm is not None
-        if not (_is_f32(i.imm) if i.type == "f32" else isinstance(i.imm, int) and i.imm in _RANGE[i.type]):
+        if i.type == "f64":
+            fits = isinstance(i.imm, float)
+        else:
+            fits = _is_f32(i.imm) if i.type == "f32" else isinstance(i.imm, int) and i.imm in _RANGE[i.type]
+        if not fits:
             _fail(f"{label}: {i.imm} is no {i.type}")
         good = True
     elif i.op == "select":
         good = args == ["mask", i.type, i.type]
     elif i.op == "bits":
-        good = {i.type, args[0]} == {"f32", "i32"}
+        good = {i.type, args[0]} in ({"f32", "i32"}, {"f64", "i64"})
     elif i.op == "cvt":
         good = True
     else:

@@ -24,7 +24,12 @@ SPECIAL = frozenset(("div", "rem", "sqrt"))
 
 COST = {name: 0 if name in ("const", "bits") else 1 for name in INSTRUCTIONS}
 """Issue slots of one vector instruction of the SIMD pipe (assumed): constants stay in registers, `bits` only renames;
-those in SPECIAL take 1 / special_function_rate instead. Integers of 64 bits take twice as many vectors."""
+those in SPECIAL take 1 / special_function_rate instead. Integers of 64 bits take twice as many vectors; f64, which the
+SIMD pipe does not compute, takes f64_slots instructions of integer code for one vector of 64-bit lanes."""
+
+
+_MOVING = frozenset(("const", "bits", "select", "neg", "abs"))
+"""Instructions that only move bits of floats."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +56,8 @@ def body_cycles(body: Body | None, machine: Machine) -> float:
     for i in body.instrs:
         slots = 1 / machine.special_function_rate if i.op in SPECIAL else COST[i.op]
         types = {i.type, *(_type(body, a) for a in i.args)}
-        cycles += slots * (machine.f32_lanes / machine.i64_lanes if "i64" in types else 1)
+        vectors = machine.f32_lanes / machine.i64_lanes if types & {"i64", "f64"} else 1
+        cycles += slots * vectors * (machine.f64_slots if "f64" in types and i.op not in _MOVING else 1)
     return cycles
 
 
@@ -134,6 +140,8 @@ def _reduction(
         vectors = outer * np.ceil(lane / width)
         tail = np.zeros_like(rows)
     combine = np.ceil(width / machine.i64_lanes) if _wide(nest) else 1.0
+    if any(o.dtype == "f64" for o in nest.operands[: nest.n_term]):
+        combine = combine * machine.f64_slots * (2 if nest.kind in ("mac", "fma") else 1)  # a product, then a sum
     term = body_cycles(nest.term, machine)
     vector = vectors * (term + combine + sum(_convert(o, machine) for o in nest.operands[: nest.n_term])) + tail
     load = np.zeros_like(rows)
@@ -179,7 +187,7 @@ def _narrow(nest: Nest) -> bool:
 
 
 def _wide(nest: Nest) -> bool:
-    return any(COMPUTE_TYPE[o.dtype] == "i64" for o in nest.operands[: nest.n_term])
+    return any(COMPUTE_TYPE[o.dtype] in ("i64", "f64") for o in nest.operands[: nest.n_term])
 
 
 def _convert(operand: Operand, machine: Machine) -> float:

@@ -35,7 +35,7 @@ class Operand:
 @dataclass(frozen=True, slots=True)
 class Instr:
     """One vector instruction of a body. `args` number the body's values: inputs first, then results of instructions.
-    `type` is the result's: f32, i32, i64 or mask. `imm`: the value of `const`."""
+    `type` is the result's: f32, f64, i32, i64 or mask. `imm`: the value of `const`."""
 
     op: str
     args: tuple[int, ...]
@@ -67,9 +67,10 @@ class Nest:
     For kind scatter the first loop counts rows and the one reduce loop updates; the out starts as operand 0, which has
     its type, and for every update u in order the row r = operand1[u] - scalar, if there is one, becomes
     term(out[r], operand2[u]), or operand2[u] without a term, and is stored. Operand 1 moves with the reduce loop only.
-    Bodies see every operand converted to its compute type: bf16, f16, f32 -> f32; i8..i32, u8, u16 -> i32; u32, i64 ->
-    i64; bool -> mask. The result is converted to out.dtype with one RNE rounding; integers keep their low bits; a NaN
-    that is stored is 0x7FC00000 / 0x7FC0. A map without epilogue and with equal dtypes moves bits unchanged.
+    A kernel in which an f64 occurs does no arithmetic in f32: it may move, select, compare by min and max, and convert.
+    Bodies see every operand converted to its compute type: bf16, f16, f32 -> f32; f64; i8..i32, u8, u16 -> i32;
+    u32, i64 -> i64; bool -> mask. The result is converted to out.dtype with one RNE rounding; integers keep their low
+    bits; a NaN that is stored is 0x7FC00000 / 0x7FC0. A map without epilogue and with equal dtypes moves bits unchanged.
     """
 
     kind: str
@@ -97,7 +98,8 @@ class Nest:
 
 
 COMPUTE_TYPE = {
-    "bf16": "f32", "f16": "f32", "f32": "f32", "i8": "i32", "i16": "i32", "i32": "i32", "u8": "i32", "u16": "i32",
+    "bf16": "f32", "f16": "f32", "f32": "f32", "f64": "f64",
+    "i8": "i32", "i16": "i32", "i32": "i32", "u8": "i32", "u16": "i32",
     "u32": "i64", "i64": "i64", "u64": "i64", "bool": "mask",
     **dict.fromkeys(("i4", "u4", "i2", "u2"), "i32"),
     # Minifloats are seen as their bits: nothing but casts and moves takes them.
@@ -110,20 +112,20 @@ COMPUTE_TYPE = {
 INSTRUCTIONS = {
     # name: (number of operands, what it means)
     "const": (0, "imm, splat over the lanes"),
-    "add": (2, "sum: f32 RNE with DAZ/FTZ; integers modulo 2^bits"),
+    "add": (2, "sum: f32 RNE with DAZ/FTZ; f64 RNE with subnormals, as everywhere; integers modulo 2^bits"),
     "sub": (2, "difference"),
     "mul": (2, "product"),
-    "div": (2, "f32: correctly rounded quotient; integers: truncated, as C; x / 0 = 0"),
+    "div": (2, "floats: correctly rounded quotient; integers: truncated, as C; x / 0 = 0"),
     "rem": (2, "integers: remainder of the truncated quotient; x % 0 = 0"),
-    "fma": (3, "a * b + c, f32, rounded once"),
-    "sqrt": (1, "f32, correctly rounded"),
+    "fma": (3, "a * b + c, f32: rounded once; f64: the product, then the sum"),
+    "sqrt": (1, "floats, correctly rounded"),
     "min": (2, "NaN wins, -0 < +0"),
     "max": (2, "NaN wins, -0 < +0"),
-    "rint": (1, "f32 to the nearest integer, ties to even"),
-    "floor": (1, "f32"),
-    "ceil": (1, "f32"),
-    "neg": (1, "f32: sign flipped, bits kept; integers: 0 - x"),
-    "abs": (1, "f32: sign cleared, bits kept; integers"),
+    "rint": (1, "floats to the nearest integer, ties to even"),
+    "floor": (1, "floats"),
+    "ceil": (1, "floats"),
+    "neg": (1, "floats: sign flipped, bits kept; integers: 0 - x"),
+    "abs": (1, "floats: sign cleared, bits kept; integers"),
     "and": (2, "bits (integers, masks)"),
     "or": (2, "bits (integers, masks)"),
     "xor": (2, "bits (integers, masks)"),
@@ -135,8 +137,8 @@ INSTRUCTIONS = {
     "lt": (2, "mask; signed"),
     "le": (2, "mask; signed"),
     "select": (3, "mask ? b : c, bits kept"),
-    "bits": (1, "reinterpret f32 as i32 or back, by the result type"),
-    "cvt": (1, "convert by value: f32 -> i32/i64 truncates and saturates, NaN -> 0; integers -> f32 RNE; i32 <-> i64; "
-               "mask -> 0/1; to mask: x != 0"),
+    "bits": (1, "reinterpret f32 as i32, f64 as i64, or back, by the result type"),
+    "cvt": (1, "convert by value: floats -> i32/i64 truncates and saturates, NaN -> 0; to f32, f64 RNE, subnormals "
+               "kept; i32 <-> i64; mask -> 0/1; to mask: x != 0"),
 }  # fmt: skip
 """The vector instructions of bodies: operand count and meaning. Costs are in d1c.target.isa."""

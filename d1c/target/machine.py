@@ -102,6 +102,12 @@ class Machine:
     )
     bf16_lanes: int = _n(32, "lanes", "assumed: 64 B width", "bf16 elements moved or converted a cycle")
     i64_lanes: int = _n(8, "lanes", "assumed: 64 B width", "64-bit integer operations a cycle")
+    f64_slots: float = _n(
+        32.0,
+        "instructions",
+        "assumed: software, as integer code on the SIMD pipe",
+        "issue slots of one f64 operation on a vector of 64-bit lanes",
+    )
     special_function_rate: float = _n(
         0.25,
         "vectors/cycle",

@@ -136,7 +136,7 @@ class _Call:
 
     def rows(self, row: np.ndarray) -> np.ndarray:
         """Offsets of the output for iterations `row` of the first loop and all of the other parallel loops."""
-        index: dict[int, Index] = dict(enumerate(self._axes())) | {0: row}
+        index: dict[int, Index] = {i: row if i == 0 else a for i, a in enumerate(self._axes())}
         shape = (1, *self.trips[1 : self.nest.parallel], 1)
         return _checked(np.broadcast_to(self._offsets(self.nest.out, index), shape))
 
@@ -221,15 +221,15 @@ def _combiner(nest: Nest) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
 
 
 def _start(nest: Nest) -> np.ndarray:
-    """What the accumulators of a slice start with: for sum, prod, max and min the neutral element, so that the first term
-    comes out as it is."""
+    """What the accumulators of a slice start with: for sum, prod, max and min the neutral element, so that the first
+    term comes out as it is."""
     kind = nest.kind
     if nest.term is None or kind in ("mac", "fma"):
         t = TYPES[COMPUTE_TYPE[nest.operands[0].dtype]]
     else:
         t = TYPES[_result_type(nest.term)]
     value: float = {"sum": -0.0, "prod": 1.0, "max": -math.inf, "min": math.inf}.get(kind, 0.0)
-    if t != np.float32 and math.isinf(value):
+    if t.kind != "f" and math.isinf(value):
         bounds = (False, True) if t == np.bool_ else (int(np.iinfo(t).min), int(np.iinfo(t).max))
         value = bounds[value > 0]
     return np.asarray(value).astype(t).reshape((1,) * (nest.parallel + 1))

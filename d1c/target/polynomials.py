@@ -1,8 +1,9 @@
 """Elementary functions as straight-line vector code, the same instructions for every engine.
 
-Each takes a builder and f32 values. No branches: special cases are selects at the end, so a lane may compute garbage on
-the way as long as it is not selected. Accuracy (tests/numerics/test_polynomials.py measures it) is given in ulp of the
-f32 result; results below 2^-126 are flushed, subnormal inputs read as zero.
+Each takes a builder and f32 values; d1c.target.polynomials64 has the code for f64. No branches: special cases are
+selects at the end, so a lane may compute garbage on the way as long as it is not selected. Accuracy
+(tests/numerics/test_polynomials.py measures it) is given in ulp of the f32 result; results below 2^-126 are flushed,
+subnormal inputs read as zero.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, TypeVar
+
+from d1c.target import polynomials64
 
 if TYPE_CHECKING:
     from d1c.target.vector import Builder
@@ -53,6 +56,8 @@ def _exp_reduced(b: Builder[V], r: V) -> V:
 
 def exp(b: Builder[V], x: V) -> V:
     """e^x, 1.2 ulp."""
+    if b.type_of(x) == "f64":
+        return polynomials64.exp(b, x)
     shifted = b.fma(x, 1.4426950408889634, _MAGIC)
     n = b.sub(shifted, _MAGIC)
     r = b.fma(n, -_LN2_LOW, b.fma(n, -_LN2_HIGH, x))
@@ -65,6 +70,8 @@ def exp(b: Builder[V], x: V) -> V:
 
 def log(b: Builder[V], x: V) -> V:
     """ln x, 0.7 ulp; -inf at zero (and subnormals), NaN below."""
+    if b.type_of(x) == "f64":
+        return polynomials64.log(b, x)
     u = b.bits(x, "i32")
     e = b.sar(b.sub(u, 0x3F3504F3), 23)
     f = b.sub(b.bits(b.sub(u, b.shl(e, 23)), "f32"), 1.0)
@@ -81,6 +88,8 @@ def log(b: Builder[V], x: V) -> V:
 
 def tanh(b: Builder[V], x: V) -> V:
     """tanh x, 4 ulp."""
+    if b.type_of(x) == "f64":
+        return polynomials64.tanh(b, x)
     a = b.abs(x)
     z = b.mul(x, x)
     y = b.div(b.mul(_horner(b, z, _TANH_P), x), _horner(b, z, _TANH_Q))
@@ -90,6 +99,8 @@ def tanh(b: Builder[V], x: V) -> V:
 
 def erf(b: Builder[V], x: V) -> V:
     """erf x, 5 ulp, relative also near zero."""
+    if b.type_of(x) == "f64":
+        return polynomials64.erf(b, x)
     a = b.abs(x)
     z = b.mul(x, x)
     y = b.div(b.mul(_horner(b, z, _ERF_P), x), _horner(b, z, _ERF_Q))
@@ -104,6 +115,8 @@ def sigmoid(b: Builder[V], x: V) -> V:
 
 def pow(b: Builder[V], x: V, y: V) -> V:
     """x^y, 9 ulp, special cases as IEEE 754: log2 |x| as a sum of two f32, then 2 to the power of the product."""
+    if b.type_of(x) == "f64":
+        return polynomials64.pow(b, x, y)
     a = b.abs(x)
     u = b.bits(a, "i32")
     e = b.sar(b.sub(u, 0x3F3504F3), 23)
@@ -169,11 +182,15 @@ def _sine(b: Builder[V], x: V, shift: int) -> V:
 
 def sin(b: Builder[V], x: V) -> V:
     """sin x: absolute error 2e-7 for |x| < 2^16, growing to 2^22; beyond, the result is 0, 1 or -1."""
+    if b.type_of(x) == "f64":
+        return polynomials64.sin(b, x)
     return b.select(b.lt(b.abs(x), 0.0004), b.mul(x, 1.0), _sine(b, x, 0))
 
 
 def cos(b: Builder[V], x: V) -> V:
     """cos x: as sin."""
+    if b.type_of(x) == "f64":
+        return polynomials64.cos(b, x)
     return _sine(b, x, 1)
 
 
@@ -189,6 +206,8 @@ def log1p(b: Builder[V], x: V) -> V:
 
 def expm1(b: Builder[V], x: V) -> V:
     """e^x - 1, 4 ulp, relative also near zero: (u - 1) x / ln u with u = e^x."""
+    if b.type_of(x) == "f64":
+        return polynomials64.expm1(b, x)
     u = exp(b, x)
     d = b.sub(u, 1.0)
     y = b.mul(d, b.div(x, log(b, u)))

@@ -22,6 +22,7 @@ V = TypeVar("V")
 
 TYPES: dict[str, np.dtype[Any]] = {
     "f32": np.dtype(np.float32),
+    "f64": np.dtype(np.float64),
     "i32": np.dtype(np.int32),
     "i64": np.dtype(np.int64),
     "mask": np.dtype(np.bool_),
@@ -115,7 +116,13 @@ def _quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.asarray(np.where(b == 0, np.zeros_like(q), q))
 
 
+def _fma(a: np.ndarray, b: np.ndarray, c: np.ndarray) -> np.ndarray:
+    return fma_f32(a, b, c) if a.dtype == np.float32 else np.asarray(a * b + c)
+
+
 def _div(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    if a.dtype == np.float64:
+        return np.asarray(a / b)
     if a.dtype != np.float32:
         return _quotient(a, b)
     # 53 >= 2 * 24 + 2 bits: rounding the float64 quotient again is innocent, and it never meets FLUSH unless equal.
@@ -127,19 +134,19 @@ def _rem(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _key(x: np.ndarray) -> np.ndarray:
-    """i32 that orders like f32 does, with -0 below +0."""
-    bits = x.view(np.int32)
-    return bits ^ ((bits >> 31) & _MAGNITUDE)
+    """Integers that order like the floats do, with -0 below +0."""
+    bits = x.view(f"i{x.itemsize}")
+    return np.asarray(bits ^ ((bits >> (8 * x.itemsize - 1)) & np.iinfo(bits.dtype).max))
 
 
 def _max(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    if a.dtype != np.float32:
+    if a.dtype.kind != "f":
         return np.asarray(np.maximum(a, b))
     return np.where(np.isnan(a) | (~np.isnan(b) & (_key(a) >= _key(b))), a, b)
 
 
 def _min(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    if a.dtype != np.float32:
+    if a.dtype.kind != "f":
         return np.asarray(np.minimum(a, b))
     return np.where(np.isnan(a) | (~np.isnan(b) & (_key(a) <= _key(b))), a, b)
 
@@ -149,11 +156,13 @@ def _daz(x: np.ndarray) -> np.ndarray:
 
 
 def _neg(x: np.ndarray) -> np.ndarray:
-    return (x.view(np.int32) ^ _SIGN).view(np.float32) if x.dtype == np.float32 else -x
+    bits = x.view(f"i{x.itemsize}") if x.dtype.kind == "f" else None
+    return -x if bits is None else np.asarray(bits ^ np.iinfo(bits.dtype).min).view(x.dtype)
 
 
 def _abs(x: np.ndarray) -> np.ndarray:
-    return (x.view(np.int32) & _MAGNITUDE).view(np.float32) if x.dtype == np.float32 else np.abs(x)
+    bits = x.view(f"i{x.itemsize}") if x.dtype.kind == "f" else None
+    return np.abs(x) if bits is None else np.asarray(bits & np.iinfo(bits.dtype).max).view(x.dtype)
 
 
 def _count(x: np.ndarray, n: np.ndarray) -> np.ndarray:
@@ -168,8 +177,9 @@ def _shr(x: np.ndarray, n: np.ndarray) -> np.ndarray:
 def _cvt(x: np.ndarray, to: np.dtype) -> np.ndarray:
     if to == np.bool_:
         return np.asarray(_daz(x) != 0)
-    if x.dtype != np.float32 or to == np.float32:
-        return x.astype(to)
+    if x.dtype.kind != "f" or to.kind == "f":
+        with np.errstate(all="ignore"):
+            return x.astype(to)
     y = np.where(np.isnan(x), np.float64(0), x.astype(np.float64))
     limit = np.iinfo(to)
     inside = (y >= float(limit.min)) & (y < float(limit.max) + (1.0 if to == np.int32 else 0.0))
@@ -177,9 +187,9 @@ def _cvt(x: np.ndarray, to: np.dtype) -> np.ndarray:
 
 
 _EXECUTE: dict[str, Callable[..., np.ndarray]] = {
-    "add": _add, "sub": _sub, "mul": _mul, "div": _div, "rem": _rem, "fma": fma_f32,
-    "sqrt": lambda x: np.sqrt(flush(x)), "min": _min, "max": _max,
-    "rint": lambda x: np.rint(flush(x)), "floor": lambda x: np.floor(flush(x)), "ceil": lambda x: np.ceil(flush(x)),
+    "add": _add, "sub": _sub, "mul": _mul, "div": _div, "rem": _rem, "fma": _fma,
+    "sqrt": lambda x: np.sqrt(_daz(x)), "min": _min, "max": _max,
+    "rint": lambda x: np.rint(_daz(x)), "floor": lambda x: np.floor(_daz(x)), "ceil": lambda x: np.ceil(_daz(x)),
     "neg": _neg, "abs": _abs, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
     "shl": lambda x, n: x << _count(x, n), "shr": _shr, "sar": lambda x, n: x >> _count(x, n),
     "eq": lambda a, b: _daz(a) == _daz(b), "ne": lambda a, b: _daz(a) != _daz(b),
@@ -215,7 +225,7 @@ class Builder(ABC, Generic[V]):
 
     @abstractmethod
     def type_of(self, value: V) -> str:
-        """f32, i32, i64 or mask."""
+        """f32, f64, i32, i64 or mask."""
 
     def const(self, value: float | int, type: str = "f32") -> V:
         """A constant. For f32 it is rounded (RNE) here; NaN and infinities are allowed."""
@@ -224,6 +234,11 @@ class Builder(ABC, Generic[V]):
             if value == 0 and math.copysign(1, value) < 0:
                 # -0.0 == 0.0 would make two different records equal.
                 return self.bits(self.const(-(2**31), "i32"), "f32")
+            return self.emit("const", (), type, value)
+        if type == "f64":
+            value = math.nan if value != value else float(value)
+            if value == 0 and math.copysign(1, value) < 0:
+                return self.bits(self.const(-(2**63), "i64"), "f64")
             return self.emit("const", (), type, value)
         value = int(value)
         if type == "mask":
@@ -325,7 +340,7 @@ class Builder(ABC, Generic[V]):
         return self.emit("select", (mask, *values), t)
 
     def bits(self, x: V, type: str) -> V:
-        """f32 reinterpreted as i32 or back."""
+        """f32 reinterpreted as i32, f64 as i64, or back."""
         return self.emit("bits", (x,), type)
 
     def cvt(self, x: V, type: str) -> V:
@@ -412,6 +427,9 @@ def _unpack(storage: np.ndarray, t: DType) -> np.ndarray:
     return np.asarray((low ^ (1 << (t.bits - 1))) - (1 << (t.bits - 1))) if t.kind == "int" else low
 
 
+_NAN = {"f16": 0x7E00, "f32": 0x7FC00000, "f64": 0x7FF8 << 48}
+
+
 def round_to(values: np.ndarray, to: DType | str) -> np.ndarray:
     """A compute array as storage of type `to`: one RNE rounding to floats (subnormal results kept), low bits of
     integers, NaN canonical. A value of another compute type is converted (`cvt`) to that of `to` first."""
@@ -426,6 +444,6 @@ def round_to(values: np.ndarray, to: DType | str) -> np.ndarray:
         u = x.view(np.uint32)
         rounded = (u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
         return np.where(nan, np.uint16(0x7FC0), rounded.astype(np.uint16)).view(t.numpy)
-    canonical = np.asarray(0x7E00 if t.name == "f16" else 0x7FC00000, f"u{t.bytes}").view(t.numpy)
+    canonical = np.asarray(_NAN[t.name], f"u{t.bytes}").view(t.numpy)
     with np.errstate(all="ignore"):
         return np.where(nan, canonical, x.astype(t.numpy))

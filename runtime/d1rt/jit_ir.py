@@ -9,6 +9,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Sequence
 
+FLOATS = ("float", "double")
+"""LLVM element types of the float types of bodies."""
+
 
 def vec(width: int, element: str) -> str:
     """The vector type `<width x element>`."""
@@ -31,6 +34,8 @@ def like(type_: str, new: str) -> str:
 
 
 def _scalar(type_: str, c: float | int) -> str:
+    if type_ == "double":
+        return f"0x{struct.unpack('<Q', struct.pack('<d', c))[0]:016X}"
     if type_ in ("float", "half"):
         single = struct.unpack("<f", struct.pack("<f", c))[0] if abs(c) < 3.5e38 else c
         return f"0x{struct.unpack('<Q', struct.pack('<d', single))[0]:016X}"
@@ -61,7 +66,7 @@ class Value:
         return self.fn.op(self.type, f"{op} {self}, {self.fn.const(self.type, other).name}")
 
     def _arith(self, op: str, other: Value | float) -> Value:
-        return self.binary(("f" if element(self.type) == "float" else "") + op, other)
+        return self.binary(("f" if element(self.type) in FLOATS else "") + op, other)
 
     def __add__(self, other: Value | float) -> Value:
         if self.type == "ptr":
@@ -109,7 +114,7 @@ class Value:
 
     def compare(self, predicate: str, other: Value | float) -> Value:
         """`icmp` or `fcmp` by the operand type; the result is i1 or a vector of them."""
-        kind = "fcmp" if element(self.type) in ("float", "half") else "icmp"
+        kind = "fcmp" if element(self.type) in (*FLOATS, "half") else "icmp"
         right = self.fn.const(self.type, other)
         return self.fn.op(like(self.type, "i1"), f"{kind} {predicate} {self}, {right.name}")
 
@@ -279,6 +284,11 @@ class Function:
             for a, b in zip(yes, no, strict=True)
         ]
 
+    def block(self, name: str) -> None:
+        """Go on in a block of this name."""
+        self.raw(f"br label %{name}")
+        self._block(name)
+
     def _block(self, name: str) -> None:
         self.lines.append(f"{name}:")
         self.label = name
@@ -289,7 +299,7 @@ class Function:
 
 def mangle(type_: str) -> str:
     """The suffix of an overloaded intrinsic's name for a type."""
-    e = {"float": "f32", "half": "f16", "ptr": "p0"}.get(element(type_), element(type_))
+    e = {"float": "f32", "double": "f64", "half": "f16", "ptr": "p0"}.get(element(type_), element(type_))
     return f"v{width(type_)}{e}" if type_[0] == "<" else e
 
 

@@ -166,7 +166,7 @@ class Frame:
             return partial(fn.const("i64", 0), hi)
         assert nest.cut is not None
         trip = self.trips[nest.cut]
-        size = [width(t) * (8 if element(t) == "i64" else 4) for t in types]
+        size = [width(t) * (8 if element(t) in ("i64", "double") else 4) for t in types]
         places = [sum(size[:j]) for j in range(len(size))]
         count = fn.op("i64", f"sdiv {trip + (nest.slice - 1)}, {nest.slice}")
         count = count.compare("sgt", 1).select(count, 1)

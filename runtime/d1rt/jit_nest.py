@@ -16,7 +16,7 @@ import numpy as np
 
 from d1c.errors import UsageError
 from d1c.target.kernel import Nest
-from d1rt.jit_ir import Function, Module, vec
+from d1rt.jit_ir import Function, Module, Value, vec
 from d1rt.jit_loops import Frame, levels
 from d1rt.jit_mac import Blocking, blocking, emit_mac, scratch_layout
 from d1rt.jit_map import emit_lookup, emit_map, emit_scatter
@@ -26,6 +26,8 @@ from d1rt.jit_vector import LANES
 
 FLUSHING = 0x9FC0
 """MXCSR with FTZ and DAZ, all exceptions masked, rounding to nearest."""
+PLAIN = 0x1F80
+"""The same without FTZ and DAZ."""
 
 
 class Kernels:
@@ -79,7 +81,7 @@ def aligned(size: int) -> np.ndarray:
 
 def scratch_bytes(nest: Nest) -> int:
     """The scratch that one kernel needs, in bytes."""
-    if nest.kind == "mac":
+    if blocked(nest):
         return scratch_layout(nest)[2]
     return levels(nest) * WIDE * LANES * 8
 
@@ -89,20 +91,48 @@ def nest_text(nest: Nest, blocks: Blocking) -> str:
     module = Module()
     fn = Function(module, "kernel", ["ptr noalias", "ptr noalias"])
     frame = Frame(fn, nest, *fn.args)
+    if wide := computes_f64(nest):
+        before = _plain_arithmetic(fn)
     if nest.kind == "map":
         emit_map(frame)
     elif nest.kind == "lookup":
         emit_lookup(frame)
     elif nest.kind == "scatter":
         emit_scatter(frame)
-    elif nest.kind == "mac":
+    elif blocked(nest):
         emit_mac(frame, blocks)
-    elif nest.kind in ("fma", "sum", "prod", "max", "min", "or"):
+    elif nest.kind in ("fma", "mac", "sum", "prod", "max", "min", "or"):
         emit_reduce(frame)
     else:
         raise ValueError(f"unknown kernel kind {nest.kind!r}")
+    if wide:
+        fn.block("done")
+        fn.call("void", "llvm.x86.sse.ldmxcsr", before)
     fn.raw("ret void")
     return str(module)
+
+
+def blocked(nest: Nest) -> bool:
+    """Whether the nest runs in blocks of rows and columns: a mac, but f64's, which is rare."""
+    return nest.kind == "mac" and nest.operands[0].dtype != "f64"
+
+
+def computes_f64(nest: Nest) -> bool:
+    """Whether an f64 occurs: then no f32 arithmetic does (d1c.target.kernel.Nest)."""
+    bodies = [b for b in (nest.term, nest.epilogue) if b is not None]
+    inside = (t for b in bodies for t in (*b.inputs, *(i.type for i in b.instrs)))
+    return "f64" in inside or any(o.dtype == "f64" for o in (nest.out, *nest.operands))
+
+
+def _plain_arithmetic(fn: Function) -> Value:
+    """Neither FTZ nor DAZ from here on; returns where the caller's state is. The code that depends on it is in blocks
+    of its own: within a block LLVM may move it."""
+    before, plain = fn.op("ptr", "alloca i32"), fn.op("ptr", "alloca i32")
+    fn.call("void", "llvm.x86.sse.stmxcsr", before)
+    fn.store(fn.const("i32", PLAIN), plain)
+    fn.call("void", "llvm.x86.sse.ldmxcsr", plain)
+    fn.block("start")
+    return before
 
 
 def build(

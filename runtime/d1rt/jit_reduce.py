@@ -1,12 +1,12 @@
-"""Kernels of kind sum, prod, max, min, or and fma: reductions on the vector unit."""
+"""Kernels of kind sum, prod, max, min, or, fma, and mac in f64: reductions on the vector unit."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from d1rt.jit_ir import Value, element, vec, width
+from d1rt.jit_ir import FLOATS, Value, element, vec, width
 from d1rt.jit_loops import Frame, Pointers, acc_type, only_first
-from d1rt.jit_vector import LANES, emit_body, first, key, load_raw, store_raw, widen
+from d1rt.jit_vector import LANES, emit_body, first, key, load_raw, multiply_add, store_raw, widen
 
 WIDE = 4
 """Vectors that a block accumulates side by side: one chain of dependent adds leaves most of the unit idle."""
@@ -34,10 +34,11 @@ def combine(frame: Frame, left: Value, right: Value) -> Value:
 
 def _ordered(frame: Frame, x: Value) -> Value:
     """A term of max or min as the integer that is accumulated: floats by their order, NaN beyond all."""
-    if element(x.type) != "float" or frame.nest.kind not in ("max", "min"):
+    if element(x.type) not in FLOATS or frame.nest.kind not in ("max", "min"):
         return x
     order = key(x)
-    return x.compare("uno", x).select(frame.fn.const(order.type, _bounds(32)[frame.nest.kind == "max"]), order)
+    bits = int(element(order.type)[1:])
+    return x.compare("uno", x).select(frame.fn.const(order.type, _bounds(bits)[frame.nest.kind == "max"]), order)
 
 
 def _value(frame: Frame, acc: Value) -> Value:
@@ -54,15 +55,15 @@ def start(frame: Frame, w: int) -> Value:
     """The accumulator before the first term: for sum, prod, max and min the neutral element, +0 for products."""
     t, kind = acc_type(frame.nest, w), frame.nest.kind
     scalar = element(t)
-    if kind == "sum" and scalar == "float":
+    if kind == "sum" and scalar in FLOATS:
         return frame.fn.const(t, -0.0)
     if kind == "prod":
         return frame.fn.const(t, 1)
-    if kind in ("fma", "sum"):
+    if kind in ("fma", "mac", "sum"):
         return frame.fn.zero(t)
     if scalar == "i1":
         return frame.fn.const(t, int(kind == "min"))
-    if scalar == "float":
+    if scalar in FLOATS:
         infinity = frame.fn.const(t, float("-inf") if kind == "max" else float("inf"))
         return key(infinity)
     return frame.fn.const(t, _bounds(int(scalar[1:]))[kind == "min"])
@@ -70,9 +71,8 @@ def start(frame: Frame, w: int) -> Value:
 
 def _term(frame: Frame, acc: Value, values: Sequence[Value], w: int) -> Value:
     nest, fn = frame.nest, frame.fn
-    if nest.kind == "fma" and nest.term is None:
-        a, b = values
-        return fn.intrinsic("fma", a, b, acc) if element(a.type) == "float" else acc + a * b
+    if nest.kind in ("fma", "mac") and nest.term is None:
+        return multiply_add(fn, values[0], values[1], acc)
     x = emit_body(fn, nest.term, values, w) if nest.term is not None else values[0]
     return combine(frame, acc, _ordered(frame, x))
 

@@ -12,13 +12,14 @@ from collections.abc import Callable, Sequence
 
 from d1c.target.dtypes import NARROW
 from d1c.target.kernel import COMPUTE_TYPE, Body
-from d1rt.jit_ir import Function, Module, Value, element, like, vec, width
+from d1rt.jit_ir import FLOATS, Function, Module, Value, element, like, mangle, vec, width
 
 LANES = 16
 SIZE = {
     "bf16": 2,
     "f16": 2,
     "f32": 4,
+    "f64": 8,
     "i8": 1,
     "i16": 2,
     "i32": 4,
@@ -31,7 +32,7 @@ SIZE = {
     **{d.name: 1 for d in NARROW},
 }
 """Bytes of one element in SRAM."""
-LLVM = {"f32": "float", "i32": "i32", "i64": "i64", "mask": "i1"}
+LLVM = {"f32": "float", "f64": "double", "i32": "i32", "i64": "i64", "mask": "i1"}
 """LLVM element types of the types of bodies."""
 QUIET = 0x7FC00000
 _NARROW = {d.name: d for d in NARROW}
@@ -121,8 +122,8 @@ def widen(fn: Function, raw: Value, dtype: str) -> Value:
         return (raw.cast("zext", vec(w, "i32")) << 16).bitcast(vec(w, "float"))
     if dtype == "f16":
         return raw.bitcast(vec(w, "half")).cast("fpext", vec(w, "float"))
-    if dtype == "f32":
-        return raw.bitcast(vec(w, "float"))
+    if dtype in ("f32", "f64"):
+        return raw.bitcast(vec(w, LLVM[dtype]))
     if dtype == "bool":
         return raw.compare("ne", 0)
     to = LLVM[COMPUTE_TYPE[dtype]]
@@ -137,8 +138,8 @@ def narrow(fn: Function, v: Value, dtype: str) -> Value:
     """A value of a body to storage bits: one RNE rounding, the canonical NaN, low bits of integers."""
     w, want = width(v.type), COMPUTE_TYPE[dtype]
     v = convert(fn, v, want)
-    if dtype == "f32":
-        return v.compare("uno", v).select(fn.const(v.type, float("nan")), v).bitcast(vec(w, "i32"))
+    if dtype in ("f32", "f64"):
+        return v.compare("uno", v).select(fn.const(v.type, float("nan")), v).bitcast(bits_of(v.type))
     if dtype == "bf16":
         bits = v.bitcast(vec(w, "i32"))
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
@@ -160,23 +161,31 @@ def convert(fn: Function, x: Value, to: str) -> Value:
     if have == LLVM[to]:
         return x
     if to == "mask":
-        return x.compare("une" if have == "float" else "ne", 0)
+        return x.compare("une" if have in FLOATS else "ne", 0)
     if have == "i1":
-        return x.cast("uitofp" if to == "f32" else "zext", t)
-    if to == "f32":
+        return x.cast("uitofp" if to in ("f32", "f64") else "zext", t)
+    if have in FLOATS and to in ("f32", "f64"):
+        return x.cast("fpext" if to == "f64" else "fptrunc", t)
+    if to in ("f32", "f64"):
         return x.cast("sitofp", t)
-    if have == "float":
-        return fn.call(t, f"llvm.fptosi.sat.v{width(t)}{LLVM[to]}.v{width(t)}f32", x)
+    if have in FLOATS:
+        return fn.call(t, f"llvm.fptosi.sat.{mangle(t)}.{mangle(x.type)}", x)
     return x.cast("sext" if to == "i64" else "trunc", t)
 
 
 # ---- instructions ---------------------------------------------------------------------------------------------------
 
 
+def bits_of(type_: str) -> str:
+    """The integer type as wide as a float (or integer) type."""
+    return like(type_, {"float": "i32", "double": "i64"}.get(element(type_), element(type_)))
+
+
 def key(x: Value) -> Value:
-    """Integers that order like the floats do, -0 below +0."""
-    bits = x.bitcast(like(x.type, "i32"))
-    return bits ^ (bits.binary("ashr", 31) & 0x7FFFFFFF)
+    """Integers that order like the floats do, -0 below +0; of such integers the floats' bits."""
+    bits = x.bitcast(bits_of(x.type))
+    size = int(element(bits.type)[1:])
+    return bits ^ (bits.binary("ashr", size - 1) & ((1 << (size - 1)) - 1))
 
 
 def extremum(fn: Function, a: Value, b: Value, greatest: bool) -> Value:
@@ -184,7 +193,7 @@ def extremum(fn: Function, a: Value, b: Value, greatest: bool) -> Value:
     order = "sge" if greatest else "sle"
     if element(a.type) == "i1":
         return a | b if greatest else a & b
-    if element(a.type) != "float":
+    if element(a.type) not in FLOATS:
         return a.compare(order, b).select(a, b)
     chosen = key(a).compare(order, key(b)).select(a, b)
     return a.compare("uno", b).select(fn.const(a.type, float("nan")), chosen)
@@ -204,7 +213,7 @@ def bound(fn: Function, x: Value, c: float, greatest: bool) -> Value | None:
 
 
 def _divide(fn: Function, a: Value, b: Value, op: str) -> Value:
-    if element(a.type) == "float":
+    if element(a.type) in FLOATS:
         return a.binary("fdiv", b)
     # The host traps on x / 0 and MIN / -1: divide by 1 there and put the right result in its place.
     zero, minus = b.compare("eq", 0), b.compare("eq", -1)
@@ -218,28 +227,38 @@ def _shift(fn: Function, a: Value, n: Value, how: str) -> Value:
     return a.binary(how, n & (int(element(a.type)[1:]) - 1))
 
 
+def _top_bit(a: Value) -> int:
+    """The sign bit of a float, as a signed integer."""
+    return -(1 << (63 if element(a.type) == "double" else 31))
+
+
+def multiply_add(fn: Function, a: Value, b: Value, c: Value) -> Value:
+    """a * b + c: of f32 rounded once, of f64 and integers a product and a sum."""
+    return fn.intrinsic("fma", a, b, c) if element(a.type) == "float" else a * b + c
+
+
 def _negate(fn: Function, a: Value) -> Value:
-    if element(a.type) == "float":
-        return (a.bitcast(like(a.type, "i32")) ^ -(2**31)).bitcast(a.type)
+    if element(a.type) in FLOATS:
+        return (a.bitcast(bits_of(a.type)) ^ _top_bit(a)).bitcast(a.type)
     return fn.const(a.type, 0) - a
 
 
 def _absolute(fn: Function, a: Value) -> Value:
-    if element(a.type) == "float":
-        return (a.bitcast(like(a.type, "i32")) & 0x7FFFFFFF).bitcast(a.type)
+    if element(a.type) in FLOATS:
+        return (a.bitcast(bits_of(a.type)) & ~_top_bit(a)).bitcast(a.type)
     return a.compare("slt", 0).select(fn.const(a.type, 0) - a, a)
 
 
 def _select(mask: Value, a: Value, b: Value) -> Value:
     """Chosen as integers: LLVM makes of a float comparison and selection a minps, which flushes what it returns."""
-    if element(a.type) != "float":
+    if element(a.type) not in FLOATS:
         return mask.select(a, b)
-    t = like(a.type, "i32")
+    t = bits_of(a.type)
     return mask.select(a.bitcast(t), b.bitcast(t)).bitcast(a.type)
 
 
 def _compare(a: Value, b: Value, op: str) -> Value:
-    if element(a.type) == "float":
+    if element(a.type) in FLOATS:
         return a.compare({"eq": "oeq", "ne": "une", "lt": "olt", "le": "ole"}[op], b)
     if element(a.type) == "i1":  # false < true, as numbers
         return a.compare({"eq": "eq", "ne": "ne", "lt": "ult", "le": "ule"}[op], b)
@@ -249,7 +268,7 @@ def _compare(a: Value, b: Value, op: str) -> Value:
 _EMIT: dict[str, Callable[..., Value]] = {
     "add": lambda f, a, b: a + b, "sub": lambda f, a, b: a - b, "mul": lambda f, a, b: a * b,
     "div": lambda f, a, b: _divide(f, a, b, "div"), "rem": lambda f, a, b: _divide(f, a, b, "rem"),
-    "fma": lambda f, a, b, c: f.intrinsic("fma", a, b, c), "sqrt": lambda f, a: f.intrinsic("sqrt", a),
+    "fma": multiply_add, "sqrt": lambda f, a: f.intrinsic("sqrt", a),
     "min": lambda f, a, b: extremum(f, a, b, False), "max": lambda f, a, b: extremum(f, a, b, True),
     "rint": lambda f, a: f.intrinsic("roundeven", a), "floor": lambda f, a: f.intrinsic("floor", a),
     "ceil": lambda f, a: f.intrinsic("ceil", a), "neg": _negate, "abs": _absolute,

@@ -160,7 +160,6 @@ def patched(data: bytes, at: int, new: bytes) -> bytes:
         (patched(RELU_BYTES, 7, b"\x05"), "lanes without"),
         (patched(RELU_BYTES, 12, b"\0"), "code of 120 bytes"),
         (patched(RELU_BYTES, 32, b"\x63"), "element type number 99"),
-        (patched(RELU_BYTES, 32, b"\0"), "no kernel computes with 'f64'"),
         (patched(RELU_BYTES, 33, b"\1"), "reserved bytes"),
         (patched(RELU_BYTES, 68, b"\0\1"), "table 256"),
         (patched(RELU_BYTES, 72, b"\0\0\0\x80"), "stride -2147483648"),

@@ -19,7 +19,7 @@ from d1c.ops.graph.family import (
 )
 from d1c.target import numerics
 from d1c.target.kernel import COMPUTE_TYPE
-from d1c.target.remainder import fmod
+from d1c.target.remainder import fmod, fmod64
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +30,12 @@ class ModAttrs:
 
 
 def _mod(b: Any, attrs: ModAttrs, x: Any, y: Any) -> Any:
-    if b.type_of(x) == "f32":
-        r = fmod(b, x, y)
+    if (kind := b.type_of(x)) in ("f32", "f64"):
+        r = fmod(b, x, y) if kind == "f32" else fmod64(b, x, y)
         if attrs.fmod:
             return r
-        sign = b.bits(b.and_(b.bits(y, "i32"), -(2**31)), "f32")
+        size = 32 if kind == "f32" else 64
+        sign = b.bits(b.and_(b.bits(y, f"i{size}"), -(2 ** (size - 1))), kind)
         wrong_sign = b.ne(b.lt(r, 0.0), b.lt(y, 0.0))
         return b.select(b.eq(r, 0.0), sign, b.select(wrong_sign, b.add(r, y), r))
     r = b.rem(x, y)
@@ -55,8 +56,8 @@ def _int_infer(types: tuple[Type, ...], attrs: Any) -> tuple[Type, ...]:
 
 
 def _mod_infer(types: tuple[Type, ...], attrs: Any) -> tuple[Type, ...]:
-    if any(COMPUTE_TYPE.get(t.dtype.name) not in ("i32", "i64", "f32") for t in tensors(types, 2)):
-        raise ValueError("takes integers, or floats that compute as f32")
+    if any(COMPUTE_TYPE.get(t.dtype.name) not in ("i32", "i64", "f32", "f64") for t in tensors(types, 2)):
+        raise ValueError("takes integers or floats")
     return broadcast_infer(2)(types, attrs)
 
 
@@ -113,7 +114,7 @@ elementwise("graph.sign", _sign, 1, onnx="Sign", doc="-1, 0 or 1; a NaN stays.",
             cases=(unary_case(np.sign), integer_case(np.sign, -3, 3, 1)))  # fmt: skip
 elementwise("graph.sqrt", lambda b, a, x: b.sqrt(x), 1, onnx="Sqrt", floats=True, doc="Square root, correctly rounded.",
             cases=(unary_case(np.sqrt, 0, 9),))  # fmt: skip
-elementwise("graph.reciprocal", lambda b, a, x: b.div(b.const(1.0, "f32"), x), 1, onnx="Reciprocal",
+elementwise("graph.reciprocal", lambda b, a, x: b.div(1.0, x), 1, onnx="Reciprocal",
             floats=True, doc="1 / x.",
             cases=(unary_case(np.reciprocal, 0.1, 9),))  # fmt: skip
 elementwise("graph.floor", lambda b, a, x: b.floor(x), 1, onnx="Floor", floats=True, doc="Largest integer <= x.",

@@ -44,10 +44,11 @@ def broadcast_shape(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def common_dtype(dtypes: Sequence[DType]) -> DType:
-    """All equal: that type. Floats of different storage: f32, in which their bodies compute. Otherwise a ValueError."""
+    """All equal: that type. Floats of different storage: f32, in which their bodies compute. Otherwise, and for f64
+    beside others, a ValueError."""
     if len(set(dtypes)) == 1:
         return dtypes[0]
-    if all(d.is_float for d in dtypes):
+    if all(COMPUTE_TYPE.get(d.name) == "f32" for d in dtypes):
         return F32
     raise ValueError(f"element types {', '.join(str(d) for d in dtypes)} do not mix: insert graph.cast")
 

@@ -93,15 +93,12 @@ def _concat_structure(types: tuple[Type, ...], attrs: ConcatAttrs, results: tupl
 
 def or_bits(b: Any, attrs: Any, *values: Any) -> Any:
     """Bitwise or; of operands of which all but one are 0."""
-    if b.type_of(values[0]) != "f32":
-        out = values[0]
-        for v in values[1:]:
-            out = b.or_(out, v)
-        return out
-    out = b.bits(values[0], "i32")
+    kind = b.type_of(values[0])
+    bits = {"f32": "i32", "f64": "i64"}.get(kind)
+    out = b.bits(values[0], bits) if bits else values[0]
     for v in values[1:]:
-        out = b.or_(out, b.bits(v, "i32"))
-    return b.bits(out, "f32")
+        out = b.or_(out, b.bits(v, bits) if bits else v)
+    return b.bits(out, kind) if bits else out
 
 
 def _concat_eval(attrs: ConcatAttrs, results: tuple[Type, ...], *xs: np.ndarray) -> np.ndarray:
