@@ -421,6 +421,5 @@ HANDLERS: dict[str, Handler] = {
     **dict.fromkeys(("If", "Loop", "Scan"), _control),
     "Transpose": _transpose, "Gather": _gather, "GatherND": _gather_nd, "ScatterND": _scatter_nd, "Slice": _slice,
     "TopK": _top_k, "OneHot": _one_hot, "Concat": _concat, "Split": _split, "MatMul": _matmul, "NonZero": _only_real,
-    **dict.fromkeys(("If", "Loop", "Scan"), lambda cx, node, build: build(cx, node)),  # the nodes inside say it
 }  # fmt: skip
 """What ops do with bounded operands, by ONNX op."""

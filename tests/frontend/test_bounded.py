@@ -15,6 +15,7 @@ from onnx import helper
 import d1c
 import d1rt
 from d1c import backend
+from d1c.emit.modules import from_modules, to_modules
 from d1c.errors import LoadError, UnsupportedOp
 from d1c.frontend.importer import import_onnx
 from d1c.interp_dist import evaluate_dist
@@ -146,7 +147,7 @@ def test_every_evaluator_cuts(model: Build) -> None:
 def test_compress(axis: int | None, condition: list[int], model: Build, against_ort: Compare) -> None:
     x = RNG.standard_normal((4, 5)).astype(np.float32)
     feeds = {"x": x, "c": np.array(condition, np.bool_)}
-    attributes = {} if axis is None else {"axis": axis}
+    attributes: dict[str, Any] = {} if axis is None else {"axis": axis}
     against_ort(model([node("Compress", ["x", "c"], ["y"], **attributes)], feeds, ["y"], {}, 11), feeds)
     fixed = model([node("Compress", ["x", "c"], ["y"], **attributes)], {"x": x}, ["y"], {"c": feeds["c"]}, 11)
     if any(condition):
@@ -172,6 +173,27 @@ def test_counts_of_different_origin_do_not_meet(model: Build) -> None:
     ]
     with pytest.raises(UnsupportedOp, match="same count"):
         import_onnx(rows(model, chain))
+
+
+def test_subgraphs_read_what_is_bounded(model: Build, against_ort: Compare) -> None:
+    """A loop's body sums rows that it captures, as many as there are."""
+    made = [
+        node("Add", ["rows", "old"], ["moved"]), node("ReduceMean", ["moved", "zero"], ["new"], keepdims=1),
+        node("Identity", ["go"], ["again"]),
+    ]  # fmt: skip
+    tensor = helper.make_tensor_value_info
+    taken = [tensor("i", 7, []), tensor("go", 9, []), tensor("old", 1, [1, 3])]
+    body = helper.make_graph(made, "body", taken, [tensor("again", 9, []), tensor("new", 1, [1, 3])])
+    proto = rows(model, [node("Loop", ["three", "", "row"], ["y"], body=body)])
+    against_ort(proto, {"mask": MASKS["some"]}, 3e-6, emulate=True)
+
+
+def test_a_loop_does_not_carry_what_is_bounded(model: Build) -> None:
+    tensor = helper.make_tensor_value_info
+    taken = [tensor("i", 7, []), tensor("go", 9, []), tensor("old", 1, None)]
+    body = helper.make_graph([node("Neg", ["old"], ["new"])], "body", taken, [taken[1], tensor("new", 1, None)])
+    with pytest.raises(UnsupportedOp, match="Loop of 'rows'"):
+        import_onnx(rows(model, [node("Loop", ["three", "", "rows"], ["y"], body=body)]))
 
 
 REFUSED = {
@@ -201,6 +223,15 @@ def test_what_is_not_known_is_refused(op: str, model: Build) -> None:
     error = caught.value
     assert error.message.startswith(op) and "known at run time only" in error.message
     assert why in error.rule and error.remedy
+
+
+def test_text_keeps_counts(model: Build) -> None:
+    compiled = d1c.compile(rows(model, [], ("rows", "at")), target="test", precision="f32").compiled
+    assert compiled is not None
+    tile, kern = to_modules(compiled)
+    module = dataclasses.replace(parse(str(tile)), constants=tile.constants)
+    again = from_modules(module, parse(str(kern)))
+    assert [p.counts for p in again.program.outputs] == [((0, "rows.count"),), ((1, "rows.count"),), ()]
 
 
 def test_file_keeps_counts(tmp_path: Path, model: Build) -> None:
