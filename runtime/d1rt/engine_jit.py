@@ -26,7 +26,7 @@ from d1c.target.program_check import role_cores
 from d1rt.engine_checks import check_calls
 from d1rt.engine_memory import Memory, Scatter
 from d1rt.engine_native import Job, Native
-from d1rt.engine_plan import Plan, Planner, Stretch, loops
+from d1rt.engine_plan import Plan, Planner, Stretch, loops, work
 from d1rt.engine_schedule import Rounds, Schedule, Step
 from d1rt.engine_states import Bytes, Slots, movements
 from d1rt.engine_units import Units
@@ -36,6 +36,9 @@ from d1rt.traps import Fault, trap
 
 SMALL_EVENTS, SMALL_BYTES = 30_000, 1 << 26
 """A program with no more commands and messages on all cores, and no more bytes, is followed byte by byte."""
+
+ALONE = 1 << 18
+"""In a program with loops, stretches of less work run on one host thread: waking the others would take longer."""
 
 
 class Engine:
@@ -101,6 +104,7 @@ class Engine:
         units = Units(self.program, self._moves, self.memory, self.kernels, native, self.threads, rng)
         self._kept: list[list[tuple[int, np.ndarray, np.ndarray]]] = []
         parts = []
+        looping = any(True for _ in loops(self._plan))
         for stretch in stretches:
             first, last = units.mark(), -1
             kept = []
@@ -114,7 +118,7 @@ class Engine:
                     units.phase()
                     kept.append((c.layer, step.cores, units.copy_out(c.out, step.cores)))
                     units.phase()
-            parts.append((first, units.mark()))
+            parts.append((first, units.mark(), looping and work(stretch, self.program, self._moves) < ALONE))
             self._kept.append(kept)
         table, starts = units.finish()
         self._held = units.held  # the units point into these
@@ -146,20 +150,20 @@ class Engine:
             if isinstance(item, Stretch):
                 done.pop(item.number, None)
                 done[item.number] = None
-                if self._job.reset(item.number):
-                    others = (
-                        [self._pool.submit(self._job.run, i, item.number) for i in range(1, self.threads)]
-                        if self._pool
-                        else []
-                    )
-                    self._job.run(0, item.number)
-                    for o in others:
-                        o.result()
+                self._stretch(item.number)
                 continue
             for number in range(item.command.trips):
                 if item.command.condition >= 0 and not self._goes_on(item.command):
                     break
                 self._execute(item.steady if number else item.first, done)
+
+    def _stretch(self, number: int) -> None:
+        threads, run = self._job.reset(number), self._job.run
+        others = [self._pool.submit(run, i, number) for i in range(1, threads)] if self._pool else []
+        if threads:
+            run(0, number)
+        for o in others:
+            o.result()
 
     def _goes_on(self, c: Loop) -> bool:
         """Whether a loop has another round. Trap where the cores do not say the same."""
@@ -179,5 +183,5 @@ class Engine:
             self.failure = D1Error("the engine is closed")
             if self._pool is not None:
                 self._pool.shutdown()
-            self._inputs, self._outputs = [], []
+            self._inputs, self._outputs, self._conditions = [], [], {}
             del self._job, self._held, self.memory

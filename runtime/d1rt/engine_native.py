@@ -179,11 +179,11 @@ def _run(module: Module, name: str) -> None:
 class Job:
     """Units in phases, ready to run on `threads` threads, part by part. `units` [n, UNIT] int64; `starts` [phases *
     threads + 1]: where each thread's share of each phase begins; a thread that is done with its own takes from the
-    others. `parts`: ranges of phases (default: all of them)."""
+    others. `parts`: ranges of phases, and whether the first thread alone runs them (default: one of all, by all)."""
 
     def __init__(
         self, native: Native, units: np.ndarray, starts: np.ndarray, threads: int, scratch_bytes: int,
-        parts: Sequence[tuple[int, int]] | None = None,
+        parts: Sequence[tuple[int, int, bool]] | None = None,
     ) -> None:  # fmt: skip
         self.native, self.threads = native, threads
         self._units, self._starts = np.ascontiguousarray(units, np.int64), np.ascontiguousarray(starts, np.int64)
@@ -191,21 +191,24 @@ class Job:
         self._counters = _aligned(phases * (threads + 1) * LINE)
         stride = -(-scratch_bytes // 4096) * 4096 + 2 * LINE
         self._scratch = _aligned(threads * stride)
+        self._alone = np.ascontiguousarray(self._starts[::threads])
         self._stride = stride
-        self._parts = [self._part(lo, hi) for lo, hi in parts or [(0, phases)]]
+        self._parts = [self._part(lo, hi, alone) for lo, hi, alone in parts or [(0, phases, False)]]
 
-    def _part(self, lo: int, hi: int) -> tuple[np.ndarray, np.ndarray]:
+    def _part(self, lo: int, hi: int, alone: bool) -> tuple[np.ndarray, np.ndarray]:
         """The job of phases `lo` to `hi`, and their counters."""
-        row = (self.threads + 1) * LINE
+        threads, starts = (1, self._alone) if alone else (self.threads, self._starts)
+        row = (threads + 1) * LINE
         counters = self._counters[lo * row : hi * row]
-        starts = self._starts.ctypes.data + lo * self.threads * self._starts.itemsize
-        addresses = [self._units.ctypes.data, starts, hi - lo, self.threads, self._counters.ctypes.data + lo * row]
+        first = starts.ctypes.data + lo * threads * starts.itemsize
+        addresses = [self._units.ctypes.data, first, hi - lo, threads, self._counters.ctypes.data + lo * row]
         return np.array([*addresses, self._scratch.ctypes.data, self._stride], np.int64), counters
 
-    def reset(self, part: int = 0) -> bool:
-        """To be called before the threads run a part, again or for the first time; whether it has any phases."""
-        self._parts[part][1][:] = 0
-        return bool(self._parts[part][0][2])
+    def reset(self, part: int = 0) -> int:
+        """To be called before a part runs, again or for the first time; how many threads must run it: 0, 1 or all."""
+        job, counters = self._parts[part]
+        counters[:] = 0
+        return int(job[3]) if job[2] else 0
 
     def run(self, thread: int, part: int = 0) -> None:
         """One thread's share of a part; returns when all of the part is done. Releases the interpreter lock."""

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from d1c.target.program import Fill, Loop
+from d1c.target.program import Call, Fill, Loop, Program, Push, Send
 from d1rt.engine_memory import touches, written
 from d1rt.engine_schedule import Rounds, Step
+from d1rt.engine_states import Movement
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,6 +88,25 @@ def loops(plan: Plan) -> Iterator[Loop]:
             yield x.command
             yield from loops(x.first)
             yield from loops(x.steady)
+
+
+def work(stretch: Stretch, program: Program, moves: Sequence[Movement]) -> int:
+    """About how much a stretch does: iterations of calls, elements moved."""
+    mesh, total = program.mesh, 0
+    for step in stretch.steps:
+        c = step.command
+        if isinstance(c, Call):
+            points = np.ones(len(step.cores), np.int64)
+            for t in c.trips:
+                points *= t.of(mesh)[step.cores]
+            total += int(points.sum())
+        elif isinstance(c, Push):
+            total += int(moves[c.exchange].messages.elements.sum())
+        elif isinstance(c, Send):
+            total += int(c.elements.of(mesh)[step.cores].sum())
+        else:
+            total += program.buffers[c.buffer].elements * len(step.cores)
+    return total
 
 
 def late_fills(steps: list[Step]) -> list[Step]:

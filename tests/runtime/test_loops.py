@@ -88,6 +88,14 @@ def test_memory_is_kept_once_per_class_and_as_it_is() -> None:
             engine.close()
 
 
+@pytest.mark.parametrize("alone", [0, 1 << 60])
+def test_short_stretches_run_on_one_thread(alone: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_jit, "ALONE", alone)
+    for shuffle in (None, 1):
+        np.testing.assert_array_equal(run(nested(3, 2), "jit", shuffle, 3, x=X), nested_reference(X, 3, 2))
+        np.testing.assert_array_equal(run(halo_loop(4), "jit", shuffle, 3, x=X), halo_reference(X, 4))
+
+
 def test_large_programs_are_followed_by_whole_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_jit, "SMALL_EVENTS", 0)
     c = np.array([300, 0, 0, 0], np.float32)

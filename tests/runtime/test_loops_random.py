@@ -162,8 +162,9 @@ def test_random_loops(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
                 np.testing.assert_array_equal(got, want, f"{engine} {shuffle} {first}")
             engines = engines[2:]  # the plain engine is slow
     monkeypatch.setattr(engine_jit, "SMALL_EVENTS", 0)
+    monkeypatch.setattr(engine_jit, "ALONE", 0)
     for alias in (True, False):
-        engine = engine_jit.Engine(p, threads=1, alias=alias)
+        engine = engine_jit.Engine(p, threads=1 + seed % 2, alias=alias)
         assert engine.failure is None and engine.memory.plain is not alias
         np.testing.assert_array_equal(engine.run({"x": X, "c": c}).outputs["y"], want)
         engine.close()
