@@ -107,9 +107,9 @@ def substitute(entry: Entry, inner: Sequence[Entry]) -> Entry:
     return Entry(tuple(sorted((d, c) for d, c in terms.items() if c)), offset, entry.span)
 
 
-def compose(outer: Map, shape: tuple[int, ...], inner: Map) -> Map | None:
+def compose(outer: Map, shape: tuple[int, ...], inner: Map, base: tuple[int, ...]) -> Map | None:
     """The map that reads a stored tensor through a view: `outer` addresses the view's dims (of extents `shape`),
-    `inner` the stored tensor's dims by the view's. None where the result is not affine."""
+    `inner` the stored tensor's dims (of extents `base`) by the view's. None where the result is not affine."""
     by_dim: dict[int, Entry] = {}
     spans: dict[int, tuple[int, Entry]] = {}  # first dim -> (span, entry)
     k = 0
@@ -146,7 +146,9 @@ def compose(outer: Map, shape: tuple[int, ...], inner: Map) -> Map | None:
             i += 1
             continue
         wanted = [Entry(((k + j, 1),)) if shape[k + j] != 1 else Entry() for j in range(n)]
-        if [_trim(x, shape) for x in inner[i : i + n]] == wanted:  # the spanned dims are stored just so
+        at = sum(x.span for x in inner[:i])
+        whole = base[at + 1 : at + n] == shape[k + 1 : k + n]  # else a slice: its rows are not adjacent
+        if whole and [_trim(x, shape) for x in inner[i : i + n]] == wanted:  # the spanned dims are stored just so
             out.append(s)
             i += n
             continue
@@ -227,10 +229,10 @@ class _Builder:
         assert row.view is not None
         shape = _tensor(op.result).shape
         step = row.view((x.type,), op.attrs, (op.result.type,))
-        made = compose(step.entries, have.shape, have.entries) if step is not None else None
+        made = compose(step.entries, have.shape, have.entries, have.base.shape) if step is not None else None
         if made is None:
             have = self.copy(have, x.name, op.origin)
-            made = compose(step.entries, have.shape, have.entries) if step is not None else None
+            made = compose(step.entries, have.shape, have.entries, have.base.shape) if step is not None else None
         if made is None:
             raise ValueError(f"{op.name} at {op.origin or 'unknown place'} is not an affine view")
         return View(have.base, shape, made)
@@ -357,10 +359,10 @@ class _Builder:
         bases: list[Stored] = []
         for (v, _, fill), direct in zip(reads, nest.maps, strict=True):
             view = self.views[v]
-            made = compose(direct, view.shape, view.entries)
+            made = compose(direct, view.shape, view.entries, view.base.shape)
             if made is None or not _allowed(nest, len(maps), fill, made, direct, view):
                 view = self.copy(view, v.name, op.origin)
-                made = compose(direct, view.shape, view.entries)
+                made = compose(direct, view.shape, view.entries, view.base.shape)
             assert made is not None
             maps.append(made)
             bases.append(view.base)
