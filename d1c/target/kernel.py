@@ -70,7 +70,7 @@ class Nest:
     A kernel in which an f64 occurs does no arithmetic in f32: it may move, select, compare by min and max, and convert.
     Bodies see every operand converted to its compute type: bf16, f16, f32 -> f32; f64; i8..i32, u8, u16 -> i32;
     u32, i64 -> i64; bool -> mask. The result is converted to out.dtype with one RNE rounding; integers keep their low
-    bits; a NaN that is stored is 0x7FC00000 / 0x7FC0. A map without epilogue and with equal dtypes moves bits unchanged.
+    bits; a NaN that is stored is the canonical one. A map without epilogue and with equal dtypes moves bits unchanged.
     """
 
     kind: str
