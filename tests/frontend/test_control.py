@@ -179,7 +179,9 @@ def test_control_flow_nests(engine: str) -> None:
 SCAN = """
 agraph (float[3,4] s0, float[2,5,4] a, float[6,5] b) => (float[3,4] s, float[4,5] o1, float[3,5,2] o2) {
   s, o1, o2 = Scan (s0, a, b) <num_scan_inputs=2, scan_input_axes=[1,-1],
-      scan_input_directions=[1,0], scan_output_axes=[1,1], scan_output_directions=[0,1], body = b (float[3,4] h, float[2,4] u, float[6] v) => (float[3,4] hn, float[4] p, float[3,2] q) {
+      scan_input_directions=[1,0], scan_output_axes=[1,1], scan_output_directions=[0,1],
+      body = b (float[3,4] h, float[2,4] u, float[6] v) =>
+      (float[3,4] hn, float[4] p, float[3,2] q) {
      m = ReduceMean<keepdims=0>(v) p = ReduceMean<axes=[0],keepdims=0>(u)
      hm = Mul(h, m) hn = Add(hm, p)
      ut = Transpose<perm=[1,0]>(u) q = MatMul(hn, ut)
