@@ -13,7 +13,7 @@ import numpy as np
 
 from d1c.frontend.context import ImportContext, tensor
 from d1c.ir.core import Value
-from d1c.target.dtypes import BOOL, F32, I32, I64, DType, dtype
+from d1c.target.dtypes import BOOL, F32, I32, I64, U64, DType, dtype
 
 CHUNK_BYTES = 1 << 17
 """How much of a scatter's updates and indices is read at once."""
@@ -95,7 +95,7 @@ def ordered(cx: ImportContext, x: Value) -> Value:
     kind = tensor(x).dtype
     if kind == BOOL:
         return cx.cast(x, I32)
-    if kind.name == "u64":
+    if kind == U64:
         moved = cx.cast(x, I64)
         return op(cx, "add", moved, cx.const(np.array(np.iinfo(np.int64).min)))
     return x
@@ -178,16 +178,18 @@ def zeros(cx: ImportContext, shape: Sequence[int], kind: DType | str) -> Value:
     return cx.const(np.zeros(tuple(shape), (dtype(kind) if isinstance(kind, str) else kind).numpy))
 
 
-def scatter(
-    cx: ImportContext, data: Value, index: Value, updates: Value, how: str = "none", batch: int = 0
-) -> Value:
+def scatter(cx: ImportContext, data: Value, index: Value, updates: Value, how: str = "none", batch: int = 0) -> Value:
     """graph.scatter: rows of `updates` into rows of `data`; indices outside are left out. `batch`: how many dims of
     data behind its first have indices of their own.
 
     Every core goes through all updates of its rows; more than CHUNK_BYTES come in turns, so that they need not all be
     in SRAM at once. Updates are applied in order, so that this changes no bit."""
+    if tensor(data).dtype == U64 and how in ("max", "min"):
+        top = cx.const(np.array(np.iinfo(np.int64).min))
+        made = scatter(cx, ordered(cx, data), index, ordered(cx, updates), how, batch)
+        return cx.cast(op(cx, "add", made, top), U64)
     count = shape_of(index)[-1]
-    each = (I32.bytes + tensor(updates).dtype.bytes * math.prod(shape_of(updates)[batch + 1 :]))
+    each = I32.bytes + tensor(updates).dtype.bytes * math.prod(shape_of(updates)[batch + 1 :])
     turn = max(1, CHUNK_BYTES // each)
     index = cx.cast(index, I32)
     for first in range(0, count, turn):

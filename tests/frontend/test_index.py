@@ -272,3 +272,14 @@ def test_on_the_machine(model: Build, against_ort: Compare) -> None:
     constants = {"one": np.array([1]), "zero": np.array(0)}
     proto = model(nodes, {"x": x, "table": table}, ["at", "y"], constants, 18)
     against_ort(proto, {"x": x, "table": table}, 3e-6, emulate=True)
+
+
+@pytest.mark.parametrize("how", ["max", "min"])
+def test_scatter_of_large_unsigned_integers(how: str, model: Build, against_ort: Compare) -> None:
+    x, updates = np.array([1, 2**63 + 5, 7], np.uint64), np.array([2**64 - 1, 3, 2**63], np.uint64)
+    at = np.array([[0], [1], [1]])
+    want = x.copy()
+    getattr(np, f"{how}imum").at(want, at[:, 0], updates)
+    node = helper.make_node("ScatterND", ["x", "at", "u"], ["y"], reduction=how)
+    feeds = {"x": x, "at": at, "u": updates}
+    against_ort(model([node], feeds, ["y"], {}, 18), feeds, want=[want])
