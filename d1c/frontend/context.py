@@ -20,7 +20,7 @@ from d1c.frontend.load import attribute
 from d1c.frontend.shapes import element_type
 from d1c.ir.core import Block, Function, Module, Op, Value
 from d1c.ir.types import TensorType, Type
-from d1c.ops.graph.cast import cast_array, cast_attrs
+from d1c.ops.graph.cast import cast_array, cast_attrs, twice
 from d1c.ops.opdef import OnnxRule, opdef
 from d1c.target.dtypes import U64, DType, dtype, from_numpy
 
@@ -346,6 +346,8 @@ class ImportContext:
         if value in self._arrays:
             data = cast_array(self._arrays[value], to, saturate, round_mode)
             return self.const(data, self._names.get(value, ""))
+        if twice(tensor(value).dtype, to):
+            value = self._one(self.emit("graph.cast", [value], to="f32", odd=True))
         return self._one(self.emit("graph.cast", [value], cast_attrs(tensor(value).dtype, to, saturate, round_mode)))
 
     def element_type(self, code: int) -> DType:

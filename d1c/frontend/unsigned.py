@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from d1c.ir.core import Value
-from d1c.target.dtypes import I64, U64
+from d1c.target.dtypes import BOOL, I64, U64
 
 if TYPE_CHECKING:
     from d1c.frontend.context import ImportContext
@@ -68,9 +68,14 @@ def _same(cx: ImportContext, values: Sequence[Value], attrs: Any) -> Value:
     return values[0]
 
 
+def _sign(cx: ImportContext, values: Sequence[Value], attrs: Any) -> Value:
+    return cx.cast(cx.cast(values[0], BOOL), U64)
+
+
 REWRITES: dict[str, Callable[..., Value]] = {
     **{f"graph.{n}": _ordered(f"graph.{n}", False) for n in ("less", "less_equal", "greater", "greater_equal")},
     **{f"graph.{n}": _ordered(f"graph.{n}", True) for n in ("max", "min", "reduce_max", "reduce_min", "max_pool")},
     "graph.div": _divided(False), "graph.mod": _divided(True), "graph.abs": _same, "graph.relu": _same,
+    "graph.sign": _sign,
 }  # fmt: skip
 """By op: (context, operands, of which one is u64, attributes) -> the result."""

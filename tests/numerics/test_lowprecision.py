@@ -165,3 +165,18 @@ def test_kernels_load_and_store_narrow_types(name: str, rng: np.random.Generator
         kernels.call(kernel_name, np.array([out.ctypes.data, operand.ctypes.data, 37], np.int64))
     assert (got.tobytes(), got_wide.tobytes()) == (code.tobytes(), wide.tobytes())
     assert from_numpy(code.dtype).name == name
+
+
+@pytest.mark.parametrize("name", ["f16", "bf16", "f8e4m3fn", "f8e5m2"])
+def test_f64_is_rounded_once(name: str) -> None:
+    """Values a hair beside ties, which f32 would round onto them (as ml_dtypes does but for f16)."""
+    with np.errstate(invalid="ignore"):
+        finite = codes(name).astype(np.float64)
+    finite = np.unique(finite[np.isfinite(finite) & (finite > 2.0**-120)])
+    ties = (finite[1:] + finite[:-1]) / 2
+    above, below = (cast_array(ties * (1 + s * 2.0**-40), dtype(name)).astype(np.float64) for s in (1, -1))
+    np.testing.assert_array_equal(above, finite[1:])
+    np.testing.assert_array_equal(below, finite[:-1])
+    special = np.array([np.inf, -np.inf, np.nan, 0.0, -0.0, 1e300, 0.1])
+    with np.errstate(over="ignore"):
+        same_or_nan(cast_array(special, dtype(name), False), special.astype(dtype(name).numpy))

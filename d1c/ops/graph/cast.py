@@ -21,12 +21,14 @@ _MIN64 = -(2**63)
 @dataclass(frozen=True, slots=True)
 class CastAttrs:
     """`to`: the name of the element type. `source`: that of the operand, where its compute type does not say all
-    (minifloats, u64). `saturate`, `round_mode`: of casts to minifloats, as ONNX's Cast has them."""
+    (minifloats, u64). `saturate`, `round_mode`: of casts to minifloats, as ONNX's Cast has them. `odd`: f64 to f32, an
+    inexact result with its last bit set, so that rounding it again to a narrower type is as rounding once."""
 
     to: str
     source: str = ""
     saturate: bool = True
     round_mode: str = "up"
+    odd: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +54,16 @@ def cast_attrs(source: DType, to: DType, saturate: bool = True, round_mode: str 
     return CastAttrs(to.name, named, saturate, round_mode if to.name == lowprecision.SCALE else "up")
 
 
+def twice(source: DType, to: DType) -> bool:
+    """Whether a cast goes by f32 (rounded to odd): kernels round f64 to nothing narrower."""
+    return source.name == "f64" and (to.kind == "minifloat" or (to.is_float and to.bits < 32))
+
+
 def cast_array(x: np.ndarray, to: DType, saturate: bool = True, round_mode: str = "up") -> np.ndarray:
     """What graph.cast makes of a storage array."""
-    source = from_numpy(x.dtype)
-    if "f64" not in COMPUTE_TYPE and "f64" in (source.name, to.name):
-        if to.kind not in ("int", "uint"):
-            return x.astype(to.numpy)
-        x = np.clip(np.nan_to_num(np.trunc(x)), -(2.0**63), 2.0**63 - 1024).astype(np.int64)
-        source = from_numpy(x.dtype)
-    attrs = cast_attrs(source, to, saturate, round_mode)
+    if twice(from_numpy(x.dtype), to):
+        x = np.asarray(_cast(NumpyBuilder(), CastAttrs("f32", odd=True), x))
+    attrs = cast_attrs(from_numpy(x.dtype), to, saturate, round_mode)
     return round_to(_cast(NumpyBuilder(), attrs, widen(x)), to)
 
 
@@ -74,12 +77,22 @@ def _infer(types: tuple[Type, ...], attrs: CastAttrs) -> tuple[Type, ...]:
         raise ValueError(f"round_mode is one of {', '.join(lowprecision.ROUND_MODES)}")
     if attrs.source != x.dtype.name and (attrs.source or x.dtype.kind == "minifloat"):
         raise ValueError(f"source = {attrs.source!r} of an operand of {x.dtype}")
+    if twice(x.dtype, to):
+        raise ValueError(f"f64 to {to} goes by f32, rounded to odd")
+    if attrs.odd and (x.dtype.name, to.name) != ("f64", "f32"):
+        raise ValueError("odd is for f64 to f32")
     return (TensorType(x.shape, to),)
 
 
 def _cast(b: Any, attrs: CastAttrs, x: Any) -> Any:
     """By value to the target's compute type; what is left (narrower storage) is the store's."""
     to, compute = dtype(attrs.to), COMPUTE_TYPE[attrs.to]
+    if attrs.odd:
+        near = b.cvt(x, "f32")
+        back, bits = b.cvt(near, "f64"), b.bits(near, "i32")
+        below = b.select(b.lt(b.abs(x), b.abs(back)), b.sub(bits, 1), bits)
+        below = b.or_(below, b.cvt(b.ne(back, x), "i32"))
+        return b.select(b.eq(x, x), b.bits(below, "f32"), near)
     if attrs.source and dtype(attrs.source).kind == "minifloat":
         if attrs.source == attrs.to:
             return x
