@@ -295,7 +295,10 @@ class Program:
     def folded(self) -> bool:
         """Whether every result is a constant of compile time, so that the cores compute nothing."""
         graph = self.modules.get("graph")
-        return graph is not None and all(op.name in _NO_WORK for op in graph.function().block.ops)
+        if graph is None:
+            return False
+        main = graph.function().block
+        return all(op.name in _NO_WORK for op in main.ops) and not set(main.ops[-1].operands) & set(main.args)
 
     @property
     def _attrs(self) -> Mapping[str, Any]:

@@ -29,8 +29,8 @@ class D1Rep(BackendRep):
     """A prepared model; compiled once per set of input shapes, and of values of frozen inputs.
 
     Inputs that decide shapes (axes, shapes, k, pads) must be known to the compiler: the first run freezes them to the
-    values that they have then, and one with other values compiles again. `frozen`: their names. Sequences are lists of
-    arrays; None is an optional without a value.
+    values that they have then, and one with other values compiles again. `frozen`: their names; `program`: that of the
+    last run. Sequences are lists of arrays; None is an optional without a value.
     """
 
     auto = True
@@ -43,6 +43,7 @@ class D1Rep(BackendRep):
         self.outputs = [o.name for o in model.graph.output]
         self.frozen: tuple[str, ...] = ()
         self.programs: dict[Any, api.Program] = {}
+        self.program: api.Program | None = None
 
     def compile(
         self, shapes: Mapping[str, tuple[int, ...] | None], values: Mapping[str, np.ndarray] | None = None
@@ -85,7 +86,7 @@ class D1Rep(BackendRep):
         shapes: dict[str, tuple[int, ...] | None] = {n: a.shape for n, a in api.ports_of(named).items()}
         shapes |= {name: None for name in self.inputs if named[name] is None or _no_elements(named[name])}
         arrays = {name: value for name, value in named.items() if isinstance(value, np.ndarray)}
-        program = self.compile(shapes, arrays)
+        program = self.program = self.compile(shapes, arrays)
         results = program.run({n: v for n, v in named.items() if n not in program.frozen}, engine=self.engine)
         out: tuple[Any, ...] = namedtupledict("Outputs", self.outputs)(*(results[name] for name in self.outputs))
         return out
