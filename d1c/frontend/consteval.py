@@ -1,6 +1,8 @@
 """Evaluation on the host of nodes whose inputs are all known at import: shape arithmetic and the decoding of weights.
 
-The common ops are in numpy here; the others go to onnx's reference evaluator, as a model of one node.
+The common ops are in numpy here; those of `_REFERENCE`, and those without a rule, go to onnx's reference evaluator, as
+a model of one node. All others are lowered by their rules and evaluated as graph ops (the reference
+evaluator answers wrongly now and then: OneHot, LRN, Resize, GlobalMaxPool, and more on old opsets).
 """
 
 from __future__ import annotations
@@ -34,6 +36,18 @@ _NOT_FOLDED = frozenset(
 def foldable(node: onnx.NodeProto) -> bool:
     """Whether the node may be evaluated at import once its inputs are known."""
     return node.op_type not in _NOT_FOLDED and node.domain in ("", "ai.onnx")
+
+
+def direct(node: onnx.NodeProto) -> bool:
+    """Whether `evaluate` is to be used although the op has a rule."""
+    return node.op_type in _NUMPY or node.op_type in _REFERENCE
+
+
+_REFERENCE = frozenset(
+    "NonZero Compress Unique NonMaxSuppression "  # their rules give bounded extents
+    "ReduceSum ReduceMean ReduceProd ReduceMax ReduceMin ReduceL1 ReduceL2 ReduceSumSquare MatMul Gemm Conv".split()
+)
+"""Ops of which onnx's reference evaluator is right, and which become graph ops that have no meaning row by row."""
 
 
 def evaluate(node: onnx.NodeProto, inputs: Arrays, opsets: dict[str, int]) -> tuple[np.ndarray, ...]:

@@ -20,6 +20,7 @@ from d1c.frontend.load import attribute
 from d1c.frontend.shapes import element_type
 from d1c.ir.core import Block, Function, Module, Op, Value
 from d1c.ir.types import TensorType, Type
+from d1c.ops.evaluate import evaluate
 from d1c.ops.graph.cast import cast_array, cast_attrs, twice
 from d1c.ops.opdef import OnnxRule, opdef
 from d1c.target.dtypes import U64, DType, dtype, from_numpy
@@ -194,6 +195,24 @@ class ImportContext:
                 inputs=inputs,
             )
         return self._arrays[value]
+
+    def evaluated(self, value: Value) -> np.ndarray | None:
+        """The data of a value that is made of constants by ops with a meaning in numpy; None for others."""
+        if value in self._arrays:
+            return self._arrays[value]
+        op = self._producers.get(value)
+        if op is None or len(op.results) != 1 or op.regions or not opdef(op.name).facts.get("fold", True):
+            return None
+        arrays = []
+        for operand in op.operands:
+            array = self.evaluated(operand)
+            if array is None:
+                return None
+            arrays.append(array)
+        out = evaluate(op, arrays)
+        if out is not None:
+            self._arrays[value] = out
+        return out
 
     def sources(self, value: Value) -> tuple[str, ...]:
         """The names of the model's inputs on which `value` depends, in no particular order but always the same."""

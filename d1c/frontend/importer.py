@@ -113,10 +113,13 @@ class Importer:
                 for name, array in zip(node.output, folded, strict=False):
                     if name:
                         cx.bind(name, cx.const(array, name))
-            elif (rule := newest(self.rules, node, cx.opsets)) is not None:
-                self.by_rule(node, rule)
             else:
-                self.by_function(node)
+                if (rule := newest(self.rules, node, cx.opsets)) is not None:
+                    self.by_rule(node, rule)
+                else:
+                    self.by_function(node)
+                if consteval.foldable(node) and operands and self.constant(operands):
+                    self.settle(node)
 
     def aligned(self, node: onnx.NodeProto) -> onnx.NodeProto:
         """The node with operand 1 given dims of size 1 behind it, so that numpy's broadcasting puts its dims where
@@ -145,7 +148,7 @@ class Importer:
                 if node.op_type == "Shape"
                 else np.array(np.prod(shape, dtype=np.int64)),
             )
-        elif consteval.foldable(node) and all(v is None or cx.is_const(v) for v in operands) and not _has_graph(node):
+        elif self.folds(node) and self.constant(operands):
             arrays = consteval.evaluate(node, [None if v is None else cx.array(v) for v in operands], cx.opsets)
         else:
             return None
@@ -153,6 +156,29 @@ class Importer:
             self.folded += 1
             self.folded_bytes += sum(a.nbytes for a in arrays)
         return arrays
+
+    def folds(self, node: onnx.NodeProto) -> bool:
+        """Whether the node is evaluated as it is once its operands are known: others are lowered, then evaluated."""
+        if not consteval.foldable(node) or _has_graph(node):
+            return False
+        lowered = newest(self.rules, node, self.cx.opsets) or functions.has_body(node, self.cx.opsets, self.functions)
+        return consteval.direct(node) or not lowered
+
+    def constant(self, operands: Sequence[Any]) -> bool:
+        """Whether all operands are known."""
+        return all(v is None or self.cx.is_const(v) for v in operands)
+
+    def settle(self, node: onnx.NodeProto) -> None:
+        """Bind what a lowered node with constant operands gives to constants, as far as it can be evaluated."""
+        cx = self.cx
+        values = [cx.bound(name) if name in cx.names() else None for name in node.output]
+        arrays = [cx.evaluated(v) if isinstance(v, Value) else None for v in values]
+        known = {name: a for name, a in zip(node.output, arrays, strict=True) if name and a is not None}
+        for name, array in known.items():
+            cx.bind(name, cx.const(array, name))
+        if known:
+            self.folded += 1
+            self.folded_bytes += sum(a.nbytes for a in known.values())
 
     def by_rule(self, node: onnx.NodeProto, rule: OnnxRule) -> None:
         """Lower one node by its rule."""

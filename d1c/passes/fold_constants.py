@@ -34,28 +34,12 @@ Module attributes `folded_ops` and `folded_bytes` say how much was evaluated, ov
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
-
-from d1c.ir.core import Module, Op
+from d1c.ir.core import Module
+from d1c.ops.evaluate import evaluate
 from d1c.ops.opdef import opdef
-from d1c.passes.rebuild import Rebuild, main_ops, nbytes, tensor
-from d1c.target.numerics import NumpyBuilder, round_to, widen
+from d1c.passes.rebuild import Rebuild, main_ops, nbytes
 
 LARGE_BYTES = 1 << 20
-
-
-def evaluate(op: Op, arrays: Sequence[np.ndarray]) -> np.ndarray | None:
-    """The result of an operation with one result on storage arrays; None where its row has no meaning in numpy."""
-    row, result = opdef(op.name), tensor(op.result)
-    if row.eval is not None:
-        out = np.asarray(row.eval(op.attrs, tuple(r.type for r in op.results), *arrays))
-    elif row.body is not None:
-        out = round_to(row.body(NumpyBuilder(), op.attrs, *[widen(a) for a in arrays]), result.dtype)
-    else:
-        return None
-    return np.array(np.broadcast_to(out, result.shape)).astype(result.dtype.numpy, copy=False)
 
 
 def run(module: Module) -> Module:
