@@ -1,9 +1,8 @@
-"""Resize and Upsample: per axis a constant matrix of weights, applied as repeats, as few weighted slices, or as a
-product.
+"""Resize and Upsample: per axis a constant matrix of weights, applied as repeats, as a convolution, or as a product.
 
 The position of every result element in the operand, and so the weights, are constant at import. Nearest only moves
-data. A matrix whose rows repeat (scales like 2 or 1/2) and that reads few elements of each block is a sum of slices
-times constants, one kernel; any other is a matrix product along the axis.
+data. A matrix whose rows repeat (scales like 2 or 1/2) and that reads few elements per result is a depthwise
+convolution, of two axes at once; any other is a matrix product along its axis.
 """
 
 from __future__ import annotations
@@ -23,9 +22,8 @@ from d1c.ir.core import Value
 from d1c.ops.opdef import OnnxRule
 from d1c.target.dtypes import F32
 
-_MOST_TAPS = 4
-"""A periodic axis that reads at most this many elements per block becomes weighted slices: with their weights they are
-the 8 tensors that one group reads."""
+_MOST_WORK = 16
+"""A convolution reads at most this many elements per result, and repeats its operand at most so often."""
 _SAME = 1e-7
 """Weights closer than this are the same: they come from positions that differ by rounding only."""
 
@@ -80,8 +78,7 @@ def resize(cx: ImportContext, node: onnx.NodeProto) -> Value:
         x = cx.transpose(x, (0, *range(2, rank), 1))
     if how.mode != "nearest":
         x = cx.cast(x, F32)
-    for a in axes:
-        x = _along(cx, x, a.number - last, a, how)
+    x = _resized(cx, x, [(a.number - last, a) for a in axes], how, last)
     if kind != tensor(x).dtype:
         x = _narrowed(cx, x, kind)
     return cx.transpose(x, (0, rank - 1, *range(1, rank - 1))) if last else x
@@ -161,18 +158,26 @@ def _positions(cx: ImportContext, a: _Axis, how: _How) -> np.ndarray:
     raise cx.refuse(f"Resize with coordinate_transformation_mode {how.transform!r}")
 
 
-def _along(cx: ImportContext, x: Value, axis: int, a: _Axis, how: _How) -> Value:
-    at = _positions(cx, a, how)
-    outside = (at < 0) | (at > a.n - 1) if _crops(how) else np.zeros(a.out, np.bool_)
-    if how.mode == "nearest":
-        index = np.where(outside, 0, np.clip(_nearest(cx, at, a.scale, how.nearest), 0, a.n - 1))
-        y = repeat(cx, x, axis, [int(j) for j in index])
-    else:
-        y = _weighted(cx, x, axis, *_weights(at, a, how))
-    if outside.any():
-        mask = cx.const(outside.reshape(-1, *(1,) * (len(tensor(y).shape) - axis - 1)))
-        y = cx.emit("graph.where", [mask, cx.scalar(how.extrapolation, y), y])
-    return y
+def _resized(cx: ImportContext, x: Value, axes: Sequence[tuple[int, _Axis]], how: _How, image: bool) -> Value:
+    """x resized along axes of x as it is here. `image`: that is [N, spatial..., C]."""
+    jobs: list[tuple[int, np.ndarray]] = []
+    masks: list[tuple[int, np.ndarray]] = []
+    for axis, a in axes:
+        at = _positions(cx, a, how)
+        outside = (at < 0) | (at > a.n - 1) if _crops(how) else np.zeros(a.out, np.bool_)
+        masks.append((axis, outside))
+        at = np.where(outside, 0, at)
+        if how.mode == "nearest":
+            index = np.clip(_nearest(cx, at, a.scale, how.nearest), 0, a.n - 1)
+            x = repeat(cx, x, axis, [int(j) for j in index])
+        else:
+            jobs.append((axis, _weights(at, a, how)))
+    x = _weighted(cx, x, jobs, image)
+    for axis, outside in masks:
+        if outside.any():
+            mask = cx.const(outside.reshape(-1, *(1,) * (len(tensor(x).shape) - axis - 1)))
+            x = cx.emit("graph.where", [mask, cx.scalar(how.extrapolation, x), x])
+    return x
 
 
 def _nearest(cx: ImportContext, at: np.ndarray, scale: float, rounding: str) -> np.ndarray:
@@ -193,9 +198,8 @@ def _nearest(cx: ImportContext, at: np.ndarray, scale: float, rounding: str) -> 
     return rounded
 
 
-def _weights(at: np.ndarray, a: _Axis, how: _How) -> tuple[np.ndarray, int]:
-    """The matrix [out, lo + n + hi] of weights and lo; columns below lo and from lo + n on are outside the operand,
-    where its border continues."""
+def _weights(at: np.ndarray, a: _Axis, how: _How) -> np.ndarray:
+    """The matrix [out, n] of weights; outside the operand its border continues."""
     shrink = min(a.scale, 1.0) if how.antialias else 1.0
     reach = 2 if how.mode == "cubic" else 1
     first = math.floor(-reach / shrink) + 1
@@ -215,48 +219,103 @@ def _weights(at: np.ndarray, a: _Axis, how: _How) -> tuple[np.ndarray, int]:
     if how.exclude or how.antialias:
         total = coefs.sum(1, keepdims=True)
         coefs = coefs / np.where(total == 0, 1.0, total)
-    lo, hi = max(0, -int(index.min())), max(0, int(index.max()) - a.n + 1)
-    matrix = np.zeros((a.out, lo + a.n + hi))
-    np.add.at(matrix, (np.arange(a.out)[:, None], index + lo), coefs)
-    return matrix, lo
+    matrix = np.zeros((a.out, a.n))
+    np.add.at(matrix, (np.arange(a.out)[:, None], np.clip(index, 0, a.n - 1)), coefs)
+    return matrix
 
 
-def _weighted(cx: ImportContext, x: Value, axis: int, matrix: np.ndarray, lo: int) -> Value:
-    """y = matrix x along `axis`, where x's border continues for lo elements in front and behind it."""
-    n, out = tensor(x).shape[axis], matrix.shape[0]
-    blocks = math.gcd(n, out)
-    q, p = n // blocks, out // blocks
-    shifted = blocks == 1 or np.abs(matrix[p:, q:] - matrix[:-p, :-q]).max() < _SAME
-    spill = blocks == 1 or (matrix[:-p, -q:].max() < _SAME and matrix[p:, :q].max() < _SAME)
-    used = np.flatnonzero(np.abs(matrix[:p]).max(0) > _SAME) if shifted and spill else np.zeros(0, np.int64)
-    if len(used) and used[-1] - used[0] < _MOST_TAPS:
-        return _blocks(cx, x, axis, matrix[:p, used[0] : used[-1] + 1], int(used[0]) - lo, blocks, q)
-    whole = matrix[:, lo : lo + n].copy()
-    whole[:, 0] += matrix[:, :lo].sum(1)
-    whole[:, -1] += matrix[:, lo + n :].sum(1)
-    return along(cx, x, axis, whole)
+@dataclass(frozen=True)
+class _Blocks:
+    """A matrix [out, n] whose rows repeat: result b * each + i is edge[b, i] times the sum over t of
+    weights[i, t] * x[b * step + first + t], where x is 0 beyond its ends."""
+
+    weights: np.ndarray
+    edge: np.ndarray
+    step: int
+    first: int
+
+    @property
+    def each(self) -> int:
+        return int(self.weights.shape[0])
+
+    @property
+    def taps(self) -> int:
+        return int(self.weights.shape[1])
 
 
-def _blocks(
-    cx: ImportContext, x: Value, axis: int, weights: np.ndarray, first: int, blocks: int, step: int
-) -> Value:  # fmt: skip
-    """y[b p + i] = sum over t of weights[i, t] x[b step + first + t]: one slice of x per t, weighted."""
-    p, taps = weights.shape
-    shape = tensor(x).shape
-    before, after = max(0, -first), max(0, (blocks - 1) * step + first + taps - shape[axis])
-    if before or after:
-        edge = [cx.part(x, axis, 0, 1)] * before, [cx.part(x, axis, shape[axis] - 1, 1)] * after
-        x = cx.concat([*edge[0], x, *edge[1]], axis)
-    total: Value | None = None
-    for t in range(taps):
-        part = cx.part(x, axis, first + before + t, blocks, step)
-        part = cx.reshape(part, (*shape[:axis], blocks, 1, *shape[axis + 1 :]))
-        w = weights[:, t].astype(np.float32)
-        factor = w if p == 1 else w.reshape(p, *(1,) * (len(shape) - axis - 1))
-        term = cx.emit("graph.mul", [part, cx.const(factor)])
-        total = term if total is None else cx.emit("graph.add", [total, term])
-    assert total is not None
-    return cx.reshape(total, (*shape[:axis], blocks * p, *shape[axis + 1 :]))
+def _blocks_of(matrix: np.ndarray) -> _Blocks | None:
+    """That form with the least step; None where there is none."""
+    out, n = matrix.shape
+    count = math.gcd(out, n)
+    step, each = n // count, out // count
+    rows, columns = np.nonzero(np.abs(matrix) > _SAME)
+    block = rows // each
+    away = columns - block * step
+    first, taps = int(away.min()), int(np.ptp(away)) + 1
+    weights = np.zeros((count, each, taps))
+    weights[block, rows % each, away - first] = matrix[rows, columns]
+    middle = weights[count // 2]
+    place = np.arange(count)[:, None] * step + first + np.arange(taps)
+    inside = middle * ((place >= 0) & (place < n))[:, None, :]
+    total = inside.sum(2)
+    edge = weights.sum(2) / np.where(np.abs(total) < _SAME, 1.0, total)
+    same = np.abs(edge[:, :, None] * inside - weights).max() < _SAME
+    return _Blocks(middle, edge, step, first) if same else None
+
+
+def _weighted(cx: ImportContext, x: Value, jobs: Sequence[tuple[int, np.ndarray]], image: bool) -> Value:
+    """The product of a matrix [out, n] with x along each of some axes. `image`: x is [N, spatial..., C]."""
+    group: list[tuple[int, _Blocks]] = []
+    for axis, matrix in jobs:
+        blocks = _blocks_of(matrix) if image else None
+        if blocks is None or max(blocks.taps, blocks.each) > _MOST_WORK:
+            x = along(cx, x, axis, matrix)
+            continue
+        together = [*group, (axis, blocks)]
+        if max(math.prod(b.taps for _, b in together), math.prod(b.each for _, b in together)) > _MOST_WORK:
+            x, together = _convolved(cx, x, group), [(axis, blocks)]
+        group = together
+    return _convolved(cx, x, group) if group else x
+
+
+def _convolved(cx: ImportContext, x: Value, jobs: Sequence[tuple[int, _Blocks]]) -> Value:
+    """A depthwise convolution over the axes, its channels repeated once for each place in a block; views put these in
+    their places, with the factors of the edges."""
+    n, *extent, channels = tensor(x).shape
+    r, blocks = len(extent), dict(jobs)
+    spatial = [blocks.get(d + 1) for d in range(r)]
+    each = [b.each if b else 1 for b in spatial]
+    copies = math.prod(each)
+    count = [len(b.edge) if b else extent[d] for d, b in enumerate(spatial)]
+    weights, lo, hi, strides = np.ones((1,) * 2 * r), [0] * r, [0] * r, [1] * r
+    for d, b in enumerate(spatial):
+        if b is None:
+            continue
+        strides[d] = b.step
+        after = (count[d] - 1) * b.step + b.first + b.taps - extent[d]
+        if b.first > 0 or after < 0:
+            x = cx.part(x, d + 1, max(b.first, 0), extent[d] - max(b.first, 0) + min(after, 0))
+        lo[d], hi[d] = max(-b.first, 0), max(after, 0)
+        shape = [1] * 2 * r
+        shape[d], shape[r + d] = b.taps, b.each
+        weights = weights * b.weights.T.reshape(shape)
+    if copies > 1:
+        held = tensor(x).shape
+        x = cx.expand(cx.reshape(x, (*held[:-1], 1, channels)), (*held[:-1], copies, channels))
+        x = cx.reshape(x, (*held[:-1], copies * channels))
+    taps = weights.shape[:r]
+    every = np.repeat(weights.reshape(*taps, copies, 1), channels, -1).reshape(*taps, copies * channels)
+    y = cx.emit(
+        "graph.conv", [x, cx.const(every.astype(np.float32))], strides=tuple(strides), pads=(*lo, *hi),
+        dilations=(1,) * r, groups=copies * channels, packed=False,
+    )  # fmt: skip
+    y = cx.reshape(y, (n, *count, *each, channels))
+    y = cx.transpose(y, (0, *(i for d in range(r) for i in (1 + d, 1 + r + d)), 2 * r + 1))
+    for d, b in enumerate(spatial):
+        if b is not None and (np.abs(b.edge - 1) > _SAME).any():
+            edge = b.edge.astype(np.float32).reshape(*b.edge.shape, *(1,) * (2 * (r - d) - 1))
+            y = cx.emit("graph.mul", [y, cx.const(edge)])
+    return cx.reshape(y, (n, *(c * e for c, e in zip(count, each, strict=True)), channels))
 
 
 def along(cx: ImportContext, x: Value, axis: int, matrix: np.ndarray) -> Value:
