@@ -123,7 +123,7 @@ class Build:
         return np.asarray(x).astype(dtype)
 
     def tensor(self, name: str, array: np.ndarray) -> Tensor:
-        made = Tensor(name, [array] * oracle.VERSIONS)
+        made = Tensor(name, oracle.given(array))
         self.pool.append(made)
         return made
 
@@ -204,7 +204,7 @@ class Build:
         noise: float = 0.0,
     ) -> list[Tensor]:
         """Append a node. Raises Reject where no oracle takes it or its result is too large."""
-        if not _known(op, self.opset):
+        if not _takes(op, self.opset, tuple(t.array.dtype if t else None for t in operands)):
             raise Reject("not in this opset")
         self.count += 1
         names = tuple(f"t{self.count}" if i == 0 else f"t{self.count}_{i}" for i in range(outputs))
@@ -231,9 +231,19 @@ class Build:
 
 
 @functools.cache
-def _known(op: str, opset: int) -> bool:
-    """Whether the opset has the op (onnxruntime takes some ops earlier)."""
-    return bool(onnx.defs.has(op, opset, ""))
+def _takes(op: str, opset: int, types: tuple[np.dtype | None, ...]) -> bool:
+    """Whether the opset has the op, with operands of these types (onnxruntime takes more)."""
+    if not onnx.defs.has(op, opset, ""):
+        return False
+    formal = onnx.defs.get_schema(op, opset, "").inputs
+    for i, dtype in enumerate(types):
+        place = formal[min(i, len(formal) - 1)]
+        if dtype is not None and f"tensor({_WORDS.get(dtype.name, dtype.name)})" not in place.types:
+            return False
+    return True
+
+
+_WORDS = {"float32": "float", "float64": "double"}
 
 
 def _broadcasts(a: Sequence[int], b: Sequence[int]) -> bool:

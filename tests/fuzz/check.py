@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+import d1rt  # noqa: F401  (imported late by d1c: a missing runtime should fail here)
 from d1c import backend
 from d1c.errors import D1Error, VerifyError
 from tests.fuzz import ops_contract, ops_move  # noqa: F401  (their ops register themselves)

@@ -257,7 +257,9 @@ def one_hot(b: Build, name: str) -> None:
     depth = b.choice((1, 2, 5))
     index = b.given(b.numbers.integers(-depth - 1, depth + 1, b.shape(b.choice((0, 1, 2)))).astype("i8"))
     values = b.given(b.data(b.choice(("f4", "i8")), (2,), "tame"))
-    b.node(name, [index, b.ints(depth), values], {"axis": b.rng.randint(-index.rank - 1, index.rank)})  # type: ignore[arg-type]
+    # onnxruntime adds the difference of the two values to the first.
+    axis = b.rng.randint(-index.rank - 1, index.rank)
+    b.node(name, [index, b.ints(depth), values], {"axis": axis}, noise=20)  # type: ignore[arg-type]
 
 
 @op("TopK")
