@@ -186,13 +186,16 @@ class ImportContext:
         """The data of a value that must be known. Raises NotStatic, with the model's inputs that decide it."""
         if value not in self._arrays:
             inputs = self.sources(value)
-            freeze = " ".join(f"--freeze {name}=..." for name in inputs)
+            freeze = " ".join(f"--freeze {name}=..." for name in inputs or ())
+            remedy = f"give the value when compiling: {freeze}" if inputs else "make it an initializer"
+            if inputs is None:
+                remedy = "end the program at the result (of NonZero, say) whose extent decides it, do the rest outside"
             raise NotStatic(
                 f"{what} is known at run time only",
                 where=self.origin,
                 rule="what decides shapes is constant at compile time",
-                remedy=f"give the value when compiling: {freeze}" if inputs else "make it an initializer",
-                inputs=inputs,
+                remedy=remedy,
+                inputs=inputs or (),
             )
         return self._arrays[value]
 
@@ -214,8 +217,10 @@ class ImportContext:
             self._arrays[value] = out
         return out
 
-    def sources(self, value: Value) -> tuple[str, ...]:
-        """The names of the model's inputs on which `value` depends, in no particular order but always the same."""
+    def sources(self, value: Value) -> tuple[str, ...] | None:
+        """The names of the model's inputs on which `value` depends, in no particular order but always the same; None
+        where it depends on the run-time extent of a bounded value, which is data and no parameter."""
+        counted = {count for counts in self._counts.values() for count in counts.values()}
         found: dict[str, None] = {}
         seen: set[Value] = set()
         stack = [value]
@@ -224,6 +229,8 @@ class ImportContext:
             if v in seen:
                 continue
             seen.add(v)
+            if v in counted:
+                return None
             if v in self._outside:
                 stack.append(self._outside[v])
             elif (op := self._producers.get(v)) is not None:

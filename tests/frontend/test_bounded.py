@@ -16,7 +16,7 @@ import d1c
 import d1rt
 from d1c import backend
 from d1c.emit.modules import from_modules, to_modules
-from d1c.errors import LoadError, UnsupportedOp
+from d1c.errors import LoadError, NotStatic, UnsupportedOp
 from d1c.frontend.importer import import_onnx
 from d1c.interp_dist import evaluate_dist
 from d1c.ir.text import parse
@@ -232,6 +232,17 @@ def test_text_keeps_counts(model: Build) -> None:
     module = dataclasses.replace(parse(str(tile)), constants=tile.constants)
     again = from_modules(module, parse(str(kern)))
     assert [p.counts for p in again.program.outputs] == [((0, "rows.count"),), ((1, "rows.count"),), ()]
+
+
+def test_an_extent_that_data_decides_is_no_parameter(model: Build) -> None:
+    """The input behind it is not frozen: that would be to compute the model at compile time."""
+    chain = [node("Shape", ["rows"], ["s"]), node("Expand", ["row", "s"], ["y"])]
+    proto = rows(model, chain)
+    with pytest.raises(NotStatic, match="Expand: shape") as caught:
+        import_onnx(proto)
+    assert caught.value.inputs == () and "NonZero" in caught.value.remedy
+    with pytest.raises(NotStatic):
+        backend.prepare(proto, target="test", precision="f32").run([MASKS["some"]])
 
 
 def test_file_keeps_counts(tmp_path: Path, model: Build) -> None:
