@@ -264,7 +264,12 @@ def lrn(cx: ImportContext, node: onnx.NodeProto) -> Value:
         total = cx.emit("graph.add", [total, cx.part(padded, rank - 1, i, channels)])
     scaled = cx.emit("graph.mul", [total, cx.scalar(cx.attr(node, "alpha", 1e-4) / size, x)])
     base = cx.emit("graph.add", [scaled, cx.scalar(cx.attr(node, "bias", 1.0), x)])
-    power = cx.emit("graph.pow", [base, cx.scalar(cx.attr(node, "beta", 0.75), x)])
+    beta = cx.attr(node, "beta", 0.75)
+    if beta in (0.5, 0.75):  # roots are cheaper than a power
+        power = cx.emit("graph.sqrt", [base])
+        power = power if beta == 0.5 else cx.emit("graph.mul", [power, cx.emit("graph.sqrt", [power])])
+    else:
+        power = cx.emit("graph.pow", [base, cx.scalar(beta, x)])
     return to_first(cx, cx.emit("graph.div", [x, power]))
 
 

@@ -18,6 +18,9 @@ from d1c.target.dtypes import F32, I32
 
 _CUBIC = -0.75
 """The coefficient of cubic interpolation; GridSample fixes it."""
+_DENSE = 64
+"""Elements of an image for each sample along a region's row up to which RoiAlign's mean is two matrix products: about
+what a core's matrix unit does while it looks one element of every sample up."""
 
 
 @dataclass(frozen=True)
@@ -101,20 +104,19 @@ def _nearest(cx: ImportContext, image: _Image, at: Sequence[Value], base: Value 
 def _taps(
     cx: ImportContext, image: _Image, at: Sequence[Value], base: Value | None, cubic: bool
 ) -> tuple[Value, Value]:
-    """The rows around positions [*S], and their weights: [taps, *S, C] and [taps, *S]."""
+    """The rows around positions [*S], and their weights: [*S, taps, C] and [*S, taps]."""
     reach = np.arange(-1, 3) if cubic else np.arange(2)
-    r, rank = len(at), max(len(tensor(x).shape) for x in at)
-    taps = np.array(list(np.ndindex(*(len(reach),) * r)))
+    taps = np.array(list(np.ndindex(*(len(reach),) * len(at))))
     places, weight = [], None
     for d, (x, n) in enumerate(zip(at, image.extents, strict=True)):
-        x = _kept(cx, image, x, n, cubic)
+        x = _column(cx, _kept(cx, image, x, n, cubic))
         low = cx.emit("graph.floor", [x])
         part = _binary(cx, "sub", x, low)
-        number = taps[:, d].reshape(-1, *(1,) * rank)
-        places.append(_binary(cx, "add", cx.cast(low, I32), cx.const(reach[number].astype(np.int32))))
-        w = _polynomial(cx, part, _coefficients(cubic)[:, number])
+        places.append(_binary(cx, "add", cx.cast(low, I32), cx.const(reach[taps[:, d]].astype(np.int32))))
+        w = _polynomial(cx, part, _coefficients(cubic)[:, taps[:, d]])
         weight = w if weight is None else _binary(cx, "mul", weight, w)
     assert weight is not None
+    base = base if base is None else _column(cx, base)
     return cx.emit("graph.lookup", [_row(cx, image, places, base), image.rows]), weight
 
 
@@ -140,8 +142,9 @@ def _column(cx: ImportContext, x: Value) -> Value:
 
 
 def _blend(cx: ImportContext, rows: Value, weights: Value) -> Value:
-    """The weighted sum of rows over the taps: [taps, *S, C] -> [*S, C]."""
-    return reduce(cx, "sum", _binary(cx, "mul", cx.cast(rows, F32), _column(cx, weights)), (0,), False)
+    """The weighted sum of rows over the taps: [*S, taps, C] -> [*S, C]."""
+    axis = len(tensor(weights).shape) - 1
+    return reduce(cx, "sum", _binary(cx, "mul", cx.cast(rows, F32), _column(cx, weights)), (axis,), False)
 
 
 def grid_sample(cx: ImportContext, node: onnx.NodeProto) -> Value:
@@ -202,7 +205,7 @@ def deform_conv(cx: ImportContext, node: onnx.NodeProto) -> Value:
     if mask is not None:
         m = cx.cast(cx.reshape(mask, (n, banks, *kernel, 1, *out)), F32)
         m = cx.reshape(cx.transpose(m, moved), (n, *out, *kernel, banks))
-        weights = _binary(cx, "mul", weights, m)
+        weights = _binary(cx, "mul", weights, _column(cx, m))
     columns = cx.cast(_blend(cx, found, weights), kind)
     places = n * math.prod(out)
     columns = cx.reshape(columns, (places, taps, groups, per))
@@ -251,7 +254,8 @@ def _grid(
 
 def roi_align(cx: ImportContext, node: onnx.NodeProto) -> Value:
     """The mean is separable: per region a matrix for rows and one for columns, both of few non-zeros, and two products.
-    The maximum, over samples and over the four weighted neighbours of each as ONNX has it, looks its elements up."""
+    Means of large images, and the maximum over samples and over the four weighted neighbours of each, as ONNX has it,
+    look their elements up."""
     x, rois, images = given(cx, node), cx.cast(given(cx, node, 1), F32), given(cx, node, 2)
     n, channels, h, w = tensor(x).shape
     count, kind = tensor(rois).shape[0], tensor(x).dtype
@@ -272,8 +276,8 @@ def roi_align(cx: ImportContext, node: onnx.NodeProto) -> Value:
         length = length if shifted == "half_pixel" else _binary(cx, "max", length, 1)
         grids.append(_grid(cx, first, length, parts, ratio, extent))
     images = cx.cast(cx.reshape(images, (count,)), I32)
-    if mode == "max":
-        return _largest(cx, x, images, grids, bins, ratio)
+    if mode == "max" or (ratio > 0 and n * h * w > _DENSE * bins[1] * ratio**2):
+        return _sampled(cx, x, images, grids, bins, ratio, mode)
     rows, columns = (_shares(cx, g, extent) for g, extent in zip(grids, (h, w), strict=True))
     # The image of a region is a factor of its matrix of rows: [R, 1, N, 1] and [R, bins, 1, H].
     mine = _binary(cx, "equal", cx.reshape(images, (count, 1, 1, 1)), cx.const(np.arange(n, dtype=np.int32)[:, None]))
@@ -295,10 +299,11 @@ def _shares(cx: ImportContext, grid: tuple[Value, Value, Value], extent: int) ->
     return _binary(cx, "div", total, count)
 
 
-def _largest(
+def _sampled(
     cx: ImportContext, x: Value, images: Value, grids: Sequence[tuple[Value, Value, Value]], bins: tuple[int, int],
-    ratio: int,
+    ratio: int, mode: str,
 ) -> Value:  # fmt: skip
+    """The mean or the maximum over samples that are looked up."""
     n, channels, h, w = tensor(x).shape
     count = tensor(images).shape[0]
     image = _Image(cx.reshape(cx.cast(to_last(cx, x), F32), (n * h * w, channels)), (h, w), 1, "border")
@@ -306,9 +311,13 @@ def _largest(
     (y, in_y), (x_, in_x) = ([cx.reshape(v, s) for v in g[:2]] for g, s in zip(grids, shapes, strict=True))
     base = cx.reshape(_binary(cx, "mul", images, h * w), (count, 1, 1, 1, 1))
     rows, weights = _taps(cx, image, [y, x_], base, False)
-    weights = _binary(cx, "mul", weights, _binary(cx, "mul", in_y, in_x))
-    top = reduce(cx, "max", _binary(cx, "mul", rows, _column(cx, weights)), (0, 4, 5), False)
-    return to_first(cx, cx.cast(top, tensor(x).dtype))
+    weights = _binary(cx, "mul", weights, _column(cx, _binary(cx, "mul", in_y, in_x)))
+    terms = _binary(cx, "mul", rows, _column(cx, weights))
+    if mode == "max":
+        y = reduce(cx, "max", terms, (3, 4, 5), False)
+    else:
+        y = _binary(cx, "div", reduce(cx, "sum", terms, (3, 4, 5), False), ratio**2)
+    return to_first(cx, cx.cast(y, tensor(x).dtype))
 
 
 def col2im(cx: ImportContext, node: onnx.NodeProto) -> Value:
