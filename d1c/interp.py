@@ -19,7 +19,7 @@ from d1c.ir.types import TensorType
 from d1c.ops.graph import loop
 from d1c.ops.opdef import OpDef, opdef
 from d1c.target.counts import by_output, trim
-from d1c.target.dtypes import from_numpy
+from d1c.target.dtypes import fill_value, from_numpy
 from d1c.target.nest_numpy import LANES
 from d1c.target.numerics import NumpyBuilder, fma_f32, round_to, tree, widen
 from d1c.target.vector import flush, round_f64
@@ -157,7 +157,7 @@ def dense(st: Structured, i: int, box: Box, array: np.ndarray) -> tuple[np.ndarr
         return array[inside], starts
     if fill is None:
         raise ValueError(f"operand {i} is read outside its shape {shape}: {bounds}")
-    out = np.full([hi - lo for lo, hi in bounds], fill, array.dtype)
+    out = np.full([hi - lo for lo, hi in bounds], fill_value(fill, array.dtype), array.dtype)
     part = array[inside]
     places = zip(inside, starts, part.shape, strict=True)
     out[tuple(slice(s.start - lo, s.start - lo + n) for s, lo, n in places)] = part

@@ -19,6 +19,7 @@ from d1c.ir.layout import Need, need_of
 from d1c.ir.types import TensorType, WindowType
 from d1c.ops.graph.loop import evaluate
 from d1c.target.counts import by_output, trim
+from d1c.target.dtypes import fill_value
 from d1c.target.kernel import Loop, Nest, Operand
 from d1c.target.mesh import Group, Layout, Mesh, place, whole
 from d1c.target.movement import Exchange
@@ -80,7 +81,7 @@ def receive(
 ) -> dict[int, np.ndarray]:
     """Send every message of `x` from the owned buffers. Traps where an element arrives twice, or some do not arrive."""
     m = x.messages()
-    windows = np.full((len(m.classes), x.window_elements), fill, dtype)
+    windows = np.full((len(m.classes), x.window_elements), fill_value(fill, dtype), dtype)
     times = np.zeros(windows.shape, np.int8)
     senders, row = np.unique(m.src, return_inverse=True)
     sources = np.stack([held[int(c)] for c in senders]) if len(senders) else np.zeros((0, 0), dtype)

@@ -10,6 +10,7 @@ be written down, no kernel computes with them yet.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -84,6 +85,12 @@ def dtype(name: str) -> DType:
     if not match or (match[2] and not 0 <= int(match[2]) <= 63):
         raise ValueError(f"unknown element type {name!r}")
     return DType(name, 8 if name.startswith("cf8") else 16, "cfloat")
+
+
+def fill_value(value: float, t: np.dtype) -> np.ndarray:
+    """What a window of numpy type `t` is filled with outside its tensor: for 0 zero bits, also where a type has no
+    zero (f8e8m0), as parts of a concatenation are or-ed."""
+    return np.zeros((), t) if value == 0 and math.copysign(1, value) > 0 else np.asarray(value).astype(t)
 
 
 def from_numpy(t: np.dtype) -> DType:

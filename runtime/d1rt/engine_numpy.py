@@ -17,6 +17,7 @@ from typing import TypeVar
 import numpy as np
 
 from d1c.errors import Trap
+from d1c.target.dtypes import dtype, fill_value
 from d1c.target.kernel import Nest, Operand
 from d1c.target.mesh import Mesh, place, whole
 from d1c.target.numerics import run_nest
@@ -318,7 +319,7 @@ class _Run:
                 if c.exchange >= 0:
                     offsets = self.engine.movements[c.exchange].padding(core.number)
                 core.require_free(window, offsets)
-                core.write(window, offsets, c.value)
+                core.write(window, offsets, fill_value(c.value, dtype(window.dtype).numpy))
             case Barrier():
                 yield from self.barrier(core, c)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from d1c.target.dtypes import dtype
+from d1c.target.dtypes import dtype, fill_value
 from d1c.target.mesh import CoreInt
 from d1c.target.movement import ragged
 from d1c.target.program import Call, Fill, Program, Push, Send
@@ -180,7 +180,7 @@ class Units:
     def fill(self, step: Step, c: Fill) -> None:
         b, room = self.program.buffers[c.buffer], self.memory.rooms[c.buffer]
         d = dtype(b.dtype).numpy
-        pattern = np.full(b.elements, c.value).astype(d)
+        pattern = np.full(b.elements, fill_value(c.value, d), d)
         self.held.append(pattern)
         rows = np.unique(room.row[step.cores])
         if c.exchange < 0 or not self.memory.plain:  # nothing has been delivered yet
