@@ -320,13 +320,13 @@ def _or(call: _Call) -> np.ndarray:
 def _scatter(call: _Call, target: np.ndarray, first: int) -> None:
     """Operand 0, then the updates in order, each read from and stored to the output."""
     nest, places = call.nest, call.places()
-    update_loop = nest.parallel
+    update_loop, count = nest.parallel, call.trips[nest.parallel]
     target[places] = np.broadcast_to(call.raw(0, {}), (*places.shape, 1))[..., 0]
-    for u in range(call.trips[update_loop]):
-        row = call.value(1, {update_loop: u}).astype(np.int64) - first
-        held = (row >= 0) & (row < call.trips[0])
-        if not held.any():
-            continue
+    rows = call.value(1, {update_loop: np.arange(count)}).astype(np.int64) - first
+    rows = np.broadcast_to(rows, (*rows.shape[:-1], count))
+    holds = (rows >= 0) & (rows < call.trips[0])
+    for u in np.flatnonzero(holds.any(axis=tuple(range(holds.ndim - 1)))).tolist():
+        row, held = rows[..., u : u + 1], holds[..., u : u + 1]
         at = call.rows(np.where(held, row, 0))
         chosen = np.broadcast_to(held, at.shape)
         update = np.broadcast_to(call.raw(2, {update_loop: u}), at.shape)[chosen]

@@ -67,8 +67,8 @@ def random_scatter(rnd: random.Random) -> tuple[Nest, list[np.ndarray]]:
     loops += tuple(Loop(f"p{i}", rnd.choice([1, 2, 5, 19, 40])) for i in range(depth - 1))
     loops += (Loop("u", rnd.choice([1, 7, 30])),)
     tables: list[np.ndarray] = []
-    name = rnd.choice(STORAGE)
-    other = rnd.choice([name, name, "f32", "i32"])
+    name = rnd.choice([*STORAGE, "f64"])
+    other = name if name == "f64" else rnd.choice([name, name, "f32", "i32"])
     rows, inner = list(range(depth)), list(range(1, depth))
     data = operand(rnd, name, loops, rows, tables, dense=rnd.random() < 0.8)
     index = operand(rnd, rnd.choice(["i32", "i64", "u8"]), loops, [depth], tables, broadcast=0)
@@ -76,7 +76,8 @@ def random_scatter(rnd: random.Random) -> tuple[Nest, list[np.ndarray]]:
     out = operand(rnd, name, loops, rows, tables, ties=False, table=0.05, dense=rnd.random() < 0.8)
     term = None
     if rnd.random() < 0.6:
-        term = random_body(rnd, [COMPUTE_TYPE[name], COMPUTE_TYPE[other]], COMPUTE_TYPE[name])
+        if name != "f64":
+            term = random_body(rnd, [COMPUTE_TYPE[name], COMPUTE_TYPE[other]], COMPUTE_TYPE[name])
         if name != "bool" and COMPUTE_TYPE[name] == COMPUTE_TYPE[other] and rnd.random() < 0.6:
             r = Recorder(COMPUTE_TYPE[name], COMPUTE_TYPE[other])
             term = r.body(r.emit(rnd.choice(["add", "mul", "max", "min"]), r.inputs, r.inputs[0].type))
