@@ -232,7 +232,8 @@ def cast(b: Build, name: str) -> None:
     if x.array.dtype.kind == "f" and to.kind in "iu":
         top = min(float(np.iinfo(to).max), 2.0**31)
         for v in x.versions:
-            inside = np.isfinite(v) & (v < top) & (v > max(float(np.iinfo(to).min), -(2.0**31)) - 0.5)
+            wide = v.astype(np.float64)
+            inside = np.isfinite(wide) & (wide < top) & (wide > max(float(np.iinfo(to).min), -(2.0**31)) - 0.5)
             if not inside.all():
                 raise Reject("not representable")
     if to == np.float16 and not tame(3e4)(x):
