@@ -1,7 +1,7 @@
 """RNN, GRU and LSTM: the products with the input for all steps at once, then a loop over time for what recurs.
 
-Values are [directions, batch, ...]; the reverse direction goes through time backwards, in the same rounds. What lies
-behind a sequence's end leaves its state alone and gives zeros.
+Values are [directions, batch, ...], of one direction [batch, ...]; the reverse direction goes through time backwards,
+in the same rounds. What lies behind a sequence's end leaves its state alone and gives zeros.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ class _Net:
     """A node's operands and attributes in common form.
 
     x [T, B, I]; w [D, G*H, I] and r [D, G*H, H], with G gates; bias of input and recurrence [D, G*H] each or None;
-    p [D, 3*H] or None; starts: the initial states, [D, B, H]; lengths [B] or None. `functions`: per gate function one
-    for each direction. All floats are of one type, to which `dtype` is the model's.
+    p [D, 3*H] or None; starts: the initial states, [..., B, H], where ... is D, or nothing if D is 1; lengths [B] or
+    None. `functions`: per gate function one for each direction. All floats are of one type.
     """
 
     cx: ImportContext
@@ -70,8 +70,9 @@ class _Net:
     batch_first: bool
 
     @property
-    def directions(self) -> int:
-        return len(self.reverse)
+    def lead(self) -> tuple[int, ...]:
+        """The dims of a state in front of the batch."""
+        return (len(self.reverse),) if len(self.reverse) > 1 else ()
 
     def expr(self, value: Value) -> Expr:
         return Expr(self.cx, value)
@@ -92,18 +93,14 @@ class _Net:
         return self.expr(self.cx.concat([y.value for y in parts], 0))
 
     def recur(self, h: Value, first: int, count: int) -> Expr:
-        """The product of a state [D, B, H] with the recurrent weights of some gates."""
+        """The product of a state with the recurrent weights of some gates, [..., B, count*H]."""
         cx, h_size = self.cx, self.hidden
         weights = cx.transpose(cx.part(self.r, 1, first * h_size, count * h_size), (0, 2, 1))
-        if self.directions == 1:
-            shape = tensor(h).shape
-            h, weights = cx.reshape(h, shape[1:]), cx.reshape(weights, tensor(weights).shape[1:])
-            made: Value = cx.emit("graph.matmul", [h, weights], packed=False)
-            return self.expr(cx.reshape(made, (1, shape[1], count * h_size)))
+        weights = cx.reshape(weights, (*self.lead, h_size, count * h_size))
         return self.expr(cx.emit("graph.matmul", [h, weights], packed=False))
 
     def projected(self, recurrent_bias: int) -> Value:
-        """The products of all inputs with the input weights, [T, D, B, G*H], the reverse direction's last step first,
+        """The products of all inputs with the input weights, [T, ..., B, G*H], the reverse direction's last step first,
         plus the input's biases and those of the recurrence of the first so many gates."""
         cx, (steps, batch, size) = self.cx, tensor(self.x).shape
         flat = cx.reshape(self.x, (steps * batch, size))
@@ -124,24 +121,25 @@ class _Net:
                 made = made + joined
             value = cx.reshape(made.value, (steps, 1, batch, tensor(made.value).shape[-1]))
             columns.append(cx.part(value, 0, steps - 1, steps, -1) if back else value)
-        return cx.concat(columns, 1)
+        joint = cx.concat(columns, 1)
+        return cx.reshape(joint, (steps, *self.lead, batch, tensor(joint).shape[-1]))
 
     def real(self, number: Value) -> Expr | None:
-        """[D, B, 1]: whether the round's step is inside the sequence; None where all are equally long."""
+        """[..., B, 1]: whether the round's step is inside the sequence; None where all are equally long."""
         if self.lengths is None:
             return None
-        cx, last, d = self.cx, tensor(self.x).shape[0] - 1, self.directions
-        sign = np.array([-1 if b else 1 for b in self.reverse], np.int64).reshape(d, 1, 1)
-        first = np.array([last if b else 0 for b in self.reverse], np.int64).reshape(d, 1, 1)
+        cx, last = self.cx, tensor(self.x).shape[0] - 1
+        sign = np.array([-1 if b else 1 for b in self.reverse], np.int64).reshape(*self.lead, 1, 1)
+        first = np.array([last if b else 0 for b in self.reverse], np.int64).reshape(*self.lead, 1, 1)
         step = self.expr(cx.const(first)) + self.expr(cx.const(sign)) * self.expr(number)
-        return step < self.expr(cx.reshape(self.lengths, (1, tensor(self.lengths).shape[0], 1)))
+        return step < self.expr(cx.reshape(self.lengths, (tensor(self.lengths).shape[0], 1)))
 
     def run(
         self, recurrent_bias: int, cell: Callable[[Expr, tuple[Expr, ...]], tuple[Expr, ...]]
     ) -> tuple[Value | None, ...]:
-        """Y and the last states, in the node's layout. `cell`: (projections of a step [D, B, G*H], states) -> new
+        """Y and the last states, in the node's layout. `cell`: (projections of a step [..., B, G*H], states) -> new
         states, the first of which is the output."""
-        cx, steps, wanted = self.cx, tensor(self.x).shape[0], self.cx.wants(self.node, 0)
+        cx, (steps, batch, _), wanted = self.cx, tensor(self.x).shape, self.cx.wants(self.node, 0)
         inputs = self.projected(recurrent_bias)
 
         def step(number: Value, states: list[Value]) -> Round:
@@ -151,13 +149,14 @@ class _Net:
             if real is not None:
                 new = tuple(real.where(n, o) for n, o in zip(new, old, strict=True))
                 out = real.where(out, 0.0)
-            each = (cx.part(out.value, 0, d, 1) for d in range(self.directions))
-            rows = [cx.reshape(v, tensor(v).shape[1:]) for v in each]
+            each = [cx.part(out.value, 0, d, 1) for d in range(len(self.reverse))] if self.lead else [out.value]
+            rows = [cx.reshape(v, (batch, self.hidden)) for v in each]
             return Round([n.value for n in new], rows if wanted else ())
 
         result = loop(cx, steps, self.starts, step, None, [d for d, back in enumerate(self.reverse) if back])
         kind = tensor(cx.inputs(self.node)[0]).dtype
-        states = [cx.cast(s, kind) for s in result.carried]
+        shape = (len(self.reverse), batch, self.hidden)
+        states = [cx.reshape(cx.cast(s, kind), shape) for s in result.carried]
         y = None
         if wanted:
             stacks = [cx.reshape(s, (steps, 1, *tensor(s).shape[1:])) for s in result.stacked]
@@ -187,7 +186,7 @@ def _net(cx: ImportContext, node: onnx.NodeProto, gates: int, states: int, defau
             start = cx.const(np.zeros((d, batch, hidden), tensor(x).dtype.numpy))
         elif batch_first:
             start = cx.transpose(start, (1, 0, 2))
-        starts.append(start)
+        starts.append(cx.reshape(start, (d, batch, hidden) if d > 1 else (batch, hidden)))
     bias = None
     if b is not None:
         bias = (cx.part(b, 1, 0, gates * hidden), cx.part(b, 1, gates * hidden, gates * hidden))
@@ -250,7 +249,7 @@ def gru(cx: ImportContext, node: onnx.NodeProto) -> tuple[Value | None, ...]:
             inner = gate(product, 2)
             if net.bias is not None:
                 own = net.part(net.bias[1], 2)
-                inner = inner + net.expr(cx.reshape(own, (net.directions, 1, net.hidden)))
+                inner = inner + net.expr(cx.reshape(own, (*net.lead, 1, net.hidden)))
             inner = r * inner
         else:
             inner = net.recur((r * h).value, 2, 1)
@@ -273,7 +272,7 @@ def lstm(cx: ImportContext, node: onnx.NodeProto) -> tuple[Value | None, ...]:
         def gate(number: int, seen: Expr | None = None) -> Expr:
             out = net.expr(net.part(total, number))
             if net.p is not None and seen is not None:
-                peep = cx.reshape(net.part(net.p, number), (net.directions, 1, net.hidden))
+                peep = cx.reshape(net.part(net.p, number), (*net.lead, 1, net.hidden))
                 out = out + net.expr(peep) * seen
             return out
 

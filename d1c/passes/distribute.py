@@ -133,8 +133,9 @@ class _Distributor:
         self.values: dict[str, Value] = {}
         self.windows: dict[tuple[str, Need, float | None], Value] = {}
 
-    def run(self, name: str, layouts: Sequence[Layout | None] = ()) -> None:
-        """Distribute function `name`. `layouts`: of its arguments, None (and what is missing) as inputs are spread."""
+    def run(self, name: str, layouts: Sequence[Layout | None] = ()) -> list[Layout | None]:
+        """Distribute function `name`. `layouts`: of its arguments, None (and what is missing) as inputs are spread; a
+        body's results come to be where its first arguments are. The layouts that the results have had before."""
         args = []
         for i, s in enumerate(self.layers.inputs):
             given = layouts[i] if i < len(layouts) else None
@@ -146,24 +147,34 @@ class _Distributor:
                 self.loop(step)
             else:
                 self.place(step)
-        outputs = tuple(self.values[s.name] if name == "main" else self.spread(s) for s in self.layers.outputs)
+        found = [_tensor(self.values[s.name]).layout for s in self.layers.outputs]
+        if name == "main":
+            outputs = tuple(self.values[s.name] for s in self.layers.outputs)
+        else:
+            outputs = tuple(self.placed(s, _tensor(v).layout) for s, v in zip(self.layers.outputs, args, strict=False))
         self.ops.append(Op("dist.return", outputs))
         self.whole.functions[name] = Function(name, Block(tuple(args), tuple(self.ops)))
+        return found
 
     def loop(self, step: Again) -> None:
-        """A loop carries its values in the layout of inputs; what it captures stays where it is."""
-        a = step.attrs
-        operands = [self.spread(o) if i < a.carried else self.values[o.name] for i, o in enumerate(step.operands)]
+        """A loop carries its values where its body computes them from values that are spread as inputs are: the body
+        is distributed twice. What it captures stays where it is."""
+        a, body = step.attrs, self.whole.layers[step.attrs.body]
+        layouts = [None if i < a.carried else _tensor(self.values[o.name]).layout for i, o in enumerate(step.operands)]
+        trial = replace(self.whole, functions={})
+        layouts[: a.carried] = _Distributor(trial, body).run(a.body, layouts)
+        operands = [self.placed(o, layout) for o, layout in zip(step.operands, layouts, strict=True)]
         results = tuple(Value(v.type, s.name) for s, v in zip(step.results, operands, strict=False))
         self.ops.append(Op("dist.loop", tuple(operands), a, results, (), step.origin))
         self.values.update((s.name, v) for s, v in zip(step.results, results, strict=True))
-        _Distributor(self.whole, self.whole.layers[a.body]).run(a.body, [_tensor(v).layout for v in operands])
+        _Distributor(self.whole, body).run(a.body, layouts)
 
-    def spread(self, s: Stored) -> Value:
-        """The tensor as inputs are kept: itself, or a copy."""
-        value, layout = self.values[s.name], spread(s.shape, self.mesh)
+    def placed(self, s: Stored, layout: Layout | None) -> Value:
+        """The tensor with this layout: itself, or a copy."""
+        value = self.values[s.name]
         if _tensor(value).layout == layout:
             return value
+        assert layout is not None
         dims = tuple(Dim(f"d{i}", n) for i, n in enumerate(s.shape))
         nest = Structured(dims, "map", (identity(s.shape),), (None,), 0)
         result = replace(s, name=self.name(f"{s.name}.s"))

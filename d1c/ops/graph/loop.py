@@ -102,7 +102,7 @@ def evaluate(op: Op, module: Module, values: Sequence[Any], run: Any, truth: Any
 
 for _level, _doc in (
     ("graph", "Runs a function `trips` times, or while carried value 0 is true; docs/ir.md."),
-    ("dist", "As graph.loop; carried values are spread as inputs are."),
+    ("dist", "As graph.loop; values keep their layouts."),
 ):
     register(OpDef(
         f"{_level}.loop", "loop", _infer, LoopAttrs, doc=_doc, facts={"infer_op": _infer_op, "check_in": check_body},
