@@ -13,14 +13,14 @@ from d1c.frontend.consteval import normal_axis
 from d1c.frontend.context import ImportContext, tensor
 from d1c.ir.core import Value
 from d1c.ops.opdef import Importer, OnnxRule
-from d1c.target.dtypes import BF16, BOOL, F32, I32, I64, DType
+from d1c.target.dtypes import BF16, BOOL, F16, F32, I32, I64, DType
 
 
 def given(cx: ImportContext, node: onnx.NodeProto, index: int = 0) -> Value:
     """Operand `index`, which must be there."""
     value = cx.input(node, index)
-    if value is None:
-        raise ValueError(f"operand {index} is left out")
+    if not isinstance(value, Value):
+        raise ValueError(f"operand {index} is left out" if value is None else f"operand {index} is no tensor")
     return value
 
 
@@ -124,31 +124,18 @@ def _softmax_parts(cx: ImportContext, node: onnx.NodeProto) -> tuple[Value, tupl
     return x, tuple(range(axis + rank if axis < 0 else axis, rank))
 
 
-SHORT_SOFTMAX = 16
-"""Elements up to which a softmax of bf16 is rounded at every step."""
+def softmax(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    """m = max; e = exp(x - m); y = e / sum(e) (N9). In f16 and bf16 every step is rounded, as those of ONNX's function
+    of the op are."""
+    x, axes = _softmax_parts(cx, node)
+    narrow = tensor(x).dtype in (F16, BF16)
 
-
-def _softmax_in_steps(cx: ImportContext, x: Value, axis: int) -> Value:
-    """Every step and every partial sum rounded to bf16, as onnx's reference has it. A long sum would stall."""
-
-    def rounded(name: str, *operands: Value) -> Value:
-        out: Value = cx.emit("graph.round_to", [cx.emit(f"graph.{name}", operands)], to="bf16")
+    def step(value: Value) -> Value:
+        out: Value = cx.emit("graph.round_to", [value], to=tensor(x).dtype.name) if narrow else value
         return out
 
-    e = rounded("exp", rounded("sub", x, reduce(cx, "max", x, (axis,), True)))
-    total = cx.part(e, axis, 0, 1)
-    for i in range(1, tensor(x).shape[axis]):
-        total = rounded("add", total, cx.part(e, axis, i, 1))
-    return rounded("div", e, total)
-
-
-def softmax(cx: ImportContext, node: onnx.NodeProto) -> Value:
-    """m = max; e = exp(x - m); y = e / sum(e) (N9)."""
-    x, axes = _softmax_parts(cx, node)
-    if tensor(x).dtype == BF16 and len(axes) == 1 and tensor(x).shape[axes[0]] <= SHORT_SOFTMAX:
-        return _softmax_in_steps(cx, x, axes[0])
-    e = cx.emit("graph.exp", [cx.emit("graph.sub", [x, reduce(cx, "max", x, axes, True)])])
-    out: Value = cx.emit("graph.div", [e, reduce(cx, "sum", e, axes, True)])
+    e = step(cx.emit("graph.exp", [step(cx.emit("graph.sub", [x, reduce(cx, "max", x, axes, True)]))]))
+    out: Value = cx.emit("graph.div", [e, step(reduce(cx, "sum", e, axes, True))])
     return out
 
 
@@ -257,9 +244,10 @@ def _fold_operands(name: str) -> Importer:
 
     def rule(cx: ImportContext, node: onnx.NodeProto) -> Value:
         first, *others = (v for v in cx.inputs(node) if v is not None)
+        total: Value = first
         for other in others:
-            first = cx.emit(name, [first, other])
-        return first
+            total = cx.emit(name, [total, other])
+        return total
 
     return rule
 

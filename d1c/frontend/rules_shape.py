@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 
 from d1c.frontend.consteval import normal_axis, reshape_target, slice_plan, squeezed, unsqueezed
-from d1c.frontend.context import ImportContext, tensor
+from d1c.frontend.context import ImportContext, Item, tensor
+from d1c.frontend.rules_math import given
 from d1c.ir.core import Value
 from d1c.ops.opdef import OnnxRule
 
@@ -18,25 +19,20 @@ _GATHER_PARTS = 16
 """A constant gather of at most this many elements that are not evenly spaced becomes slices; beyond, a lookup."""
 
 
-def _first(cx: ImportContext, node: onnx.NodeProto) -> Value:
-    value = cx.input(node, 0)
-    if value is None:
-        raise ValueError("operand 0 is left out")
-    return value
-
-
-def identity(cx: ImportContext, node: onnx.NodeProto) -> Value:
-    return _first(cx, node)
+def identity(cx: ImportContext, node: onnx.NodeProto) -> Item:
+    """Of sequences and optionals too."""
+    item: Item = cx.input(node, 0)
+    return item
 
 
 def reshape(cx: ImportContext, node: onnx.NodeProto) -> Value:
-    x = _first(cx, node)
+    x = given(cx, node)
     wanted = cx.static_ints(node, 1, "shape") or ()
     return cx.reshape(x, reshape_target(tensor(x).shape, wanted, bool(cx.attr(node, "allowzero", 0)), cx.origin))
 
 
 def flatten(cx: ImportContext, node: onnx.NodeProto) -> Value:
-    x = _first(cx, node)
+    x = given(cx, node)
     shape = tensor(x).shape
     axis = cx.attr(node, "axis", 1)
     axis = axis + len(shape) if axis < 0 else axis
@@ -44,28 +40,28 @@ def flatten(cx: ImportContext, node: onnx.NodeProto) -> Value:
 
 
 def squeeze(cx: ImportContext, node: onnx.NodeProto) -> Value:
-    x = _first(cx, node)
+    x = given(cx, node)
     return cx.reshape(x, squeezed(tensor(x).shape, cx.static_ints(node, 1, "axes"), cx.origin))
 
 
 def unsqueeze(cx: ImportContext, node: onnx.NodeProto) -> Value:
-    x = _first(cx, node)
+    x = given(cx, node)
     return cx.reshape(x, unsqueezed(tensor(x).shape, cx.static_ints(node, 1, "axes") or (), cx.origin))
 
 
 def transpose(cx: ImportContext, node: onnx.NodeProto) -> Value:
-    x = _first(cx, node)
+    x = given(cx, node)
     return cx.transpose(x, cx.attr(node, "perm", tuple(reversed(range(len(tensor(x).shape))))))
 
 
 def expand(cx: ImportContext, node: onnx.NodeProto) -> Value:
-    x = _first(cx, node)
+    x = given(cx, node)
     return cx.expand(x, np.broadcast_shapes(tensor(x).shape, cx.static_ints(node, 1, "shape") or ()))
 
 
 def tile(cx: ImportContext, node: onnx.NodeProto) -> Value:
     """[d0, d1] repeated (r0, r1) times = [1, d0, 1, d1] expanded to [r0, d0, r1, d1]."""
-    x = _first(cx, node)
+    x = given(cx, node)
     shape, repeats = tensor(x).shape, cx.static_ints(node, 1, "repeats") or ()
     if len(repeats) != len(shape):
         raise ValueError(f"{len(repeats)} repeats for rank {len(shape)}")
@@ -80,7 +76,7 @@ def concat(cx: ImportContext, node: onnx.NodeProto) -> Value:
 
 
 def split(cx: ImportContext, node: onnx.NodeProto) -> tuple[Value, ...]:
-    x = _first(cx, node)
+    x = given(cx, node)
     shape = tensor(x).shape
     axis = normal_axis(cx.attr(node, "axis", 0), len(shape), cx.origin)
     sizes = cx.static_ints(node, 1, "split")
@@ -95,7 +91,7 @@ def split(cx: ImportContext, node: onnx.NodeProto) -> tuple[Value, ...]:
 
 
 def slice_(cx: ImportContext, node: onnx.NodeProto) -> Value:
-    x = _first(cx, node)
+    x = given(cx, node)
     starts, ends = cx.static_ints(node, 1, "starts") or (), cx.static_ints(node, 2, "ends") or ()
     axes, steps = cx.static_ints(node, 3, "axes"), cx.static_ints(node, 4, "steps")
     return cx.slice(x, *slice_plan(tensor(x).shape, starts, ends, axes, steps, cx.origin))
@@ -103,7 +99,7 @@ def slice_(cx: ImportContext, node: onnx.NodeProto) -> Value:
 
 def gather(cx: ImportContext, node: onnx.NodeProto) -> Value:
     """Constant indices become slices where that is cheap, others a lookup in the table with `axis` in front."""
-    x, index = _first(cx, node), cx.input(node, 1)
+    x, index = given(cx, node), cx.input(node, 1)
     if index is None:
         raise ValueError("no indices")
     shape = tensor(x).shape
@@ -144,9 +140,24 @@ def take(cx: ImportContext, x: Value, axis: int, at: Sequence[int]) -> Value | N
     return None
 
 
+def _filled(
+    cx: ImportContext, x: Value, lo: tuple[int, ...], hi: tuple[int, ...], value: Value | None, fill: float
+) -> Value:
+    """Padding with a number, or with what `value` holds; one that is known at run time only is put in by a mask."""
+    if value is not None and cx.is_const(value) and cx.array(value).size:
+        item = cx.array(value).reshape(-1)[0].item()
+        fill, value = float(item), None if float(item) == item or item != item else value
+    padded: Value = cx.emit("graph.pad", [x], lo=lo, hi=hi, value=fill if value is None else 0.0)
+    if value is None or not tensor(value).size:
+        return padded
+    inside = np.pad(np.ones(tensor(x).shape, np.bool_), list(zip(lo, hi, strict=True)))
+    out: Value = cx.emit("graph.where", [cx.const(inside), padded, cx.reshape(value, ())])
+    return out
+
+
 def pad(cx: ImportContext, node: onnx.NodeProto) -> Value:
     """Constant padding is one graph.pad; edge, reflect and wrap are slices put around; negative pads cut."""
-    x = _first(cx, node)
+    x = given(cx, node)
     rank = len(tensor(x).shape)
     pads = cx.static_ints(node, 1, "pads") or cx.attr(node, "paddings", ())
     axes = cx.static_ints(node, 3, "")
@@ -163,10 +174,7 @@ def pad(cx: ImportContext, node: onnx.NodeProto) -> Value:
     if not any(lo) and not any(hi):
         return x
     if mode == "constant":
-        given = cx.static(node, 2, "constant_value")
-        fill = cx.attr(node, "value", 0.0) if given is None or not given.size else given.reshape(-1)[0].item()
-        value: Value = cx.emit("graph.pad", [x], lo=tuple(lo), hi=tuple(hi), value=float(fill))
-        return value
+        return _filled(cx, x, tuple(lo), tuple(hi), cx.input(node, 2), cx.attr(node, "value", 0.0))
     for a in range(rank):
         n = tensor(x).shape[a]
         if mode == "edge":
@@ -197,5 +205,5 @@ RULES = (
     OnnxRule("Transpose", transpose),
     OnnxRule("Expand", expand, static=(1,)), OnnxRule("Tile", tile, 6, static=(1,)),
     OnnxRule("Concat", concat), OnnxRule("Split", split, static=(1,)),
-    OnnxRule("Slice", slice_, static=(1, 2, 3, 4)), OnnxRule("Gather", gather), OnnxRule("Pad", pad, static=(1, 2, 3)),
+    OnnxRule("Slice", slice_, static=(1, 2, 3, 4)), OnnxRule("Gather", gather), OnnxRule("Pad", pad, static=(1, 3)),
 )  # fmt: skip
