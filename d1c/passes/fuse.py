@@ -90,6 +90,7 @@ class Fuser:
         self.readers = users(self.ops)
         self.producer = {r: op for op in self.ops for r in op.results}
         self.kind = {op: opdef(op.name).kind for op in self.ops}
+        self.precision = {op: _precision(op) for op in self.ops}
         self.home: dict[Op, Group] = {}  # the group that an operation's result belongs to; recomputations have none
         self.stored: set[Value] = set()
         self._cones: dict[Op, tuple[list[Op], set[Value]] | None] = {}
@@ -115,7 +116,7 @@ class Fuser:
 
     def small(self, members: Iterable[Op]) -> bool:
         members = list(members)
-        if len({p for op in members if (p := _precision(op))}) > 1:
+        if len({self.precision[op] for op in members} - {""}) > 1:
             return False
         return len(members) <= MOST_OPS and sum(not self.scalar(v) for v in self.operands(members)) <= MOST_TENSORS
 

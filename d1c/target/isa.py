@@ -99,8 +99,9 @@ def nest_pipes(nest: Nest, trips: np.ndarray | Sequence[int], machine: Machine) 
             vector = vector + vectors * np.maximum(np.ceil(t[..., nest.cut] / nest.slice) - 1, 0)
         vector = vector + vectors * (body_cycles(nest.epilogue, machine) + _convert(nest.out, machine))
         load = load + sum(_load(nest, o, rows, lane, machine) for o in nest.operands[nest.n_term :])
-    store = elements * dtype(nest.out.dtype).bytes / machine.store_bytes_per_cycle
-    store = np.maximum(store, _scattered(nest, nest.out, elements, machine))
+    stored = elements + (t[..., 1:].prod(-1) if nest.kind == "scatter" else 0)
+    store = stored * dtype(nest.out.dtype).bytes / machine.store_bytes_per_cycle
+    store = np.maximum(store, _scattered(nest, nest.out, stored, machine))
     return Pipes(*(np.asarray(x * live) for x in (matrix, vector, load, store, scalar)))
 
 

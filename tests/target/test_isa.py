@@ -92,3 +92,23 @@ def test_more_work_never_costs_less() -> None:
 def test_every_instruction_has_a_cost() -> None:
     assert set(COST) == set(INSTRUCTIONS)
     assert body_cycles(None, M) == 0
+
+
+def test_f64_is_integer_code_for_two_vectors() -> None:
+    assert nest_pipes(mac("f64"), [1, 8, 32, 64, 1], M).vector == 8 * 2 * 64 * 2 * M.f64_slots * 2  # multiply, add
+    r = Recorder("f64", "f64")
+    a, b = r.inputs
+    assert body_cycles(r.body(r.add(a, b)), M) == 2 * M.f64_slots
+    assert body_cycles(r.body(r.abs(a)), M) == 2 * M.f64_slots + 2  # the addition is still there
+    assert body_cycles(Recorder("f64").body(Recorder("f64").inputs[0]), M) == 0
+
+
+def test_a_scatter_costs_as_if_the_core_held_every_row() -> None:
+    loops = (Loop("v", 99), Loop("d", 99), Loop("u", 99))
+    io = operand("f32", 64, 1, 0)
+    r = Recorder("f32", "f32")
+    nest = Nest("scatter", loops, 2, (io, operand("i64", 0, 0, 1), operand("f32", 0, 1, 64)), io, 3)
+    plain = nest_pipes(nest, [10, 64, 7], M)
+    assert plain.vector == 10 * 4 + 7 * 4 and plain.store == (10 + 7) * 64 * 4 / M.store_bytes_per_cycle
+    added = nest_pipes(dataclasses.replace(nest, term=r.body(r.add(*r.inputs))), [10, 64, 7], M)
+    assert added.vector == 10 * 4 + 7 * 4 * 2 and added.scalar == plain.scalar
