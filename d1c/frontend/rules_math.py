@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx
 
@@ -107,7 +108,11 @@ def _square(cx: ImportContext, x: Value) -> Value:
 
 
 def _log_sum_exp(cx: ImportContext, x: Value, axes: tuple[int, ...], keepdims: bool) -> Value:
+    """log(sum(exp(x - m))) + m, m the maximum, brought back to the finite numbers where it is infinite (inf - inf)."""
     top = reduce(cx, "max", x, axes, True)
+    if tensor(x).dtype.is_float:
+        limit = float(ml_dtypes.finfo(tensor(x).dtype.numpy).max)
+        top = cx.emit("graph.max", [cx.emit("graph.min", [top, cx.scalar(limit, top)]), cx.scalar(-limit, top)])
     total = reduce(cx, "sum", cx.emit("graph.exp", [cx.emit("graph.sub", [x, top])]), axes, True)
     out: Value = cx.emit("graph.add", [cx.emit("graph.log", [total]), top])
     kept = [n for i, n in enumerate(tensor(x).shape) if i not in axes]
