@@ -113,12 +113,18 @@ def _finite(value: Any) -> Any:
 
 
 def write_npz(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """The arrays under their names; bf16 as f32, which every reader knows."""
+    """The arrays under their names; types that numpy itself does not have as f32 or i8 (u4, u2: u8), exactly."""
     import numpy as np
 
-    known = {
-        k: v.astype(np.float32) if v.dtype.kind == "V" or v.dtype.name == "bfloat16" else v for k, v in arrays.items()
-    }
+    from d1c.target.dtypes import from_numpy
+
+    def plain(v: np.ndarray) -> np.ndarray:
+        if v.dtype.type.__module__ == "numpy":
+            return v
+        t = from_numpy(v.dtype)
+        return v.astype({"int": np.int8, "uint": np.uint8}.get(t.kind, np.float32))
+
+    known = {k: plain(v) for k, v in arrays.items()}
     write_file(path, lambda file: np.savez(file, **known))  # type: ignore[arg-type]
 
 

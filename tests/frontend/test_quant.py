@@ -176,3 +176,22 @@ def test_narrow_tables_survive_the_file(rng: np.random.Generator, tmp_path: Any,
         assert out["g"].dtype == np.dtype(t)
         assert out["g"].tobytes() == w[indices].tobytes()
         np.testing.assert_array_equal(out["y"], w[indices].astype(np.float32) * 0.5)
+
+
+@pytest.mark.parametrize("t", [ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e8m0fnu, ml_dtypes.int4])
+def test_narrow_types_move(rng: np.random.Generator, t: Any) -> None:
+    x, y = (rng.integers(1, 6, (3, 4, 5)).astype(np.float32).astype(t) for _ in range(2))
+    c = rng.integers(0, 2, (3, 4, 5)).astype(np.bool_)
+    nodes = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[2, 0, 1]),
+        helper.make_node("Concat", ["x", "y"], ["j"], axis=1),
+        helper.make_node("Where", ["c", "x", "y"], ["w"]),
+        helper.make_node("Gather", ["x", "i"], ["g"], axis=1),
+        helper.make_node("Slice", ["x", "i", "e", "a", "s"], ["p"]),
+    ]
+    constants = {k: np.array([v], np.int64) for k, v in (("i", -1), ("e", -9), ("a", 2), ("s", -2))}
+    m = model(nodes, {"x": x, "y": y, "c": c}, constants, ["t", "j", "w", "g", "p"])
+    want = [x.transpose(2, 0, 1), np.concatenate([x, y], 1), np.where(c, x, y), x[:, [-1]], x[:, :, ::-2]]
+    for a, b in zip(both(m, {"x": x, "y": y, "c": c}), want, strict=True):
+        assert a.dtype == np.dtype(t)
+        assert a.tobytes() == np.ascontiguousarray(b).tobytes()
