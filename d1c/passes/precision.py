@@ -45,9 +45,11 @@ After:
 
 Policy f32 stores floats as f32. Policy bf16, after `fuse`:
 
-- weights and lookup tables become bf16 constants (RNE); other constants stay f32;
-- a group's result is stored as bf16, but f32 where it is a result of the model (no second rounding), or comes from a
-  reduction (sums, maxima) that anything but contractions reads;
+- weights of the matrix unit and lookup tables become bf16 constants (RNE); other constants stay f32, also the weights
+  of depthwise convolutions, which are few and which the vector unit reads;
+- a group's result is stored as bf16, but f32 where it is a result of the model (no second rounding), comes from a
+  reduction (sums, maxima) that anything but contractions reads, or is a position of which others make indices (by
+  floor, or conversion to i32 or i64);
 - copies (pad, concat, pack, lookup, scatter) keep their operands' type, but a scatter that adds, multiplies or compares
   stores its steps as f32;
 - a contraction that would read f32 gets a group of one `graph.cast` in front, which is the rounding of an input;
@@ -90,8 +92,28 @@ def contracted(op: Op) -> list[int]:
     return [i for i, v in enumerate(op.regions[0].args) if v in a.operands]
 
 
+def places(op: Op) -> bool:
+    """Whether a fused group makes indices of floats: what it reads are positions, of which bf16 keeps too little."""
+    inner = op.regions[0].ops if op.regions else ()
+    return any(
+        o.name == "graph.floor"
+        or (o.name == "graph.cast" and o.attrs.to in ("i32", "i64") and tensor(o.operands[0]).dtype.is_float)
+        for o in inner
+    )
+
+
+def on_vector_unit(op: Op) -> bool:
+    """Whether a group's contraction accumulates there (a depthwise convolution), not on the matrix unit."""
+    a = anchor(op)
+    structure = opdef(a.name).structure if a is not None else None
+    if a is None or structure is None:
+        return False
+    types, results = (tuple(v.type for v in values) for values in (a.operands, a.results))
+    return structure(types, a.attrs, results).kind == "fma"
+
+
 def demands(ops: Sequence[Op]) -> dict[Value, set[str]]:
-    """Who reads each value, through views and copies: contract, output, other."""
+    """Who reads each value, through views and copies: contract, output, place (through elementwise groups), other."""
     out: dict[Value, set[str]] = {}
     for op in reversed(ops):
         if op.name == RETURN or opdef(op.name).kind == "loop":
@@ -102,8 +124,11 @@ def demands(ops: Sequence[Op]) -> dict[Value, set[str]]:
                 out.setdefault(v, set()).update(out.get(op.result, ()))
         else:
             by_contraction = contracted(op)
+            place = places(op) or (anchor(op) is None and "place" in out.get(op.result, ()))
             for i, v in enumerate(op.operands):
                 out.setdefault(v, set()).add("contract" if i in by_contraction else "other")
+                if place and i not in by_contraction:
+                    out[v].add("place")
     return out
 
 
@@ -181,15 +206,17 @@ class Assign:
     def fused(self, op: Op) -> None:
         operands = list(self.to.values(op.operands))
         if self.half:
+            vector = on_vector_unit(op)
             for i in contracted(op):
-                operands[i] = self.narrow(operands[i], op)
+                if not vector or self.to.data(operands[i]) is None:
+                    operands[i] = self.narrow(operands[i], op)
         block = retyped(op.regions[0], operands)
         (result,) = block.ops[-1].operands
         out = tensor(result).dtype.name
         if self.half and tensor(result).dtype.is_float and tensor(result).dtype != F64:
             readers, first = self.demands.get(op.result, set()), anchor(op)
             sums = first is not None and hasattr(first.attrs, "axes") and readers != {"contract"}
-            out = "f32" if "output" in readers or sums else "bf16"
+            out = "f32" if readers & {"output", "place"} or sums else "bf16"
         elif out != op.attrs.out and not tensor(op.result).dtype.is_float:
             out = op.attrs.out
         attrs = FusedAttrs(out)

@@ -19,7 +19,7 @@ from d1c.target.vector import (
     widen,
 )
 
-VERSION = 1
+VERSION = 2
 """Numerics version, stored in every program: changed whenever any result's bits may change."""
 
 __all__ = [

@@ -153,7 +153,10 @@ def test_bf16_is_close_and_stores_bf16(name: str) -> None:
     for op in module.function().block.ops:
         for inner in (o for r in op.regions for o in r.ops):
             if inner.name in ("graph.conv", "graph.matmul"):
-                assert {v.type.dtype.name for v in inner.operands if isinstance(v.type, TensorType)} == {"bf16"}
+                x, w = (v.type for v in inner.operands)
+                assert isinstance(x, TensorType) and isinstance(w, TensorType) and x.dtype.name == "bf16"
+                depthwise = getattr(inner.attrs, "groups", 1) == x.shape[-1] > 1
+                assert w.dtype.name == ("f32" if depthwise else "bf16")
                 assert inner.attrs.packed
 
 
