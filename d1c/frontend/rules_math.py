@@ -111,7 +111,7 @@ def _log_sum_exp(cx: ImportContext, x: Value, axes: tuple[int, ...], keepdims: b
     """log(sum(exp(x - m))) + m, m the maximum, brought back to the finite numbers where it is infinite (inf - inf)."""
     top = reduce(cx, "max", x, axes, True)
     if tensor(x).dtype.is_float:
-        limit = float(ml_dtypes.finfo(tensor(x).dtype.numpy).max)
+        limit = float(ml_dtypes.finfo(tensor(x).dtype.numpy).max)  # type: ignore[no-untyped-call]
         top = cx.emit("graph.max", [cx.emit("graph.min", [top, cx.scalar(limit, top)]), cx.scalar(-limit, top)])
     total = reduce(cx, "sum", cx.emit("graph.exp", [cx.emit("graph.sub", [x, top])]), axes, True)
     out: Value = cx.emit("graph.add", [cx.emit("graph.log", [total]), top])
