@@ -143,7 +143,8 @@ def slice_plan(
         if s == 0:
             raise ImportFailed("Slice with step 0", where=where, rule="steps are not 0")
         lo, hi, s = slice(int(lo), int(hi), int(s)).indices(shape[d])
-        # Python reads an end below -extent as "before the first", as ONNX does for negative steps.
+        # Python reads an end below -extent as "before the first", as ONNX does for negative steps; a start not.
+        lo = 0 if lo < 0 < shape[d] else lo
         first[d], step[d], size[d] = lo, s, len(range(lo, hi, s))
         if size[d] == 0:
             first[d] = 0
