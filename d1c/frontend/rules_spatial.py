@@ -93,7 +93,7 @@ def _row(cx: ImportContext, image: _Image, places: Sequence[Value], base: Value 
 
 
 def _nearest(cx: ImportContext, image: _Image, at: Sequence[Value], base: Value | None) -> Value:
-    """[*S, C]: the rows nearest to positions [*S], ties to even."""
+    """[*S, 1, C]: the rows nearest to positions [*S, 1], ties to even."""
     places = []
     for x, n in zip(at, image.extents, strict=True):
         places.append(cx.cast(_kept(cx, image, cx.emit("graph.round", [x]), n, False), I32))
@@ -104,19 +104,18 @@ def _nearest(cx: ImportContext, image: _Image, at: Sequence[Value], base: Value 
 def _taps(
     cx: ImportContext, image: _Image, at: Sequence[Value], base: Value | None, cubic: bool
 ) -> tuple[Value, Value]:
-    """The rows around positions [*S], and their weights: [*S, taps, C] and [*S, taps]."""
+    """The rows around positions [*S, 1], and their weights: [*S, taps, C] and [*S, taps]."""
     reach = np.arange(-1, 3) if cubic else np.arange(2)
     taps = np.array(list(np.ndindex(*(len(reach),) * len(at))))
     places, weight = [], None
     for d, (x, n) in enumerate(zip(at, image.extents, strict=True)):
-        x = _column(cx, _kept(cx, image, x, n, cubic))
+        x = _kept(cx, image, x, n, cubic)
         low = cx.emit("graph.floor", [x])
         part = _binary(cx, "sub", x, low)
         places.append(_binary(cx, "add", cx.cast(low, I32), cx.const(reach[taps[:, d]].astype(np.int32))))
         w = _polynomial(cx, part, _coefficients(cubic)[:, taps[:, d]])
         weight = w if weight is None else _binary(cx, "mul", weight, w)
     assert weight is not None
-    base = base if base is None else _column(cx, base)
     return cx.emit("graph.lookup", [_row(cx, image, places, base), image.rows]), weight
 
 
@@ -160,13 +159,13 @@ def grid_sample(cx: ImportContext, node: onnx.NodeProto) -> Value:
     image = _Image(cx.reshape(to_last(cx, x), (n * size, channels)), tuple(extents), 1, padding, align)
     at = []
     for d, extent in enumerate(extents):
-        g = cx.reshape(cx.part(grid, r + 1, r - 1 - d, 1), (n, math.prod(out)))
+        g = cx.reshape(cx.part(grid, r + 1, r - 1 - d, 1), (n, math.prod(out), 1))
         g = _binary(cx, "add", g, 1)
         if align:
             at.append(_binary(cx, "mul", _binary(cx, "div", g, 2), extent - 1))
         else:
             at.append(_binary(cx, "div", _binary(cx, "sub", _binary(cx, "mul", g, extent), 1), 2))
-    base = cx.const((np.arange(n) * size).astype(np.int32).reshape(n, 1)) if n > 1 else None
+    base = cx.const((np.arange(n) * size).astype(np.int32).reshape(n, 1, 1)) if n > 1 else None
     if mode == "nearest":
         y = _nearest(cx, image, at, base)
     else:
@@ -196,16 +195,16 @@ def deform_conv(cx: ImportContext, node: onnx.NodeProto) -> Value:
     at = []
     for d in range(r):
         o = cx.transpose(cx.reshape(cx.part(apart, r + 2, d, 1), (n, banks, *kernel, 1, *out)), moved)
-        o = cx.reshape(o, (n, *out, *kernel, banks))
-        start = (np.arange(out[d]) * strides[d] - pads[d]).reshape(-1, *(1,) * (2 * r - d))
-        tap = (np.arange(kernel[d]) * dilations[d]).reshape(-1, *(1,) * (r - d))
+        o = cx.reshape(o, (n, *out, *kernel, banks, 1))
+        start = (np.arange(out[d]) * strides[d] - pads[d]).reshape(-1, *(1,) * (2 * r + 1 - d))
+        tap = (np.arange(kernel[d]) * dilations[d]).reshape(-1, *(1,) * (r + 1 - d))
         at.append(_binary(cx, "add", o, cx.const((start + tap).astype(np.float32))))
-    image_base = (np.arange(n) * size * banks).reshape(n, *(1,) * (2 * r + 1)) + np.arange(banks)
+    image_base = (np.arange(n) * size * banks).reshape(n, *(1,) * (2 * r + 2)) + np.arange(banks)[:, None]
     found, weights = _taps(cx, image, at, cx.const(image_base.astype(np.int32)), False)
     if mask is not None:
         m = cx.cast(cx.reshape(mask, (n, banks, *kernel, 1, *out)), F32)
-        m = cx.reshape(cx.transpose(m, moved), (n, *out, *kernel, banks))
-        weights = _binary(cx, "mul", weights, _column(cx, m))
+        m = cx.reshape(cx.transpose(m, moved), (n, *out, *kernel, banks, 1))
+        weights = _binary(cx, "mul", weights, m)
     columns = cx.cast(_blend(cx, found, weights), kind)
     places = n * math.prod(out)
     columns = cx.reshape(columns, (places, taps, groups, per))
@@ -307,11 +306,11 @@ def _sampled(
     n, channels, h, w = tensor(x).shape
     count = tensor(images).shape[0]
     image = _Image(cx.reshape(cx.cast(to_last(cx, x), F32), (n * h * w, channels)), (h, w), 1, "border")
-    shapes = (count, bins[0], 1, ratio, 1), (count, 1, bins[1], 1, ratio)
+    shapes = (count, bins[0], 1, ratio, 1, 1), (count, 1, bins[1], 1, ratio, 1)
     (y, in_y), (x_, in_x) = ([cx.reshape(v, s) for v in g[:2]] for g, s in zip(grids, shapes, strict=True))
-    base = cx.reshape(_binary(cx, "mul", images, h * w), (count, 1, 1, 1, 1))
+    base = cx.reshape(_binary(cx, "mul", images, h * w), (count, 1, 1, 1, 1, 1))
     rows, weights = _taps(cx, image, [y, x_], base, False)
-    weights = _binary(cx, "mul", weights, _column(cx, _binary(cx, "mul", in_y, in_x)))
+    weights = _binary(cx, "mul", weights, _binary(cx, "mul", in_y, in_x))
     terms = _binary(cx, "mul", rows, _column(cx, weights))
     if mode == "max":
         y = reduce(cx, "max", terms, (3, 4, 5), False)
