@@ -12,7 +12,7 @@ from d1c.frontend.rules_math import given, reduce
 from d1c.frontend.rules_nn import Window, to_first, to_last, window
 from d1c.ir.core import Value
 from d1c.ops.opdef import OnnxRule
-from d1c.target.dtypes import F32, I64
+from d1c.target.dtypes import F32, I32, I64
 
 _SAVED_TAPS = 12
 """A maximum is taken along one dim after the other where that reads so many elements less per result."""
@@ -244,8 +244,9 @@ def _bins(cx: ImportContext, first: Value, last: Value, parts: int, extent: int)
     number = np.arange(parts, dtype=np.float32)
     lo = cx.emit("graph.floor", [cx.emit("graph.mul", [size, cx.const(number)])])
     hi = cx.emit("graph.ceil", [cx.emit("graph.mul", [size, cx.const(number + 1)])])
-    lo, hi = (cx.reshape(cx.emit("graph.add", [v, first]), (count, parts, 1)) for v in (lo, hi))
-    place = cx.const(np.arange(extent, dtype=np.float32))
+    lo, hi = (cx.cast(cx.emit("graph.add", [v, first]), I32) for v in (lo, hi))
+    lo, hi = (cx.reshape(v, (count, parts, 1)) for v in (lo, hi))
+    place = cx.const(np.arange(extent, dtype=np.int32))
     begun = cx.emit("graph.less_equal", [lo, place])
     inside: Value = cx.emit("graph.and", [begun, cx.emit("graph.less", [place, hi])])
     return inside

@@ -291,8 +291,11 @@ def roi_align(cx: ImportContext, node: onnx.NodeProto) -> Value:
 def _shares(cx: ImportContext, grid: tuple[Value, Value, Value], extent: int) -> Value:
     """[R, bins, extent]: the mean over a bin's samples of how much each element has of the sample."""
     at, inside, count = grid
-    number = cx.const(np.arange(extent, dtype=np.float32))
-    distance = cx.emit("graph.abs", [_binary(cx, "sub", _column(cx, at), number)])
+    # The whole part as an integer: the fraction alone may be rounded.
+    low = cx.emit("graph.floor", [at])
+    part, whole = _column(cx, _binary(cx, "sub", at, low)), _column(cx, cx.cast(low, I32))
+    away = cx.cast(_binary(cx, "sub", whole, cx.const(np.arange(extent, dtype=np.int32))), F32)
+    distance = cx.emit("graph.abs", [_binary(cx, "add", away, part)])
     share = _binary(cx, "max", _binary(cx, "add", _binary(cx, "mul", distance, -1), 1), 0)
     total = reduce(cx, "sum", _binary(cx, "mul", share, _column(cx, inside)), (2,), False)
     return _binary(cx, "div", total, count)
