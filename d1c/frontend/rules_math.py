@@ -315,7 +315,7 @@ RULES = (
     OnnxRule("MatMul", matmul), OnnxRule("Gemm", gemm), OnnxRule("Softmax", softmax),
     OnnxRule("LogSoftmax", log_softmax),
     OnnxRule("LayerNormalization", layer_norm), OnnxRule("Gelu", gelu), OnnxRule("Gelu", gelu, domain="com.microsoft"),
-    OnnxRule("Clip", clip), OnnxRule("Pow", power), OnnxRule("Cast", cast), OnnxRule("CastLike", cast_like),
+    OnnxRule("Clip", clip), OnnxRule("Pow", power), OnnxRule("Cast", cast, 6), OnnxRule("CastLike", cast_like),
     OnnxRule("Max", _fold_operands("graph.max")), OnnxRule("Min", _fold_operands("graph.min")),
     OnnxRule("Sum", _fold_operands("graph.add")), OnnxRule("Mean", mean_of),
     OnnxRule("LeakyRelu", leaky_relu), OnnxRule("HardSigmoid", hard_sigmoid), OnnxRule("Mod", modulo),

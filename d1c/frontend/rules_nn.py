@@ -160,12 +160,12 @@ def batch_norm(cx: ImportContext, node: onnx.NodeProto) -> Value | tuple[Value, 
     x = given(cx, node)
     if cx.attr(node, "training_mode", 0):
         return _batch_norm_training(cx, node, x)
-    if not cx.attr(node, "spatial", 1):
-        raise cx.refuse("BatchNormalization with spatial=0")
     parameters = [given(cx, node, i) for i in range(1, 5)]
     epsilon = cx.attr(node, "epsilon", 1e-5)
     last, is_last = _per_channel(cx, x)
     shape = (-1,) if is_last else (-1, *(1,) * (len(tensor(x).shape) - 2))
+    if not cx.attr(node, "spatial", 1):  # before opset 9: parameters for every element of a sample
+        last, is_last, shape = x, False, tensor(x).shape[1:]
     if all(cx.is_const(p) for p in parameters):
         gamma, beta, mu, var = (cx.array(p).astype(np.float64) for p in parameters)
         factor = gamma / np.sqrt(var + epsilon)
@@ -173,7 +173,7 @@ def batch_norm(cx: ImportContext, node: onnx.NodeProto) -> Value | tuple[Value, 
         scale, shift = (cx.const(a.astype(numpy).reshape(shape)) for a in (factor, beta - mu * factor))
         y = cx.emit("graph.add", [cx.emit("graph.mul", [last, scale]), shift])
     else:
-        shape = (tensor(parameters[0]).shape[0], *shape[1:])
+        shape = (tensor(parameters[0]).shape[0], *shape[1:])  # the first is -1, or is that already
         scale, bias, center, variance = (cx.reshape(p, shape) for p in parameters)
         deviation = cx.emit("graph.sqrt", [cx.emit("graph.add", [variance, cx.scalar(epsilon, variance)])])
         y = cx.emit("graph.div", [cx.emit("graph.sub", [last, center]), deviation])
