@@ -7,13 +7,15 @@ has a kernel, found by asking the row.
 from __future__ import annotations
 
 import sys
+import tokenize
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from d1c.frontend.support import OnnxOp, onnx_ops
+from d1c.frontend.support import OnnxOp, by_function, onnx_ops, suite_cases
 from d1c.ir.core import LEVELS
 from d1c.ir.types import TensorType
 from d1c.ops.opdef import OpDef, load_all
@@ -125,6 +127,72 @@ def _rule(op: OnnxOp) -> str:
     return one_line(op.doc) or f"rule in `{op.module}`"
 
 
+def _cases(name: str) -> str:
+    passed, folded, cases = suite_cases().get(name, (0, 0, 0))
+    return f"{passed}{f' + {folded}' if folded else ''} of {cases}" if cases else ""
+
+
+PARTS = {
+    "rules of ONNX ops": "d1c/frontend/rules_*.py",
+    "the rest of the import": "d1c/frontend/*.py",
+    "rows of level graph": "d1c/ops/graph/*.py",
+    "rows of the other levels": "d1c/ops/*/*.py",
+    "passes": "d1c/passes/*.py",
+    "analysis": "d1c/analysis/*.py",
+    "the contract with the machine": "d1c/target/*.py",
+    "emission": "d1c/emit/*.py",
+    "IR": "d1c/ir/*.py",
+    "everything else of d1c": "d1c/**/*.py",
+    "emulator": "d1rt/*.py",
+}
+"""Part -> its files; a file belongs to the first part that has it."""
+
+
+def _sizes() -> list[str]:
+    """What there is to maintain: lines of code by part, rounded so that the page does not change with every line."""
+    own = Path(__file__).parent
+    roots = {"d1c": own, "d1rt": own.parent / "runtime" / "d1rt"}
+    seen: set[Path] = set()
+    lines: dict[str, int] = {}
+    for part, pattern in PARTS.items():
+        root, _, rest = pattern.partition("/")
+        files = sorted(set(roots[root].glob(rest)) - seen)
+        seen.update(files)
+        lines[part] = sum(_code_lines(f) for f in files)
+    per_op = (lines["rules of ONNX ops"] + lines["rows of level graph"]) / len(onnx_ops())
+    counts = Counter(name.partition(".")[0] for name in load_all())
+    return [
+        "## Size",
+        f"{len(onnx_ops())} ONNX ops with a rule, and {len(by_function())} by their functions, become "
+        f"{counts['graph']} graph ops; below these there are {counts['dist']} ops of level dist, {counts['tile']} of "
+        f"tile and {counts['kern']} of kern. Rules and graph rows together are {_rounded(per_op)} lines of code per "
+        "ONNX op. Lines are those with code in them, without comments and docstrings, rounded to two digits.",
+        table(("part", "lines of code"), ((part, f"{_rounded(n):,}") for part, n in lines.items())),
+    ]
+
+
+def _code_lines(path: Path) -> int:
+    """Lines on which a token of code stands; docstrings are none."""
+    with tokenize.open(path) as file:
+        tokens = list(tokenize.generate_tokens(file.readline))
+    blank = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
+    found: set[int] = set()
+    opens = True  # at the start of a statement, where a string is a docstring
+    for t in tokens:
+        if t.type in blank:
+            opens = opens or t.type == tokenize.NEWLINE
+            continue
+        if not (opens and t.type == tokenize.STRING):
+            found.update(range(t.start[0], t.end[0] + 1))
+        opens = False
+    return len(found)
+
+
+def _rounded(count: float) -> int:
+    digits = len(str(int(count)))
+    return int(round(count, min(0, 2 - digits)))
+
+
 _GROUPS = (
     ("any", tuple(d.name for d in PLAIN)),
     ("any but f64", tuple(d.name for d in PLAIN if d.name != "f64")),
@@ -149,13 +217,20 @@ def ops_page() -> str:
     parts = [
         "# Ops", NOTE,
         "## ONNX ops",
-        f"The {len(ops)} ONNX ops that can be imported. The opset is the first from which a node is taken; nodes whose "
-        "operands are all constant are evaluated at import, whatever the op. An op without a row of its own is built "
-        "from graph ops by a rule in `d1c/frontend`.",
-        table(("ONNX op", "from opset", "becomes"), (
-            (f"{o.domain}.{o.name}" if o.domain else o.name, str(o.since), f"`{o.row}`" if o.row else _rule(o))
+        f"The {len(ops)} ONNX ops that have a rule. The opset is the first from which a node is taken. All of them "
+        "run on the emulated cores; a node whose operands are all constant is evaluated at import, whatever the op. "
+        "*static*: operands that must be known at compile time because they decide shapes (where they are inputs of "
+        "the model, `--freeze` gives them). *suite*: of the cases of ONNX's own suite in which the op occurs, how many "
+        "pass on the cores, how many more fold at compile time (+), and how many there are (docs/conformance.md).",
+        table(("ONNX op", "from opset", "becomes", "static", "suite"), (
+            (o.full_name, str(o.since), f"`{o.row}`" if o.row else _rule(o), ", ".join(o.static), _cases(o.full_name))
             for o in ops
         )),
+        "Ops without a rule that ONNX itself defines as functions are lowered as the nodes of their bodies, and so are "
+        "a model's own functions: " + ", ".join(
+            f"{domain}.{name}" if domain else name for domain, name in by_function()
+        ) + ".",
+        *_sizes(),
     ]  # fmt: skip
     rows = op_rows("graph")
     parts += [

@@ -39,18 +39,25 @@ def _value(value: Any) -> str:
 
 
 def print_ops() -> None:
-    """ONNX ops with the first opset that a rule knows, then the rows of the registry by level."""
-    from d1c.frontend.importer import collect_rules
+    """ONNX ops with the first opset that a rule knows and the suite's cases that pass, then the registry by level."""
+    from d1c.frontend.support import by_function, onnx_ops, suite_cases
     from d1c.ops.opdef import load_all
 
-    rules = collect_rules()
-    names = [(f"{domain}.{op}" if domain else op, since[0].since) for (domain, op), since in sorted(rules.items())]
-    print(f"{len(names)} ONNX ops (with the first opset of the rule):")
-    print(_columns([f"{name} {since}" for name, since in names]))
+    known, cases = onnx_ops(), suite_cases()
+    suite = ", and the cases of ONNX's suite that pass" if cases else ""
+    print(f"{len(known)} ONNX ops (with the first opset of the rule{suite}):")
+    words = []
+    for op in known:
+        passed, _, count = cases.get(op.full_name, (0, 0, 0))
+        words.append(f"{op.full_name} {op.since}" + (f" ({passed}/{count})" if count else ""))
+    print(_columns(words))
+    functions = by_function()
+    print(f"\n{len(functions)} more by ONNX's definition as functions:")
+    print(_columns([f"{domain}.{function}" if domain else function for domain, function in functions]))
     levels: dict[str, list[str]] = defaultdict(list)
     for row in load_all().values():
-        level, _, op = row.name.partition(".")
-        levels[level].append(op)
+        level, _, name = row.name.partition(".")
+        levels[level].append(name)
     for level, ops in levels.items():
         print(f"\n{len(ops)} ops of level {level}:")
         print(_columns(sorted(ops)))

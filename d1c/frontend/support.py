@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import onnx
 
@@ -19,6 +24,7 @@ class OnnxOp:
     row      the graph op of which it is the one-to-one image; empty where a rule builds it from several.
     module   where the rule is, without `d1c.`.
     doc      the first paragraph of the rule's docstring, if it has one.
+    static   the operands that must be known at compile time in some opset, by their names in ONNX's newest definition.
     """
 
     name: str
@@ -27,6 +33,12 @@ class OnnxOp:
     row: str
     module: str
     doc: str
+    static: tuple[str, ...] = ()
+
+    @property
+    def full_name(self) -> str:
+        """With the domain, unless it is ONNX's own."""
+        return f"{self.domain}.{self.name}" if self.domain else self.name
 
 
 def onnx_ops() -> tuple[OnnxOp, ...]:
@@ -42,5 +54,35 @@ def onnx_ops() -> tuple[OnnxOp, ...]:
         # The rules of simple ops are closures over the row's name: what they are is said by the row.
         doc = "" if id(build) in rows else " ".join((inspect.getdoc(build) or "").partition("\n\n")[0].split())
         first = max(since, born.get((domain, name), 1))
-        out.append(OnnxOp(name, domain, first, rows.get(id(build), ""), build.__module__.removeprefix("d1c."), doc))
+        static = _names(name, domain, sorted({i for rule in rules for i in rule.static}))
+        module = build.__module__.removeprefix("d1c.")
+        out.append(OnnxOp(name, domain, first, rows.get(id(build), ""), module, doc, static))
     return tuple(out)
+
+
+def _names(op: str, domain: str, operands: Sequence[int]) -> tuple[str, ...]:
+    formal = onnx.defs.get_schema(op, domain=domain).inputs if onnx.defs.has(op, domain) else ()
+    return tuple(formal[i].name if i < len(formal) else f"operand {i}" for i in operands)
+
+
+def by_function() -> tuple[tuple[str, str], ...]:
+    """(domain, op) of the ops without a rule that ONNX defines as functions of other ops: d1c lowers their bodies."""
+    rules = collect_rules()
+    schemas: Sequence[Any] = onnx.defs.get_all_schemas()  # whose stubs lack two of the attributes
+    found = {
+        (s.domain, s.name)
+        for s in schemas
+        if (s.has_function or s.has_context_dependent_function) and (s.domain, s.name) not in rules
+    }
+    return tuple(sorted(found))
+
+
+@functools.cache
+def suite_cases() -> Mapping[str, tuple[int, int, int]]:
+    """Full name of an op -> cases of ONNX's suite in which it occurs that passed on the cores, that folded, and all of
+    them, as of the last recorded run (tests/conformance). Empty where none is recorded."""
+    path = Path(__file__).with_name("conformance.json")
+    if not path.exists():
+        return {}
+    ops = json.loads(path.read_text(encoding="utf-8"))["ops"]
+    return {name: (row[0], row[1], row[2]) for name, row in ops.items()}

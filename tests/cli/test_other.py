@@ -77,7 +77,7 @@ def test_targets(cli: Cli) -> None:
 
 def test_ops(cli: Cli) -> None:
     listed = cli("ops").stdout
-    for word in ("Conv", "MatMul", "level graph", "level dist", "level tile", "level kern", "Gather"):
+    for word in ("Conv", "MatMul", "as functions", "level graph", "level dist", "level tile", "level kern", "Gather"):
         assert word in listed
 
 
