@@ -14,6 +14,7 @@ import onnx
 
 from d1c.errors import NotStatic, TypeMismatch, UnsupportedOp
 from d1c.frontend import unsigned
+from d1c.frontend.alike import Alike
 from d1c.frontend.bodies import with_bodies
 from d1c.frontend.empty import resolve
 from d1c.frontend.load import attribute
@@ -76,6 +77,7 @@ class ImportContext:
         self._streams = 0
         self._bodies: dict[str, Function] = {}
         self._counts: dict[Value, dict[int, Value]] = {}
+        self._alike = Alike(self._producers, self._arrays)
 
     # Names of the ONNX graph.
 
@@ -91,6 +93,10 @@ class ImportContext:
 
     def bound(self, name: str) -> Any:
         return self._env[name]
+
+    def find(self, name: str) -> Any:
+        """What `name` stands for here; None where it is not bound."""
+        return self._env.get(name)
 
     @contextmanager
     def scope(
@@ -253,6 +259,7 @@ class ImportContext:
         """The value of which only the first `count` (i64 [1]) along `dim` are real; the others are unspecified.
 
         It is `value` itself where that is the result of an op and nothing else is known of it, otherwise a view."""
+        count = self._alike.of(count)
         known = self._counts.get(value, {})
         if known.get(dim) is count:
             return value
@@ -264,6 +271,11 @@ class ImportContext:
     def counts(self, value: Any) -> Mapping[int, Value]:
         """The dims of which only so many are real, each with the run-time count (i64 [1])."""
         return self._counts.get(value, {})
+
+    def most(self, count: Value) -> int | None:
+        """The largest extent that `count` counts; None for a value that is no count."""
+        found = [tensor(v).shape[dim] for v, counts in self._counts.items() for dim, c in counts.items() if c is count]
+        return min(found, default=None)
 
     # Operations.
 
@@ -390,12 +402,13 @@ class ImportContext:
     def apart(self, args: Mapping[Value, Value]) -> Iterator[list[Op]]:
         """Ops emitted in it go to the list that it gives instead of here. `args`: values that no op makes, and what
         they stand for outside."""
-        saved, self._ops = self._ops, []
+        saved, self._ops = (self._ops, self._alike), []
+        self._alike = self._alike.copy()
         self._outside.update(args)
         try:
             yield self._ops
         finally:
-            self._ops = saved
+            self._ops, self._alike = saved
 
     def include(self, ops: Sequence[Op]) -> None:
         """Append ops that were emitted apart."""

@@ -13,7 +13,7 @@ import onnx
 
 import d1c.frontend
 from d1c.errors import D1Error, ImportFailed, UnsupportedOp
-from d1c.frontend import bounded, consteval, functions
+from d1c.frontend import bounded, bounded_ops, consteval, functions
 from d1c.frontend.context import ImportContext, Item, tensor
 from d1c.frontend.interface import bind_inputs, results_of
 from d1c.frontend.load import attribute, load_model, outer_names, sort_nodes, tensor_array
@@ -186,7 +186,7 @@ class Importer:
         cx.rule = rule
         try:
             reads = bounded.touched(cx, node)
-            built: Any = bounded.lower(cx, node, rule.build) if reads else rule.build(cx, node)
+            built: Any = bounded_ops.lower(cx, node, rule.build) if reads else rule.build(cx, node)
         except D1Error:
             raise
         except (ValueError, TypeError, IndexError, AttributeError, KeyError, AssertionError) as error:

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import onnx
 
-from d1c.frontend import bounded
+from d1c.frontend import bounded_shapes
 from d1c.frontend.consteval import normal_axis
 from d1c.frontend.context import ImportContext, tensor
 from d1c.frontend.indexing import (
@@ -30,6 +30,7 @@ from d1c.frontend.indexing import (
     wrap,
     zeros,
 )  # fmt: skip
+from d1c.frontend.load import tensor_array
 from d1c.frontend.rules_math import given
 from d1c.ir.core import Value
 from d1c.ops.opdef import Importer, OnnxRule
@@ -182,10 +183,20 @@ def trilu(cx: ImportContext, node: onnx.NodeProto) -> Value:
     return op(cx, "where", inside, x, cx.scalar(0, x))
 
 
-def static_fill(cx: ImportContext, node: onnx.NodeProto) -> Value:
-    """ConstantOfShape and Range: folded where the operands are known; a run-time operand is refused."""
-    for i in range(len(node.input)):
-        cx.static(node, i, ("start", "limit", "delta")[i] if node.op_type == "Range" else "shape")
+def constant_of_shape(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    """Folded where the shape is known; extents that data decides give a bounded value."""
+    shape = bounded_shapes.extents(cx, cx.input(node, 0))
+    if shape is None:
+        cx.static(node, 0, "shape")
+        raise ValueError("no shape")
+    value = cx.attr(node, "value")
+    return bounded_shapes.filled(cx, shape, np.zeros(1, np.float32) if value is None else tensor_array(value, None))
+
+
+def range_(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    """Folded where the operands are known; others are refused."""
+    for i, name in enumerate(("start", "limit", "delta")):
+        cx.static(node, i, name)
     raise ValueError("constant operands that were not folded")
 
 
@@ -281,8 +292,8 @@ RULES = (
     OnnxRule("ScatterND", scatter_nd), OnnxRule("TensorScatter", tensor_scatter),
     OnnxRule("OneHot", one_hot, static=(1,)), OnnxRule("EyeLike", eye_like),
     OnnxRule("ReverseSequence", reverse_sequence), OnnxRule("Trilu", trilu),
-    OnnxRule("ConstantOfShape", static_fill, static=(0,)), OnnxRule("Range", static_fill, static=(0, 1, 2)),
-    OnnxRule("Shape", bounded.shape_value), OnnxRule("Size", bounded.size_value),
+    OnnxRule("ConstantOfShape", constant_of_shape, static=(0,)), OnnxRule("Range", range_, static=(0, 1, 2)),
+    OnnxRule("Shape", bounded_shapes.shape_value), OnnxRule("Size", bounded_shapes.size_value),
     OnnxRule("Compress", compress), OnnxRule("ArgMax", _arg("max")), OnnxRule("ArgMin", _arg("min")),
     OnnxRule("Hardmax", hardmax), OnnxRule("CumSum", _cumulative("sum"), static=(1,)),
     OnnxRule("CumProd", _cumulative("prod"), static=(1,)), OnnxRule("NonZero", nonzero),

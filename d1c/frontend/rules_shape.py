@@ -9,6 +9,7 @@ from itertools import pairwise
 import numpy as np
 import onnx
 
+from d1c.frontend import bounded_shapes
 from d1c.frontend.consteval import normal_axis, reshape_target, slice_plan, squeezed, unsqueezed
 from d1c.frontend.context import ImportContext, Item, tensor
 from d1c.frontend.rules_math import given
@@ -56,6 +57,9 @@ def transpose(cx: ImportContext, node: onnx.NodeProto) -> Value:
 
 def expand(cx: ImportContext, node: onnx.NodeProto) -> Value:
     x = given(cx, node)
+    counted = bounded_shapes.extents(cx, cx.input(node, 1))
+    if counted is not None and (out := bounded_shapes.expanded(cx, x, counted)) is not None:
+        return out
     return cx.expand(x, np.broadcast_shapes(tensor(x).shape, cx.static_ints(node, 1, "shape") or ()))
 
 

@@ -65,6 +65,13 @@ CHAINS: dict[str, list[onnx.NodeProto]] = {
     "scatter_nd": [
         node("Transpose", ["at"], ["p"]), node("Exp", ["rows"], ["e"]), node("ScatterND", ["table", "p", "e"], ["y"])],
     "nonzero": [node("Greater", ["rows", "row"], ["c"]), node("NonZero", ["c"], ["y"])],
+    "expand": [node("Shape", ["rows"], ["s"]), node("Expand", ["row", "s"], ["y"])],
+    "expand_in_front": [node("Expand", ["rows", "front"], ["y"])],
+    "constant_of_shape": [
+        node("Shape", ["rows"], ["s"]), node("Gather", ["s", "zero"], ["n"]), node("ConstantOfShape", ["n"], ["c"]),
+        node("Squeeze", ["at", "zero"], ["a"]), node("Cast", ["a"], ["f"], to=1), node("Add", ["c", "f"], ["y"])],
+    "concat_along": [node("Neg", ["rows"], ["n"]), node("Concat", ["rows", "table", "n"], ["y"], axis=0)],
+    "concat_columns": [node("Concat", ["at", "at"], ["y"], axis=1)],
     "one_hot": [node("Squeeze", ["at", "zero"], ["s"]), node("OneHot", ["s", "eight", "values"], ["y"], axis=0)],
 }  # fmt: skip
 # These are not defined where nothing is left.
@@ -79,11 +86,15 @@ FULL: dict[str, list[onnx.NodeProto]] = {
     "arg_min": [node("ArgMin", ["rows"], ["y"], axis=0, keepdims=0)],
     "top": [node("TopK", ["rows", "one"], ["v", "y"], axis=0)],
     "bottom": [node("TopK", ["rows", "one"], ["y", "i"], axis=0, largest=0)],
+    "gather_own": [node("Gather", ["rows", "ends"], ["y"])],
+    "gather_run_time": [node("ArgMax", ["rows"], ["a"], axis=0, keepdims=0), node("Gather", ["rows", "a"], ["y"])],
     "softmax_along": [node("Softmax", ["rows"], ["y"], axis=0)],
 }
 CONSTANTS = {
     "table": TABLE, "row": TABLE[:1] / 2, "one": ONE, "zero": ZERO, "open": OPEN, "three": np.array([3]),
-    "parts": np.array([2, 1]), "square": TABLE[:3], "low": np.array(0.1, np.float32), "eight": np.array(8),
+    "parts": np.array([2, 1]), "square": TABLE[:3], "low": np.array(0.1, np.float32),
+    "front": np.array([2, 1, 1]), "ends": np.array([0, -1]),
+    "most": np.array([5]), "eight": np.array(8),
     "values": np.array([0, 1], np.float32),
 }  # fmt: skip
 
@@ -198,13 +209,13 @@ def test_a_loop_does_not_carry_what_is_bounded(model: Build) -> None:
 
 REFUSED = {
     "Conv": ([node("Conv", ["u", "w"], ["y"])], "not known"),
-    "Concat": ([node("Concat", ["rows", "table"], ["y"], axis=0)], "bounded alike"),
+    "Concat": ([node("Concat", ["rows", "table"], ["y"], axis=1)], "bounded alike"),
     "CumSum": ([node("CumSum", ["rows", "nought"], ["y"])], "not known"),
-    "Gather": ([node("Gather", ["rows", "one"], ["y"], axis=0)], "another axis"),
+    "GatherND": ([node("GatherND", ["rows", "one"], ["y"])], "known extent"),
     "Slice": ([node("Slice", ["rows", "open", "three", "zero"], ["y"])], "not negative"),
     "Reshape": ([node("Reshape", ["rows", "fixed"], ["y"])], "leaves it open"),
     "Add": ([node("Add", ["rows", "table"], ["y"])], "broadcast"),
-    "Expand": ([node("Expand", ["rows", "fixed"], ["y"])], "not known"),
+    "Expand": ([node("Expand", ["rows", "fixed"], ["y"])], "as it is"),
     "MatMul": ([node("MatMul", ["narrow", "rows"], ["y"])], "known extent"),
     "Split": ([node("Split", ["rows"], ["y", "b"], axis=0, num_outputs=2)], "another axis"),
 }
@@ -236,13 +247,47 @@ def test_text_keeps_counts(model: Build) -> None:
 
 def test_an_extent_that_data_decides_is_no_parameter(model: Build) -> None:
     """The input behind it is not frozen: that would be to compute the model at compile time."""
-    chain = [node("Shape", ["rows"], ["s"]), node("Expand", ["row", "s"], ["y"])]
+    chain = [node("Size", ["rows"], ["s"]), node("Range", ["none", "s", "step"], ["y"])]
     proto = rows(model, chain)
-    with pytest.raises(NotStatic, match="Expand: shape") as caught:
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(np.array(i), n) for i, n in enumerate(("none", "step")))
+    with pytest.raises(NotStatic, match="Range: limit") as caught:
         import_onnx(proto)
     assert caught.value.inputs == () and "NonZero" in caught.value.remedy
     with pytest.raises(NotStatic):
         backend.prepare(proto, target="test", precision="f32").run([MASKS["some"]])
+
+
+@pytest.mark.parametrize("emulate", [False, True])
+@pytest.mark.parametrize("least", [-9.0, 0.2, 0.6, 9.0])
+def test_detection(least: float, emulate: bool, model: Build, against_ort: Compare) -> None:
+    """Boxes above a threshold, the best (at most 5) of two classes, what suppression leaves, and their data."""
+    scores = RNG.uniform(0, 1, (2, 8)).astype(np.float32)
+    corners = RNG.uniform(0, 2, (8, 2)).astype(np.float32)
+    boxes = np.concatenate([corners, corners + 1], 1)
+    nodes = []
+    for c, at in enumerate(("zero", "one")):
+        nodes += [
+            node("Gather", ["scores", at], [f"row{c}"]), node("Squeeze", [f"row{c}", "zero"], [f"scores{c}"]),
+            node("Greater", [f"scores{c}", "least"], [f"good{c}"]), node("NonZero", [f"good{c}"], [f"where{c}"]),
+            node("Squeeze", [f"where{c}", "zero"], [f"at{c}"]), node("Gather", [f"scores{c}", f"at{c}"], [f"left{c}"]),
+            node("Shape", [f"left{c}"], [f"n{c}"]), node("Min", [f"n{c}", "most"], [f"k{c}"]),
+            node("TopK", [f"left{c}", f"k{c}"], [f"best{c}", f"order{c}"]),
+            node("Gather", [f"at{c}", f"order{c}"], [f"chosen{c}"]),
+            node("Gather", ["boxes", f"chosen{c}"], [f"boxes{c}"]),
+        ]  # fmt: skip
+    nodes += [
+        node("Concat", ["boxes0", "boxes1"], ["all"], axis=0), node("Concat", ["best0", "best1"], ["marks"], axis=0),
+        node("Unsqueeze", ["all", "zero"], ["all3"]), node("Unsqueeze", ["marks", "both"], ["marks3"]),
+        node("NonMaxSuppression", ["all3", "marks3", "eight", "overlap"], ["selected"]),
+        node("Gather", ["selected", "two"], ["numbers"], axis=1),
+        node("Gather", ["all", "numbers"], ["found"]), node("Gather", ["marks", "numbers"], ["with"]),
+    ]  # fmt: skip
+    constants = CONSTANTS | {
+        "overlap": np.array([0.3], np.float32), "both": np.array([0, 1]), "two": np.array(2),
+    }  # fmt: skip
+    feeds = {"scores": scores, "boxes": boxes, "least": np.array(least, np.float32)}
+    proto = model(nodes, feeds, ["selected", "found", "with", "marks"], constants, 13)
+    against_ort(proto, feeds, emulate=emulate)
 
 
 def test_file_keeps_counts(tmp_path: Path, model: Build) -> None:
