@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -17,13 +18,14 @@ import onnx
 from d1c.frontend.consteval import normal_axis
 from d1c.frontend.context import ImportContext, tensor
 from d1c.frontend.rules_math import given
-from d1c.frontend.rules_shape import take
 from d1c.ir.core import Value
 from d1c.ops.opdef import OnnxRule
 from d1c.target.dtypes import F32
 
 _MOST_WORK = 16
 """A convolution reads at most this many elements per result, and repeats its operand at most so often."""
+_MOST_PARTS = 4
+"""Nearest elements of a block are slices up to this many."""
 _SAME = 1e-7
 """Weights closer than this are the same: they come from positions that differ by rounding only."""
 
@@ -333,16 +335,23 @@ def along(cx: ImportContext, x: Value, axis: int, matrix: np.ndarray) -> Value:
 
 
 def repeat(cx: ImportContext, x: Value, axis: int, at: Sequence[int]) -> Value:
-    """x's elements `at` along `axis`: repeats as a broadcast, evenly spaced ones as a slice, others as a lookup."""
+    """x's elements `at` along `axis`: repeats as a broadcast, evenly spaced ones as a slice, few of every block as
+    slices, others as a lookup."""
     shape, at = tensor(x).shape, list(at)
     times = len(at) // shape[axis]
     if times > 1 and at == [i // times for i in range(times * shape[axis])]:
         apart = cx.reshape(x, (*shape[: axis + 1], 1, *shape[axis + 1 :]))
         whole = cx.expand(apart, (*shape[: axis + 1], times, *shape[axis + 1 :]))
         return cx.reshape(whole, (*shape[:axis], shape[axis] * times, *shape[axis + 1 :]))
-    taken = take(cx, x, axis, at)
-    if taken is not None:
-        return taken
+    steps = {b - a for a, b in pairwise(at)}
+    if len(steps) <= 1 and steps != {0}:
+        return cx.part(x, axis, at[0], len(at), steps.pop() if steps else 1)
+    blocks = math.gcd(len(at), shape[axis])
+    each, step = len(at) // blocks, shape[axis] // blocks
+    if each <= _MOST_PARTS and all(j == at[i % each] + i // each * step for i, j in enumerate(at)):
+        parts = [cx.part(x, axis, at[i], blocks, step) for i in range(each)]
+        parts = [cx.reshape(v, (*shape[:axis], blocks, 1, *shape[axis + 1 :])) for v in parts]
+        return cx.reshape(cx.concat(parts, axis + 1), (*shape[:axis], len(at), *shape[axis + 1 :]))
     order = (axis, *(d for d in range(len(shape)) if d != axis))
     found = cx.emit("graph.lookup", [cx.const(np.array(at, np.int64)), cx.transpose(x, order)])
     return cx.transpose(found, tuple(int(i) for i in np.argsort(order)))
