@@ -290,19 +290,36 @@ def modulo(cx: ImportContext, node: onnx.NodeProto) -> Any:
 
 def elu(cx: ImportContext, node: onnx.NodeProto) -> Any:
     """x < 0: alpha (exp(x) - 1), otherwise x."""
-    x = given(cx, node)
-    below = cx.emit(
-        "graph.sub", [cx.emit("graph.exp", [cx.emit("graph.clip", [x], lo=None, hi=0.0)]), cx.scalar(1.0, x)]
-    )
-    bent = cx.emit("graph.mul", [below, cx.scalar(cx.attr(node, "alpha", 1.0), x)])
-    return cx.emit("graph.where", [cx.emit("graph.less", [x, cx.scalar(0.0, x)]), bent, x])
+    return _bent(cx, given(cx, node), cx.attr(node, "alpha", 1.0))
+
+
+def celu(cx: ImportContext, node: onnx.NodeProto) -> Any:
+    """x < 0: alpha (exp(x / alpha) - 1), otherwise x."""
+    alpha = cx.attr(node, "alpha", 1.0)
+    return _bent(cx, given(cx, node), alpha, over=alpha)
+
+
+def selu(cx: ImportContext, node: onnx.NodeProto) -> Any:
+    """gamma times Elu."""
+    alpha, gamma = cx.attr(node, "alpha", 1.6732632423543772), cx.attr(node, "gamma", 1.0507009873554805)
+    y = _bent(cx, given(cx, node), alpha)
+    return cx.emit("graph.mul", [y, cx.scalar(gamma, y)])
+
+
+def _bent(cx: ImportContext, x: Value, alpha: float, over: float = 1.0) -> Value:
+    """x < 0: alpha (exp(x / over) - 1), otherwise x."""
+    below = x if over == 1.0 else cx.emit("graph.div", [x, cx.scalar(over, x)])
+    below = cx.emit("graph.expm1", [cx.emit("graph.min", [below, cx.scalar(0.0, x)])])
+    below = cx.emit("graph.mul", [below, cx.scalar(alpha, x)])
+    out: Value = cx.emit("graph.where", [cx.emit("graph.less", [x, cx.scalar(0.0, x)]), below, x])
+    return out
 
 
 def softplus(cx: ImportContext, node: onnx.NodeProto) -> Any:
     """log(1 + exp(x)) = max(x, 0) + log(1 + exp(-|x|)), which does not overflow."""
     x = given(cx, node)
     e = cx.emit("graph.exp", [cx.emit("graph.neg", [cx.emit("graph.abs", [x])])])
-    tail = cx.emit("graph.log", [cx.emit("graph.add", [e, cx.scalar(1.0, x)])])
+    tail = cx.emit("graph.log1p", [e])
     return cx.emit("graph.add", [cx.emit("graph.relu", [x]), tail])
 
 
@@ -319,7 +336,8 @@ RULES = (
     OnnxRule("Max", _fold_operands("graph.max")), OnnxRule("Min", _fold_operands("graph.min")),
     OnnxRule("Sum", _fold_operands("graph.add")), OnnxRule("Mean", mean_of),
     OnnxRule("LeakyRelu", leaky_relu), OnnxRule("HardSigmoid", hard_sigmoid), OnnxRule("Mod", modulo),
-    OnnxRule("Elu", elu), OnnxRule("Softplus", softplus), OnnxRule("Softsign", softsign),
+    OnnxRule("Elu", elu), OnnxRule("Celu", celu), OnnxRule("Selu", selu), OnnxRule("Softplus", softplus),
+    OnnxRule("Softsign", softsign),
     OnnxRule("ReduceMean", _reduction(mean), static=(1,)),
     OnnxRule("ReduceSum", _reduction(lambda cx, x, axes, keep: reduce(cx, "sum", x, axes, keep)), static=(1,)),
     OnnxRule("ReduceProd", _reduction(lambda cx, x, axes, keep: reduce(cx, "prod", x, axes, keep)), static=(1,)),

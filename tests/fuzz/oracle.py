@@ -34,7 +34,7 @@ SUMS = {
 
 ABSOLUTE = {
     "LayerNormalization", "RMSNormalization", "BatchNormalization", "InstanceNormalization", "LogSoftmax", "Sin", "Cos",
-    "Tan", "Gelu", "Mish", "Softplus", "Elu", "Selu", "Celu", "ReduceLogSum", "ReduceLogSumExp", "GridSample", "Resize",
+    "Tan", "Gelu", "Mish", "OneHot", "ReduceLogSum", "ReduceLogSumExp", "GridSample", "Resize",
 }  # fmt: skip
 PARAMETERS = {
     "Erf",
