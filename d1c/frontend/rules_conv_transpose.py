@@ -79,6 +79,7 @@ def _dims(cx: ImportContext, node: onnx.NodeProto, extent: tuple[int, ...], kern
 
 
 def conv_transpose(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    """One convolution of stride 1 with the phases of the output as channels, which views put in their places."""
     x, w, bias = given(cx, node), given(cx, node, 1), cx.input(node, 2)
     (n, channels, *extent), (rows, width, *kernel) = tensor(x).shape, tensor(w).shape
     groups = cx.attr(node, "group", 1)

@@ -71,6 +71,7 @@ def _thinned(cx: ImportContext, x: Value, win: Window) -> tuple[Value, Window]:
 
 
 def max_pool(cx: ImportContext, node: onnx.NodeProto) -> tuple[Value, ...]:
+    """Large windows one dim after the other; indices by comparing every tap with the maximum."""
     x = given(cx, node)
     win = window(cx, node, tensor(x).shape[2:], cx.attr(node, "kernel_shape"))
     last = to_last(cx, x)
@@ -157,6 +158,7 @@ def _root(cx: ImportContext, x: Value, p: float) -> Value:
 
 
 def lp_pool(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    """The root of the sum of the powers of each window."""
     x, p = given(cx, node), float(cx.attr(node, "p", 2))
     win = window(cx, node, tensor(x).shape[2:], cx.attr(node, "kernel_shape"))
     total = _pool(cx, "graph.sum_pool", _power(cx, to_last(cx, x), p), win)
@@ -169,6 +171,7 @@ def _spatial(cx: ImportContext, node: onnx.NodeProto) -> tuple[Value, tuple[int,
 
 
 def global_average_pool(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    """The mean over the spatial dims."""
     x, axes = _spatial(cx, node)
     total = reduce(cx, "sum", x, axes, True)
     count = math.prod(tensor(x).shape[a] for a in axes)
@@ -176,11 +179,13 @@ def global_average_pool(cx: ImportContext, node: onnx.NodeProto) -> Value:
 
 
 def global_max_pool(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    """The maximum over the spatial dims."""
     x, axes = _spatial(cx, node)
     return to_first(cx, reduce(cx, "max", x, axes, True))
 
 
 def global_lp_pool(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    """The root of the sum of the powers over the spatial dims."""
     (x, axes), p = _spatial(cx, node), float(cx.attr(node, "p", 2))
     return to_first(cx, _root(cx, reduce(cx, "sum", _power(cx, x, p), axes, True), p))
 

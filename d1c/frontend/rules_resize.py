@@ -55,6 +55,7 @@ class _How:
 
 
 def resize(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    """All modes and transformations; scales, sizes and roi are known at compile time."""
     x, axes = given(cx, node), _axes(cx, node)
     old = cx.opset == 10 or node.op_type == "Upsample"
     mode = cx.attr(node, "mode", "nearest")

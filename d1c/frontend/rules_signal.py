@@ -119,10 +119,12 @@ def _dft(cx: ImportContext, node: onnx.NodeProto, axis: int) -> Value:
 
 
 def dft_17(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    """A product with a constant matrix; long transforms in two steps."""
     return _dft(cx, node, cx.attr(node, "axis", 1))
 
 
 def dft_20(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    """A product with a constant matrix; long transforms in two steps."""
     axis = cx.static_ints(node, 2, "axis")
     return _dft(cx, node, axis[0] if axis else -2)
 

@@ -147,6 +147,7 @@ def _blend(cx: ImportContext, rows: Value, weights: Value) -> Value:
 
 
 def grid_sample(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    """Rows looked up around every position, summed with weights."""
     x, grid = given(cx, node), cx.cast(given(cx, node, 1), F32)
     n, channels, *extents = tensor(x).shape
     _, *out, r = tensor(grid).shape
