@@ -170,13 +170,17 @@ def run_pipeline(
 
 
 def on_functions(run: Callable[[Module], Module], module: Module) -> Module:
-    """A graph pass, which sees `main` alone, on every function of the module: main and the bodies of loops."""
+    """A graph pass, which sees `main` alone, on every function of the module: main and the bodies of loops. A body
+    whose loop the pass drops goes with it."""
     if len(module.functions) == 1:
         return run(module)
+    from d1c.ops.graph.loop import loops
+
     functions: list[Function] = []
     constants: dict[str, np.ndarray] = {}
     attrs = module.attrs
-    for f in module.functions:
+    called = ["main"]
+    for f in map(module.function, called):
         made = run(replace(module, functions=(replace(f, name="main"),), attrs=attrs))
         attrs, new, names = made.attrs, made.function(), dict[str, str]()
         for name, array in made.constants.items():
@@ -186,6 +190,7 @@ def on_functions(run: Callable[[Module], Module], module: Module) -> Module:
             constants[unique] = array
             names[name] = unique
         functions.append(replace(new, name=f.name, block=_renamed(new.block, names)))
+        called += [op.attrs.body for op in loops(new)]
     return replace(module, functions=tuple(functions), constants=constants, attrs=attrs)
 
 
