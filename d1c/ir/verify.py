@@ -19,7 +19,8 @@ def verify(module: Module, after: str = "") -> None:
     functions end in LEVEL.return, regions in LEVEL.yield, and neither stands elsewhere; constants are as typed.
 
     A row's `facts` may hold `infer_op`: (op) -> result types, for ops whose result depends on their regions, and
-    `check`: (op) -> None, raising ValueError, for rules beyond types; `check_in`: (op, module) -> None, the same.
+    `check`: (op) -> None, raising ValueError, for rules beyond types; `check_in`: (op, module) -> None, the same;
+    `callee`: (op) -> the name of the function that it runs.
     """
     if module.level not in LEVELS:
         raise VerifyError(f"unknown level {module.level}", after=after, rule=f"levels are {', '.join(LEVELS)}")
@@ -30,12 +31,27 @@ def verify(module: Module, after: str = "") -> None:
         names.add(function.name)
         _Check(module, function, after).block(function.block, set(), region=False)
     if len(module.functions) > 1 and "main" in names and module.level in ("graph", "dist"):
-        from d1c.ops.graph.loop import callees  # the registry imports this package
+        _bodies(module, after)
 
-        try:
-            callees(module)
-        except ValueError as error:
-            raise VerifyError(str(error), after=after, rule="a function is main or the body of one loop") from error
+
+def _bodies(module: Module, after: str) -> None:
+    """Where functions run others (`callee`), every function but main is the body of one op, and none of itself."""
+    from d1c.ops.opdef import opdef  # the registry imports this package
+
+    run: dict[str, list[str]] = {}
+    for f in module.functions:
+        rows = ((op, opdef(op.name)) for op in f.block.ops)
+        run[f.name] = [row.facts["callee"](op) for op, row in rows if "callee" in row.facts]
+    if not any(run.values()):
+        return
+    order, rule = ["main"], "a function is main or the body of one loop"
+    for name in order:
+        for body in run[name]:
+            if body in order:
+                raise VerifyError(f"function @{body} is the body of two loops, or of itself", after=after, rule=rule)
+            order.append(body)
+    if idle := [name for name in run if name not in order]:
+        raise VerifyError(f"no loop runs function @{idle[0]}", after=after, rule=rule)
 
 
 @dataclass(slots=True)

@@ -70,23 +70,6 @@ def loops(function: Function) -> list[Op]:
     return [op for op in function.block.ops if isinstance(op.attrs, LoopAttrs)]
 
 
-def callees(module: Module) -> list[Function]:
-    """`main` and every body, a body behind the function that runs it. ValueError where two loops share a body (a
-    recursive one is shared, too) or, in a module with loops, no loop runs a function."""
-    order, taken = [module.function()], {"main"}
-    if not any(loops(f) for f in module.functions):
-        return order
-    for f in order:
-        for op in loops(f):
-            if op.attrs.body in taken:
-                raise ValueError(f"function @{op.attrs.body} is the body of two loops, or of itself")
-            taken.add(op.attrs.body)
-            order.append(module.function(op.attrs.body))
-    if idle := [f.name for f in module.functions if f.name not in taken]:
-        raise ValueError(f"no loop runs function @{idle[0]}")
-    return order
-
-
 def evaluate(op: Op, module: Module, values: Sequence[Any], run: Any, truth: Any) -> list[Any]:
     """What the loop leaves of `values`, of any kind. `run`: (function, arguments) -> its results; `truth`: whether a
     condition holds."""
@@ -105,5 +88,6 @@ for _level, _doc in (
     ("dist", "As graph.loop; values keep their layouts."),
 ):
     register(OpDef(
-        f"{_level}.loop", "loop", _infer, LoopAttrs, doc=_doc, facts={"infer_op": _infer_op, "check_in": check_body},
+        f"{_level}.loop", "loop", _infer, LoopAttrs, doc=_doc,
+        facts={"infer_op": _infer_op, "check_in": check_body, "callee": lambda op: op.attrs.body},
     ))  # fmt: skip
