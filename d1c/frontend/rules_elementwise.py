@@ -13,9 +13,15 @@ from d1c.frontend.expr import Expr
 from d1c.frontend.rules_math import given
 from d1c.ir.core import Value
 from d1c.ops.opdef import Importer, OnnxRule
+from d1c.target.dtypes import F16
 
 LARGE = 1e15
 """Beyond, x^2 + 1 is x^2 in both f32 and f64, and far below the overflow of f32's squares."""
+
+
+def _large(x: Expr) -> float:
+    """LARGE, or what does as much in f16, which has no such number."""
+    return 200.0 if tensor(x.value).dtype == F16 else LARGE
 
 
 def formula(build: Callable[[Expr], Expr]) -> Importer:
@@ -48,13 +54,13 @@ def _asinh(x: Expr) -> Expr:
     a = x.abs()
     square = a * a
     near = (a + square / ((square + 1.0).sqrt() + 1.0)).log1p()
-    return _signed(x, (a > LARGE).where(a.log() + math.log(2), near))
+    return _signed(x, (a > _large(a)).where(a.log() + math.log(2), near))
 
 
 def _acosh(x: Expr) -> Expr:
     t = x - 1.0
     near = (t + t.sqrt() * (t + 2.0).sqrt()).log1p()
-    return (x > LARGE).where(x.log() + math.log(2), near)
+    return (x > _large(x)).where(x.log() + math.log(2), near)
 
 
 def _atanh(x: Expr) -> Expr:

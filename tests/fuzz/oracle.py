@@ -34,8 +34,8 @@ SUMS = {
 
 ABSOLUTE = {
     "LayerNormalization", "RMSNormalization", "BatchNormalization", "InstanceNormalization", "LogSoftmax", "Sin", "Cos",
-    "Tan", "Gelu", "Mish", "OneHot", "ReduceLogSum", "ReduceLogSumExp", "GridSample", "Resize", "RNN", "GRU",
-    "LSTM", "Attention", "GroupNormalization", "Det", "DFT", "RoiAlign",
+    "Sigmoid", "Tan", "Gelu", "Mish", "OneHot", "ReduceLogSum", "ReduceLogSumExp", "GridSample", "Resize", "RNN",
+    "GRU", "LSTM", "Attention", "GroupNormalization", "Det", "DFT", "RoiAlign",
 }  # fmt: skip
 PARAMETERS = {
     "Erf",
