@@ -8,8 +8,9 @@ with; a layer that has no counterpart (a fused or decomposed step, a changed lay
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -328,7 +329,8 @@ def _accumulated(
     import d1rt
 
     loaded = d1rt.load(program)
-    loaded.run(inputs, engine=engine, keep=True)
+    results = loaded.run(inputs, engine=engine, keep=True)
+    cut = {p.name: [dim for dim, _ in p.counts] for p in program.outputs if p.counts}
     ends = {x.result.name: _last_origin(x.epilogue, _last_origin(x.term, x.origin)) for x in layers_of(module).layers}
     last = {origin: name for name, origin in ends.items()}
     out: dict[str, tuple[str, Difference] | str] = {}
@@ -342,6 +344,11 @@ def _accumulated(
             out[name] = "no tensor of the model"
             continue
         value = loaded.layer_value(loaded.kept, number)
+        if tensor in cut:
+            if results[tensor].shape != tensors[tensor].shape:
+                out[tensor] = (origin, Difference(math.inf, math.nan, False))
+                continue
+            value = _real(value, tensors[tensor], cut[tensor])
         reference = _nearest(value, tensors[tensor])
         if reference is None:
             out[tensor] = "stored in another order"
@@ -351,6 +358,14 @@ def _accumulated(
             f"times {difference.factor:.4g}: a factor moved elsewhere" if difference.scaled else (origin, difference)
         )
     return out
+
+
+def _real(value: np.ndarray, reference: np.ndarray, dims: Sequence[int]) -> np.ndarray:
+    """A layer's value without what stands behind its run-time extents; as it is where its dims are in another order."""
+    if value.ndim == reference.ndim:
+        for dim in dims:
+            value = value[(slice(None),) * dim + (slice(0, reference.shape[dim]),)]
+    return value
 
 
 def _merge(

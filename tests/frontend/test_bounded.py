@@ -15,6 +15,7 @@ from onnx import helper
 import d1c
 import d1rt
 from d1c import backend
+from d1c.check import check_program
 from d1c.emit.modules import from_modules, to_modules
 from d1c.errors import LoadError, NotStatic, UnsupportedOp
 from d1c.frontend.importer import import_onnx
@@ -314,3 +315,13 @@ def test_corrupt_counts_are_refused(counts: tuple[tuple[int, str], ...], tmp_pat
     with pytest.raises(LoadError):
         port = dataclasses.replace(program.inputs[0], counts=((0, "rows.count"),))
         d1rt.load(dataclasses.replace(program, inputs=(port,)))
+
+
+def test_check_compares_what_is_real(tmp_path: Path, model: Build) -> None:
+    path = tmp_path / "rows.onnx"
+    onnx.save(rows(model, CHAINS["relu_sum"][:1], ("r", "at")), str(path))
+    program = d1c.compile(path, target="test", precision="f32")
+    report = check_program(program.target, path, {"mask": MASKS["some"]}, engine="numpy")
+    checked = {x.name: x.accumulated for x in report.layers if x.accumulated is not None}
+    assert "r" in checked and all(d.error < 1e-6 for d in checked.values())
+    assert not any(x.diverges for x in report.layers)
