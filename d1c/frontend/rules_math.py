@@ -14,7 +14,7 @@ from d1c.frontend.consteval import normal_axis
 from d1c.frontend.context import ImportContext, tensor
 from d1c.ir.core import Value
 from d1c.ops.opdef import Importer, OnnxRule
-from d1c.target.dtypes import BF16, BOOL, F16, F32, I32, I64, DType
+from d1c.target.dtypes import BF16, BOOL, F16, F32, F64, I32, I64, DType
 
 
 def given(cx: ImportContext, node: onnx.NodeProto, index: int = 0) -> Value:
@@ -23,6 +23,11 @@ def given(cx: ImportContext, node: onnx.NodeProto, index: int = 0) -> Value:
     if not isinstance(value, Value):
         raise ValueError(f"operand {index} is left out" if value is None else f"operand {index} is no tensor")
     return value
+
+
+def wide(x: Value) -> DType:
+    """The type in which constants meet x: f64 for f64, f32 for all others."""
+    return F64 if tensor(x).dtype == F64 else F32
 
 
 def matmul(cx: ImportContext, node: onnx.NodeProto) -> Value:

@@ -17,10 +17,9 @@ import onnx
 
 from d1c.frontend.consteval import normal_axis
 from d1c.frontend.context import ImportContext, tensor
-from d1c.frontend.rules_math import given
+from d1c.frontend.rules_math import given, wide
 from d1c.ir.core import Value
 from d1c.ops.opdef import OnnxRule
-from d1c.target.dtypes import F32
 
 _MOST_WORK = 16
 """A convolution reads at most this many elements per result, and repeats its operand at most so often."""
@@ -80,7 +79,7 @@ def resize(cx: ImportContext, node: onnx.NodeProto) -> Value:
     if last:
         x = cx.transpose(x, (0, *range(2, rank), 1))
     if how.mode != "nearest":
-        x = cx.cast(x, F32)
+        x = cx.cast(x, wide(x))
     x = _resized(cx, x, [(a.number - last, a) for a in axes], how, last)
     if kind != tensor(x).dtype:
         x = _narrowed(cx, x, kind)
@@ -309,29 +308,29 @@ def _convolved(cx: ImportContext, x: Value, jobs: Sequence[tuple[int, _Blocks]])
     taps = weights.shape[:r]
     every = np.repeat(weights.reshape(*taps, copies, 1), channels, -1).reshape(*taps, copies * channels)
     y = cx.emit(
-        "graph.conv", [x, cx.const(every.astype(np.float32))], strides=tuple(strides), pads=(*lo, *hi),
+        "graph.conv", [x, cx.const(every.astype(tensor(x).dtype.numpy))], strides=tuple(strides), pads=(*lo, *hi),
         dilations=(1,) * r, groups=copies * channels, packed=False,
     )  # fmt: skip
     y = cx.reshape(y, (n, *count, *each, channels))
     y = cx.transpose(y, (0, *(i for d in range(r) for i in (1 + d, 1 + r + d)), 2 * r + 1))
     for d, b in enumerate(spatial):
         if b is not None and (np.abs(b.edge - 1) > _SAME).any():
-            edge = b.edge.astype(np.float32).reshape(*b.edge.shape, *(1,) * (2 * (r - d) - 1))
+            edge = b.edge.astype(tensor(y).dtype.numpy).reshape(*b.edge.shape, *(1,) * (2 * (r - d) - 1))
             y = cx.emit("graph.mul", [y, cx.const(edge)])
     return cx.reshape(y, (n, *(c * e for c, e in zip(count, each, strict=True)), channels))
 
 
 def along(cx: ImportContext, x: Value, axis: int, matrix: np.ndarray) -> Value:
-    """The product of a constant [out, n] with every vector of x along `axis`, as f32 [.., out, ..]."""
-    shape = tensor(x).shape
+    """The product of a constant [out, n] with every vector of x along `axis`: [.., out, ..]."""
+    shape, matrix = tensor(x).shape, matrix.astype(tensor(x).dtype.numpy)
     batch, inner = shape[:axis], math.prod(shape[axis + 1 :])
     out: Value
     if inner == 1:
         rows = cx.reshape(x, (math.prod(batch), shape[axis]))
-        out = cx.emit("graph.matmul", [rows, cx.const(matrix.T.astype(np.float32))], packed=False)
+        out = cx.emit("graph.matmul", [rows, cx.const(matrix.T)], packed=False)
     else:
         columns = cx.reshape(x, (math.prod(batch), shape[axis], inner))
-        out = cx.emit("graph.matmul", [cx.const(matrix.astype(np.float32)), columns], packed=False)
+        out = cx.emit("graph.matmul", [cx.const(matrix), columns], packed=False)
     return cx.reshape(out, (*batch, matrix.shape[0], *shape[axis + 1 :]))
 
 

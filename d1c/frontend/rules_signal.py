@@ -9,10 +9,9 @@ import onnx
 
 from d1c.frontend.consteval import evaluate, normal_axis
 from d1c.frontend.context import ImportContext, tensor
-from d1c.frontend.rules_math import given
+from d1c.frontend.rules_math import given, wide
 from d1c.ir.core import Value
 from d1c.ops.opdef import OnnxRule
-from d1c.target.dtypes import F32
 
 _DENSE = 1024
 """Transforms of at most this length are one product; longer ones are split in two factors where there are any."""
@@ -35,14 +34,14 @@ def _split(length: int) -> int:
 
 def _transform(cx: ImportContext, x: Value, length: int, bins: int, sign: int) -> Value:
     """[B, parts, n] -> [B, 2, bins], the first bins of the transform of that length; n <= length."""
-    batch, parts, n = tensor(x).shape
+    (batch, parts, n), kind = tensor(x).shape, tensor(x).dtype.numpy
     factor = _split(length)
     if length <= _DENSE or factor == 1:
         if parts * n * 2 * bins > _MOST_WEIGHTS:
             raise cx.refuse(f"DFT of length {length}", rule="long transforms have a length with factors")
         m = _matrix(n, length, bins, parts, sign).reshape(parts * n, 2 * bins)
         rows = cx.reshape(x, (batch, parts * n))
-        y = cx.emit("graph.matmul", [rows, cx.const(m.astype(np.float32))], packed=False)
+        y = cx.emit("graph.matmul", [rows, cx.const(m.astype(kind))], packed=False)
         return cx.reshape(y, (batch, 2, bins))
     # Element n = b n1 + n2 and bin k = k1 + a k2: transforms over n1, turned by n2 k1, then transforms over n2.
     a, b = factor, length // factor
@@ -53,8 +52,8 @@ def _transform(cx: ImportContext, x: Value, length: int, bins: int, sign: int) -
     x = cx.reshape(x, (batch, b, 2, a))
     angle = 2 * np.pi * (np.arange(b)[:, None, None] * np.arange(a)) / length
     turn = sign * np.sin(angle) * np.array([-1.0, 1.0])[:, None]
-    kept = cx.emit("graph.mul", [x, cx.const(np.cos(angle).astype(np.float32))])
-    turned = cx.emit("graph.mul", [cx.part(x, 2, 1, 2, -1), cx.const(turn.astype(np.float32))])
+    kept = cx.emit("graph.mul", [x, cx.const(np.cos(angle).astype(kind))])
+    turned = cx.emit("graph.mul", [cx.part(x, 2, 1, 2, -1), cx.const(turn.astype(kind))])
     x = cx.transpose(cx.emit("graph.add", [kept, turned]), (0, 3, 2, 1))
     x = _transform(cx, cx.reshape(x, (batch * a, 2, b)), b, b, sign)
     x = cx.transpose(cx.reshape(x, (batch, a, 2, b)), (0, 2, 3, 1))
@@ -63,7 +62,7 @@ def _transform(cx: ImportContext, x: Value, length: int, bins: int, sign: int) -
 
 def _real(cx: ImportContext, x: Value, length: int) -> Value:
     """[B, 2, n] -> [B, 1, length]: the inverse transform of a spectrum of which the first half is given."""
-    batch, _, n = tensor(x).shape
+    (batch, _, n), kind = tensor(x).shape, tensor(x).dtype.numpy
     half = length // 2 + 1
     n = min(n, half)
     x = cx.part(x, 2, 0, n)
@@ -71,17 +70,17 @@ def _real(cx: ImportContext, x: Value, length: int) -> Value:
         twice = np.where((np.arange(n) == 0) | (2 * np.arange(n) == length), 1, 2) / length
         m = _matrix(n, length, length, 2, 1)[:, :, 0] * twice[:, None]
         rows = cx.reshape(x, (batch, 2 * n))
-        y = cx.emit("graph.matmul", [rows, cx.const(m.reshape(2 * n, length).astype(np.float32))], packed=False)
+        y = cx.emit("graph.matmul", [rows, cx.const(m.reshape(2 * n, length).astype(kind))], packed=False)
         return cx.reshape(y, (batch, 1, length))
     if n < half:
         x = cx.emit("graph.pad", [x], lo=(0, 0, 0), hi=(0, 0, half - n), value=0.0)
     # Both ends are real by definition, whatever is given.
-    ends = np.ones((2, half), np.float32)
+    ends = np.ones((2, half), kind)
     ends[1, 0] = 0
     ends[1, -1] = length % 2
     x = cx.emit("graph.mul", [x, cx.const(ends)])
     rest = length - half
-    mirrored = cx.emit("graph.mul", [cx.part(x, 2, rest, rest, -1), cx.const(np.array([[1], [-1]], np.float32))])
+    mirrored = cx.emit("graph.mul", [cx.part(x, 2, rest, rest, -1), cx.const(np.array([[1], [-1]], kind))])
     y = _transform(cx, cx.concat([x, mirrored], 2), length, length, 1)
     y = cx.part(y, 1, 0, 1)
     out: Value = cx.emit("graph.div", [y, cx.scalar(length, y)])
@@ -103,7 +102,7 @@ def _dft(cx: ImportContext, node: onnx.NodeProto, axis: int) -> Value:
         raise cx.refuse(f"DFT of length {length}", rule="extents are positive")
     others = [d for d in range(rank - 1) if d != axis]
     batch = math.prod(shape[d] for d in others)
-    x = cx.reshape(cx.transpose(cx.cast(x, F32), (*others, rank - 1, axis)), (batch, shape[-1], shape[axis]))
+    x = cx.reshape(cx.transpose(cx.cast(x, wide(x)), (*others, rank - 1, axis)), (batch, shape[-1], shape[axis]))
     if inverse and onesided:
         y = _real(cx, x, length)
     else:
@@ -144,15 +143,15 @@ def stft(cx: ImportContext, node: onnx.NodeProto) -> Value:
     if parts * length * 2 * bins > _MOST_WEIGHTS:
         raise cx.refuse(f"STFT with frames of {length}", rule="the transform of a frame is one matrix")
     # [length, parts, bins, 2]
-    m = _matrix(length, length, bins, parts, -1).transpose(1, 0, 3, 2).astype(np.float32)
+    m = _matrix(length, length, bins, parts, -1).transpose(1, 0, 3, 2).astype(wide(x).numpy)
     w = cx.const(m.reshape(length, parts, 2 * bins))
     if window is not None and cx.is_const(window):
-        w = cx.const((cx.array(window).astype(np.float64)[:, None, None] * cx.array(w)).astype(np.float32))
+        w = cx.const((cx.array(window).astype(np.float64)[:, None, None] * cx.array(w)).astype(wide(x).numpy))
     elif window is not None:
-        w = cx.emit("graph.mul", [w, cx.reshape(cx.cast(window, F32), (length, 1, 1))])
+        w = cx.emit("graph.mul", [w, cx.reshape(cx.cast(window, wide(x)), (length, 1, 1))])
     common = math.gcd(length, step[0])
     used = (frames - 1) * step[0] + length
-    x = cx.reshape(cx.part(cx.cast(x, F32), 1, 0, used), (batch, used // common, common * parts))
+    x = cx.reshape(cx.part(cx.cast(x, wide(x)), 1, 0, used), (batch, used // common, common * parts))
     w = cx.reshape(w, (length // common, common * parts, 2 * bins))
     y = cx.emit(
         "graph.conv", [x, w], strides=(step[0] // common,), pads=(0, 0), dilations=(1,), groups=1, packed=False

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 
 from d1c.frontend.context import ImportContext, tensor
-from d1c.frontend.rules_math import given, reduce
+from d1c.frontend.rules_math import given, reduce, wide
 from d1c.frontend.rules_nn import to_first, to_last
 from d1c.ir.core import Value
 from d1c.ops.opdef import OnnxRule
@@ -129,9 +129,10 @@ def _coefficients(cubic: bool) -> np.ndarray:
 
 
 def _polynomial(cx: ImportContext, x: Value, coefficients: np.ndarray) -> Value:
-    out = cx.const(coefficients[0].astype(np.float32))
+    kind = tensor(x).dtype.numpy
+    out = cx.const(coefficients[0].astype(kind))
     for c in coefficients[1:]:
-        out = _binary(cx, "add", _binary(cx, "mul", out, x), cx.const(c.astype(np.float32)))
+        out = _binary(cx, "add", _binary(cx, "mul", out, x), cx.const(c.astype(kind)))
     return out
 
 
@@ -143,14 +144,15 @@ def _column(cx: ImportContext, x: Value) -> Value:
 def _blend(cx: ImportContext, rows: Value, weights: Value) -> Value:
     """The weighted sum of rows over the taps: [*S, taps, C] -> [*S, C]."""
     axis = len(tensor(weights).shape) - 1
-    return reduce(cx, "sum", _binary(cx, "mul", cx.cast(rows, F32), _column(cx, weights)), (axis,), False)
+    return reduce(cx, "sum", _binary(cx, "mul", cx.cast(rows, wide(weights)), _column(cx, weights)), (axis,), False)
 
 
 def grid_sample(cx: ImportContext, node: onnx.NodeProto) -> Value:
     """Rows looked up around every position, summed with weights."""
-    x, grid = given(cx, node), cx.cast(given(cx, node, 1), F32)
+    x, grid = given(cx, node), given(cx, node, 1)
     n, channels, *extents = tensor(x).shape
     _, *out, r = tensor(grid).shape
+    grid = cx.cast(grid, wide(grid))
     mode = cx.attr(node, "mode", "linear" if cx.opset >= 20 else "bilinear")
     mode = {"bilinear": "linear", "bicubic": "cubic"}.get(mode, mode)
     padding, align = cx.attr(node, "padding_mode", "zeros"), bool(cx.attr(node, "align_corners", 0))
@@ -176,11 +178,11 @@ def grid_sample(cx: ImportContext, node: onnx.NodeProto) -> Value:
 
 def deform_conv(cx: ImportContext, node: onnx.NodeProto) -> Value:
     """Columns [N out..., taps C] of sampled and masked elements, then one product with the weights."""
-    x, w, offset = given(cx, node), given(cx, node, 1), cx.cast(given(cx, node, 2), F32)
+    x, w, offset = given(cx, node), given(cx, node, 1), given(cx, node, 2)
     bias, mask = cx.input(node, 3), cx.input(node, 4)
     n, channels, *extents = tensor(x).shape
     width, per, *kernel = tensor(w).shape
-    out = tensor(offset).shape[2:]
+    offset, out = cx.cast(offset, wide(offset)), tensor(offset).shape[2:]
     r, taps, kind = len(kernel), math.prod(kernel), tensor(x).dtype
     groups, banks = cx.attr(node, "group", 1), cx.attr(node, "offset_group", 1)
     strides, dilations = (cx.attr(node, name) or (1,) * r for name in ("strides", "dilations"))
@@ -199,11 +201,11 @@ def deform_conv(cx: ImportContext, node: onnx.NodeProto) -> Value:
         o = cx.reshape(o, (n, *out, *kernel, banks, 1))
         start = (np.arange(out[d]) * strides[d] - pads[d]).reshape(-1, *(1,) * (2 * r + 1 - d))
         tap = (np.arange(kernel[d]) * dilations[d]).reshape(-1, *(1,) * (r + 1 - d))
-        at.append(_binary(cx, "add", o, cx.const((start + tap).astype(np.float32))))
+        at.append(_binary(cx, "add", o, cx.const((start + tap).astype(tensor(o).dtype.numpy))))
     image_base = (np.arange(n) * size * banks).reshape(n, *(1,) * (2 * r + 2)) + np.arange(banks)[:, None]
     found, weights = _taps(cx, image, at, cx.const(image_base.astype(np.int32)), False)
     if mask is not None:
-        m = cx.cast(cx.reshape(mask, (n, banks, *kernel, 1, *out)), F32)
+        m = cx.cast(cx.reshape(mask, (n, banks, *kernel, 1, *out)), wide(weights))
         m = cx.reshape(cx.transpose(m, moved), (n, *out, *kernel, banks, 1))
         weights = _binary(cx, "mul", weights, m)
     columns = cx.cast(_blend(cx, found, weights), kind)
@@ -227,12 +229,13 @@ def _grid(
     """Sampling positions [R, bins, samples] of regions, whether each is there (as 1.0 or 0.0), and the number of
     samples per bin [R, 1, 1]. Adaptive sampling (ratio 0) has at most extent + 3 samples in the image, and those
     outside count as zeros: only samples from the first inside on are looked at. `first`, `length`: [R, 1, 1]."""
+    kind = wide(first).numpy
     step = _binary(cx, "div", length, bins)
-    number = cx.const(np.arange(bins, dtype=np.float32).reshape(bins, 1))
+    number = cx.const(np.arange(bins, dtype=kind).reshape(bins, 1))
     start = _binary(cx, "add", first, _binary(cx, "mul", step, number))
     if ratio > 0:
-        count = cx.const(np.full((1, 1, 1), ratio, np.float32))
-        index = cx.const(np.arange(ratio, dtype=np.float32))
+        count = cx.const(np.full((1, 1, 1), ratio, kind))
+        index = cx.const(np.arange(ratio, dtype=kind))
         at = _binary(cx, "add", index, 0.5)
         at = _binary(cx, "add", start, _binary(cx, "div", _binary(cx, "mul", at, step), count))
         there = None
@@ -242,23 +245,23 @@ def _grid(
         spacing = _binary(cx, "max", _binary(cx, "div", step, divisor), 1e-6)
         before = _binary(cx, "div", _binary(cx, "sub", cx.scalar(-1, start), start), spacing)
         skipped = _binary(cx, "max", cx.emit("graph.floor", [_binary(cx, "sub", before, 0.5)]), 0)
-        index = _binary(cx, "add", skipped, cx.const(np.arange(extent + 4, dtype=np.float32)))
+        index = _binary(cx, "add", skipped, cx.const(np.arange(extent + 4, dtype=kind)))
         at = _binary(cx, "div", _binary(cx, "mul", _binary(cx, "add", index, 0.5), step), divisor)
         at = _binary(cx, "add", start, at)
         there = _binary(cx, "less", index, count)
         count = divisor
     inside = _binary(cx, "and", _binary(cx, "greater_equal", at, -1), _binary(cx, "less_equal", at, extent))
     inside = inside if there is None else _binary(cx, "and", inside, there)
-    return _clip(cx, at, extent - 1), cx.cast(inside, F32), count
+    return _clip(cx, at, extent - 1), cx.cast(inside, wide(first)), count
 
 
 def roi_align(cx: ImportContext, node: onnx.NodeProto) -> Value:
     """The mean is separable: per region a matrix for rows and one for columns, both of few non-zeros, and two products.
     Means of large images, and the maximum over samples and over the four weighted neighbours of each, as ONNX has it,
     look their elements up."""
-    x, rois, images = given(cx, node), cx.cast(given(cx, node, 1), F32), given(cx, node, 2)
+    x, rois, images = given(cx, node), given(cx, node, 1), given(cx, node, 2)
     n, channels, h, w = tensor(x).shape
-    count, kind = tensor(rois).shape[0], tensor(x).dtype
+    rois, count, kind = cx.cast(rois, wide(rois)), tensor(rois).shape[0], tensor(x).dtype
     bins = (cx.attr(node, "output_height", 1), cx.attr(node, "output_width", 1))
     ratio, mode = cx.attr(node, "sampling_ratio", 0), cx.attr(node, "mode", "avg")
     shifted = cx.attr(node, "coordinate_transformation_mode", "half_pixel" if cx.opset >= 16 else "output_half_pixel")
@@ -281,8 +284,8 @@ def roi_align(cx: ImportContext, node: onnx.NodeProto) -> Value:
     rows, columns = (_shares(cx, g, extent) for g, extent in zip(grids, (h, w), strict=True))
     # The image of a region is a factor of its matrix of rows: [R, 1, N, 1] and [R, bins, 1, H].
     mine = _binary(cx, "equal", cx.reshape(images, (count, 1, 1, 1)), cx.const(np.arange(n, dtype=np.int32)[:, None]))
-    rows = _binary(cx, "mul", cx.reshape(rows, (count, bins[0], 1, h)), cx.cast(mine, F32)) if n > 1 else rows
-    flat = cx.reshape(cx.cast(to_last(cx, x), F32), (n * h, w * channels))
+    rows = _binary(cx, "mul", cx.reshape(rows, (count, bins[0], 1, h)), cx.cast(mine, wide(rois))) if n > 1 else rows
+    flat = cx.reshape(cx.cast(to_last(cx, x), wide(rois)), (n * h, w * channels))
     y = cx.emit("graph.matmul", [cx.reshape(rows, (count * bins[0], n * h)), flat], packed=False)
     y = cx.reshape(y, (count, bins[0], w, channels))
     y = cx.emit("graph.matmul", [cx.reshape(columns, (count, 1, bins[1], w)), y], packed=False)
@@ -295,7 +298,7 @@ def _shares(cx: ImportContext, grid: tuple[Value, Value, Value], extent: int) ->
     # The whole part as an integer: the fraction alone may be rounded.
     low = cx.emit("graph.floor", [at])
     part, whole = _column(cx, _binary(cx, "sub", at, low)), _column(cx, cx.cast(low, I32))
-    away = cx.cast(_binary(cx, "sub", whole, cx.const(np.arange(extent, dtype=np.int32))), F32)
+    away = cx.cast(_binary(cx, "sub", whole, cx.const(np.arange(extent, dtype=np.int32))), wide(at))
     distance = cx.emit("graph.abs", [_binary(cx, "add", away, part)])
     share = _binary(cx, "max", _binary(cx, "add", _binary(cx, "mul", distance, -1), 1), 0)
     total = reduce(cx, "sum", _binary(cx, "mul", share, _column(cx, inside)), (2,), False)
@@ -309,13 +312,13 @@ def _sampled(
     """The mean or the maximum over samples that are looked up."""
     n, channels, h, w = tensor(x).shape
     count = tensor(images).shape[0]
-    image = _Image(cx.reshape(cx.cast(to_last(cx, x), F32), (n * h * w, channels)), (h, w), 1, "border")
+    image = _Image(cx.reshape(to_last(cx, x), (n * h * w, channels)), (h, w), 1, "border")
     shapes = (count, bins[0], 1, ratio, 1, 1), (count, 1, bins[1], 1, ratio, 1)
     (y, in_y), (x_, in_x) = ([cx.reshape(v, s) for v in g[:2]] for g, s in zip(grids, shapes, strict=True))
     base = cx.reshape(_binary(cx, "mul", images, h * w), (count, 1, 1, 1, 1, 1))
     rows, weights = _taps(cx, image, [y, x_], base, False)
     weights = _binary(cx, "mul", weights, _binary(cx, "mul", in_y, in_x))
-    terms = _binary(cx, "mul", rows, _column(cx, weights))
+    terms = _binary(cx, "mul", cx.cast(rows, wide(weights)), _column(cx, weights))
     if mode == "max":
         y = reduce(cx, "max", terms, (3, 4, 5), False)
     else:

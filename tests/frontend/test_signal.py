@@ -128,3 +128,12 @@ def test_a_length_at_run_time_is_refused() -> None:
     feeds = {"x": signal(1, 8, 1), "n": np.array(8)}
     with pytest.raises(D1Error, match="run time"):
         run(node_model("DFT", feeds, 17), feeds, ("x", "n"))
+
+
+def test_doubles_stay_doubles() -> None:
+    x = np.random.default_rng(0).normal(size=(1, 24, 1))
+    feeds = {"x": x}
+    got = run(node_model("DFT", feeds, 17), feeds)
+    z = np.fft.fft(x[..., 0], axis=1)
+    assert got.dtype == np.float64
+    np.testing.assert_allclose(got, np.stack([z.real, z.imag], -1), rtol=0, atol=1e-12)
