@@ -84,7 +84,7 @@ def evaluate(op: Op, module: Module, values: Sequence[Any], run: Any, truth: Any
 
 
 for _level, _doc in (
-    ("graph", "Runs a function `trips` times, or while carried value 0 is true; docs/ir.md."),
+    ("graph", "Runs a function `trips` times, or while carried value 0 is true."),
     ("dist", "As graph.loop; values keep their layouts."),
 ):
     register(OpDef(
