@@ -57,6 +57,8 @@ def known(pytestconfig: pytest.Config) -> dict[str, Outcome]:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     config = session.config
-    if hasattr(config, "workerinput") or not config.getoption("--conformance-report", False):
+    if hasattr(config, "workerinput"):
         return
-    print("\n" + report.write(_folder(config)))
+    results.compact(_folder(config))
+    if config.getoption("--conformance-report", False):
+        print("\n" + report.write(_folder(config)))

@@ -47,6 +47,14 @@ def read(folder: Path) -> dict[str, Outcome]:
     return {k: Outcome.of_json(row) for k, row in _rows(folder / FILE)}
 
 
+def compact(folder: Path) -> None:
+    """Drop the outcomes of other sources, and all but the newest of each run. Only when no test is running."""
+    rows = {k: row for k, row in _rows(folder / FILE) if k.endswith(sources_digest())}
+    lines = (json.dumps({"key": k, **row}) + "\n" for k, row in rows.items())
+    if rows:
+        (folder / FILE).write_text("".join(lines), encoding="utf-8")
+
+
 def _rows(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
     if not path.exists():
         return

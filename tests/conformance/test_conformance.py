@@ -31,12 +31,21 @@ def judge(case: Case, outcome: Outcome) -> None:
 
 
 @pytest.fixture
-def outcome(case: Case, machine: str, engine: str, cache_folder: Path, known: dict[str, Outcome]) -> Outcome:
-    """Of this run, or of an earlier one with the same sources where --conformance-resume asks for it."""
+def outcome(
+    request: pytest.FixtureRequest,
+    case: Case,
+    machine: str,
+    engine: str,
+    cache_folder: Path,
+    known: dict[str, Outcome],
+) -> Outcome:
+    """Of this run, or of an earlier one with the same sources where --conformance-resume asks for it. Slow runs leave
+    their outcomes for the report and for the next run."""
     found = known.get(results.key(case, machine, engine))
     if found is None:
         found = run_case(case, machine, engine)
-        results.append(cache_folder, case, found)
+        if request.node.get_closest_marker("slow"):
+            results.append(cache_folder, case, found)
     return found
 
 
