@@ -21,11 +21,11 @@ from d1c.frontend.indexing import (
     last,
     lookup,
     op,
-    ordered,
     prefix,
     reduce,
     scatter,
     shape_of,
+    sort_key,
     strides,
     wrap,
     zeros,
@@ -220,12 +220,14 @@ def compress(cx: ImportContext, node: onnx.NodeProto) -> Value:
 def extreme_at(cx: ImportContext, x: Value, axis: int, kind: str, latest: bool = False) -> Value:
     """Where along `axis` the largest ("max") or smallest ("min") element is, the first or the latest: i64, with the
     axis kept. NaN counts as the largest and as the smallest."""
-    x = ordered(cx, x)
+    key = sort_key(cx, x)  # integers, which no precision policy rounds between the reduction and the comparison
+    if tensor(x).dtype.is_float and kind == "min":
+        low = cx.scalar(np.iinfo(tensor(key).dtype.numpy).min, key)
+        key = op(cx, "where", op(cx, "equal", x, x), key, low)
+    x = key
     n, rank = shape_of(x)[axis], len(shape_of(x))
     best = cx.cast(reduce(cx, kind, x, (axis,), True), tensor(x).dtype)
     hit = op(cx, "equal", x, best)
-    if tensor(x).dtype.is_float:
-        hit = op(cx, "or", hit, op(cx, "not", op(cx, "equal", x, x)))
     at = iota(cx, n, rank, axis, I32)
     chosen = op(cx, "where", hit, at, cx.scalar(-1 if latest else n, at))
     return cx.cast(reduce(cx, "max" if latest else "min", chosen, (axis,), True), I64)

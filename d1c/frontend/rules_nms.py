@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 
 from d1c.frontend.context import ImportContext, tensor
-from d1c.frontend.indexing import flag, iota, keep, lookup, op, reduce, shape_of, zeros
+from d1c.frontend.indexing import flag, iota, keep, lookup, op, reduce, shape_of, sort_key, zeros
 from d1c.frontend.loops import Round, loop
 from d1c.frontend.rules_math import given
 from d1c.ir.core import Value
@@ -78,7 +78,7 @@ def non_max_suppression(cx: ImportContext, node: onnx.NodeProto) -> Value:
     left = op(cx, "equal", scores, scores)
     if least is not None:
         left = op(cx, "greater", scores, cx.reshape(cx.cast(least, tensor(scores).dtype), ()))
-    at, done = _selected(cx, scores, every, left, threshold, rounds)
+    at, done = _selected(cx, sort_key(cx, scores), every, left, threshold, rounds)
     valid = op(cx, "less", at, cx.scalar(n, at))
     if done is not None:
         valid = op(cx, "and", valid, op(cx, "less", iota(cx, rounds, 3, 2), cx.reshape(done, ())))
@@ -93,19 +93,19 @@ def non_max_suppression(cx: ImportContext, node: onnx.NodeProto) -> Value:
 
 
 def _selected(
-    cx: ImportContext, scores: Value, every: _Boxes, left: Value, threshold: Value, rounds: int
+    cx: ImportContext, keys: Value, every: _Boxes, left: Value, threshold: Value, rounds: int
 ) -> tuple[Value, Value | None]:
     """The box of each round, i32 [batch, classes, rounds], and how many rounds there were (None: all)."""
-    batch, classes, _ = shape_of(scores)
+    batch, classes, _ = shape_of(keys)
     if rounds <= UNROLLED:
         taken = []
         for _ in range(rounds):
-            at, left = _round(cx, scores, every, left, threshold)
+            at, left = _round(cx, keys, every, left, threshold)
             taken.append(at)
         return cx.concat(taken, 2), None
 
     def step(number: Value, carried: list[Value]) -> Round:
-        at, rest = _round(cx, scores, every, carried[0], threshold)
+        at, rest = _round(cx, keys, every, carried[0], threshold)
         more = reduce(cx, "max", flag(cx, rest), (0, 1, 2))
         return Round([rest], [at], op(cx, "greater", more, cx.scalar(0, more)))
 
@@ -113,15 +113,14 @@ def _selected(
     return cx.reshape(cx.transpose(made.stacked[0], (1, 2, 0, 3)), (batch, classes, rounds)), made.rounds
 
 
-def _round(cx: ImportContext, scores: Value, every: _Boxes, left: Value, threshold: Value) -> tuple[Value, Value]:
+def _round(cx: ImportContext, keys: Value, every: _Boxes, left: Value, threshold: Value) -> tuple[Value, Value]:
     """The best box that is left, the first of equal ones, i32 [batch, classes, 1] (n where none is), and what is left
     after it."""
-    batch, _, n = shape_of(scores)
-    best = cx.cast(
-        reduce(cx, "max", op(cx, "where", left, scores, cx.scalar(-np.inf, scores)), (2,), True), tensor(scores).dtype
-    )
+    batch, _, n = shape_of(keys)
+    least = cx.scalar(np.iinfo(np.int32).min, keys)
+    best = reduce(cx, "max", op(cx, "where", left, keys, least), (2,), True)
     here = iota(cx, n, 3, 2, I32)
-    hit = op(cx, "and", left, op(cx, "equal", scores, best))
+    hit = op(cx, "and", left, op(cx, "equal", keys, best))
     at = reduce(cx, "min", op(cx, "where", hit, here, cx.scalar(n, here)), (2,), True)
     tables = (cx.reshape(v, (batch, n)) for v in (every.x0, every.y0, every.x1, every.y1, every.area))
     one = _Boxes(*(lookup(cx, at, v, 1) for v in tables))

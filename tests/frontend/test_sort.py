@@ -156,3 +156,20 @@ def test_many_rounds_are_a_loop(model: Build, against_ort: Compare) -> None:
     (y,) = against_ort(proto, feeds)
     assert len(y) < 100
     assert [f.name for f in import_onnx(proto).functions][1:]
+
+
+@pytest.mark.parametrize("precision", ["bf16", "f32"])
+def test_rounding_of_stored_values_hides_no_maximum(precision: str, model: Build) -> None:
+    """What is compared with the maximum is the value that the maximum was taken of, not one rounded in between."""
+    x = RNG.uniform(-1, 1, (3, 40)).astype(np.float32)
+    nodes = [
+        helper.make_node("Exp", ["x"], ["e"]), helper.make_node("ArgMax", ["e"], ["most"], axis=1),
+        helper.make_node("ArgMin", ["e"], ["least"], axis=1), helper.make_node("Hardmax", ["e"], ["hard"]),
+    ]  # fmt: skip
+    program = d1c.compile(model(nodes, {"x": x}, ["most", "least", "hard"], {}, 13), target="test", precision=precision)
+    results = program.run({"x": x}, engine="numpy")
+    for name, f in (("most", np.max), ("least", np.min)):
+        at = results[name]
+        assert (at >= 0).all() and (at < 40).all()
+        np.testing.assert_allclose(np.take_along_axis(x, at, 1), f(x, 1, keepdims=True), atol=0.02)
+    assert results["hard"].astype(np.float32).sum(1).tolist() == [1, 1, 1]
