@@ -18,6 +18,7 @@ from d1c.ir.verify import verify
 from d1c.passes import distribute, lower_tile
 from d1c.pipeline import GRAPH_PASSES, run_pipeline
 from d1c.target.machine import machine
+from tests.levels.random_loops import RandomLoops
 
 WHILE = """
   func @main(%x: tensor<4x8xf32>, %most: tensor<1xi64>) {
@@ -190,3 +191,20 @@ def test_bodies_keep_their_rules() -> None:
         verify(parse(text.replace("%d = graph.mul(%c, %k)", 
             '%k2, %c2 = graph.loop(%k, %c, %b) {body = "inner", trips = 2, carried = 2} '
             ": (tensor<1xf32>, tensor<5x6xf32>)\n    %d = graph.mul(%c, %k)")))  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_random_loops_agree(seed: int) -> None:
+    made, target = RandomLoops(seed), machine("test")
+    module, inputs = made.module(), made.inputs()
+    verify(module)
+    low = run_pipeline(module, GRAPH_PASSES, options={"policy": "f32"}).module
+    plain, want = evaluate(module, inputs), evaluate(low, inputs)
+    dist = distribute.run(low, target, seed=seed)
+    values = evaluate_dist(dist, inputs)
+    with d1rt.load(lower_tile.run(dist, target).program) as loaded:
+        got = loaded.run(inputs, engine="numpy" if seed else "jit", shuffle=seed)
+    for name in want:
+        np.testing.assert_allclose(want[name], plain[name], rtol=1e-3, atol=1e-4)
+        np.testing.assert_array_equal(values[name], want[name])
+        np.testing.assert_array_equal(got[name], want[name])
