@@ -35,7 +35,7 @@ SUMS = {
 ABSOLUTE = {
     "LayerNormalization", "RMSNormalization", "BatchNormalization", "InstanceNormalization", "LogSoftmax", "Sin", "Cos",
     "Sigmoid", "Tan", "Gelu", "Mish", "OneHot", "ReduceLogSum", "ReduceLogSumExp", "GridSample", "Resize", "RNN",
-    "GRU", "LSTM", "Attention", "GroupNormalization", "Det", "DFT", "RoiAlign",
+    "Elu", "Celu", "Selu", "GRU", "LSTM", "Attention", "GroupNormalization", "Det", "DFT", "RoiAlign",
 }  # fmt: skip
 PARAMETERS = {
     "Erf",
@@ -52,7 +52,7 @@ PARAMETERS = {
     "PRelu",
 }
 """Ops that onnxruntime evaluates with f32 constants for f64 operands too."""
-"""Ops whose error is relative to 1 where the result is smaller: differences of numbers of that size."""
+"""Ops whose error, or that of the oracles, is relative to 1 where the result is smaller: differences of such numbers."""
 
 
 class Reject(Exception):
