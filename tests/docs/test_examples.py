@@ -103,7 +103,7 @@ def commands(page: Path) -> list[tuple[int, list[str]]]:
     return out
 
 
-SYNOPSIS = re.compile(r"^    d1c (\w+)(.*\n(?:     +.*\n)*)", re.M)
+SYNOPSIS = re.compile(r"^    d1c ([\w-]+)(.*\n(?:     +.*\n)*)", re.M)
 SYNOPSES = [
     pytest.param(m[1], m[2], id=f"{p.name}:{m[1]}:{i}")
     for p in PAGES
