@@ -52,7 +52,7 @@ PARAMETERS = {
     "PRelu",
 }
 """Ops that onnxruntime evaluates with f32 constants for f64 operands too."""
-"""Ops whose error, or that of the oracles, is relative to 1 where the result is smaller: differences of such numbers."""
+"""Ops whose error, or that of the oracles, is relative to 1 where the result is smaller: differences of two such."""
 
 
 class Reject(Exception):
