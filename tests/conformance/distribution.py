@@ -18,9 +18,10 @@ def check(
 ) -> str:
     """What is wrong with a case whose output is Bernoulli in the probabilities of its only input, or nothing.
 
-    (ONNX's body of Bernoulli, which the expanded cases spell out, compares a uniform number with the probability by
-    Greater: there it is that of a 0.) Besides the case itself, the same model runs with an input of DRAWS elements: the relative frequency in each tenth
+    Besides the case itself, the same model runs with an input of DRAWS elements: the relative frequency in each tenth
     of the probabilities lies within five standard deviations, and a second run of the program gives the same bits.
+    ONNX's body of Bernoulli, which the expanded cases spell out, compares a uniform number with the probability by
+    Greater: there it is the probability of a 0.
     """
     for name, g, e in zip(rep.outputs, got, expected, strict=True):
         if g.dtype != e.dtype or g.shape != e.shape:
