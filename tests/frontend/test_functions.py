@@ -49,17 +49,6 @@ def test_rms_normalization(model: Build, rng: np.random.Generator) -> None:
     close(model([node], {"x": x, "scale": scale}, ["y"], opset=23), {"x": x, "scale": scale})
 
 
-@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
-def test_losses(model: Build, rng: np.random.Generator, reduction: str) -> None:
-    """A function of functions, with an optional operand and an optional output left out and given."""
-    x, t = rng.normal(size=(4, 3)).astype(f32), rng.integers(0, 3, 4)
-    w = rng.uniform(0.5, 2, 3).astype(f32)
-    for operands, outputs in ((["x", "t"], ["y"]), (["x", "t", "w"], ["y", "p"])):
-        node = helper.make_node("SoftmaxCrossEntropyLoss", operands, outputs, reduction=reduction)
-        feeds = {name: {"x": x, "t": t, "w": w}[name] for name in operands}
-        close(model([node], feeds, outputs, opset=13), feeds)
-
-
 @pytest.mark.parametrize(
     "attributes",
     [{}, {"is_causal": 1}, {"scale": 0.25, "softcap": 2.0}, {"q_num_heads": 4, "kv_num_heads": 2}],
