@@ -26,6 +26,9 @@ from d1c.ops.graph.cast import cast_array, cast_attrs, twice
 from d1c.ops.opdef import OnnxRule, opdef
 from d1c.target.dtypes import U64, DType, dtype, from_numpy
 
+MISFIT = "check --shape and --dim, and the model with onnx.checker and its shape inference"
+"""What to do about operands that do not fit their node."""
+
 
 @dataclass(frozen=True, eq=False)
 class ValueList:
@@ -140,7 +143,11 @@ class ImportContext:
 
     def refuse(self, message: str, rule: str = "", remedy: str = "") -> UnsupportedOp:
         """The error for a node whose op is known but not in this form; raise it."""
-        return UnsupportedOp(message, where=self.origin, rule=rule, remedy=remedy)
+        return UnsupportedOp(
+            message, where=self.origin,
+            rule=rule or "d1c takes this op, but not in this form",
+            remedy=remedy or "write the node in another form, or end the program before it",
+        )  # fmt: skip
 
     def next_stream(self) -> int:
         """A number of its own for every random node: 0, 1, ... in the order of import."""
@@ -160,7 +167,10 @@ class ImportContext:
         try:
             value = Value(TensorType(array.shape, from_numpy(array.dtype)), unique)
         except ValueError as error:
-            raise UnsupportedOp(f"constant {base!r}: {error}", where=self.origin or base) from error
+            raise UnsupportedOp(
+                f"constant {base!r}: {error}", where=self.origin or base,
+                rule="tensors have element types of the machine", remedy="cast it to one of docs/numerics.md",
+            ) from error  # fmt: skip
         self._constants[unique] = array
         self._wishes[unique] = base
         self._arrays[value] = array
@@ -293,7 +303,10 @@ class ImportContext:
             types = row.infer(tuple(v.type for v in values), attrs)
         except ValueError as error:
             shapes = ", ".join(f"{t.dtype}{list(t.shape)}" for t in (tensor(v) for v in values))
-            raise TypeMismatch(f"{name} does not take ({shapes})", where=self.origin, rule=str(error)) from error
+            node = f"{self.rule.op_type}: " if self.rule is not None else ""
+            raise TypeMismatch(
+                f"{node}{name} does not take ({shapes})", where=self.origin, rule=str(error), remedy=MISFIT
+            ) from error
         if (known := self._without_elements(name, values, attrs, types)) is not None:
             return known[0] if len(known) == 1 else known
         results = tuple(Value(t) for t in types)

@@ -14,7 +14,7 @@ import onnx
 import d1c.frontend
 from d1c.errors import D1Error, ImportFailed, UnsupportedOp
 from d1c.frontend import bounded, bounded_ops, consteval, functions
-from d1c.frontend.context import ImportContext, Item, tensor
+from d1c.frontend.context import MISFIT, ImportContext, Item, tensor
 from d1c.frontend.interface import bind_inputs, results_of
 from d1c.frontend.load import attribute, load_model, outer_names, sort_nodes, tensor_array
 from d1c.frontend.refusals import Rules, described, newest, refuse_unknown
@@ -193,8 +193,8 @@ class Importer:
             raise ImportFailed(
                 f"{described(node, cx.opsets)} is not as ONNX defines it: {type(error).__name__}: {error}",
                 where=cx.origin,
-                remedy="check --shape and --dim, and the model with onnx.checker; "
-                "if all is right, this is a bug of d1c's rule",
+                rule="a node has the operands and attributes that ONNX defines for its op set",
+                remedy=f"{MISFIT}; if all is right, this is a bug of d1c's rule",
             ) from error
         results = (built,) if isinstance(built, Item) else tuple(built)
         for i, name in enumerate(node.output):

@@ -46,7 +46,9 @@ def load_model(model: str | Path | bytes | onnx.ModelProto) -> Loaded:
         try:
             data = path.read_bytes()
         except OSError as error:
-            raise ImportFailed(f"cannot read {path}: {error.strerror or error}", remedy="check the path") from error
+            raise ImportFailed(
+                f"cannot read {path}: {error.strerror or error}", where=str(path), remedy="check the path"
+            ) from error
         proto = _decode(data, str(path))
     elif isinstance(model, onnx.ModelProto):
         proto = model
@@ -58,15 +60,32 @@ def load_model(model: str | Path | bytes | onnx.ModelProto) -> Loaded:
         )
     opsets = {"" if o.domain == "ai.onnx" else o.domain: o.version for o in proto.opset_import}
     opsets.setdefault("", 1)
+    _check_opset(opsets[""])
     strings = [t.name for t in proto.graph.initializer if t.data_type == onnx.TensorProto.STRING]
     strings += [i.name for i in proto.graph.input if _holds_strings(i.type)]
     initializers = {
         t.name: tensor_array(t, folder) for t in proto.graph.initializer if t.data_type != onnx.TensorProto.STRING
     }
     if proto.graph.sparse_initializer:
-        raise ImportFailed("the model has sparse initializers", rule="initializers are dense tensors")
+        raise ImportFailed(
+            "the model has sparse initializers",
+            where=proto.graph.sparse_initializer[0].values.name,
+            rule="initializers are dense tensors",
+            remedy="save the model with dense initializers",
+        )
     nodes = sort_nodes(proto.graph, {*initializers, *strings})
     return Loaded(proto.graph, nodes, initializers, opsets, folder, functions_of(proto), tuple(strings))
+
+
+def _check_opset(version: int) -> None:
+    newest = onnx.defs.onnx_opset_version()
+    if not 1 <= version <= newest:
+        raise UnsupportedOp(
+            f"the model is of opset {version}",
+            where="opset_import",
+            rule=f"d1c knows what ONNX's ops mean in opsets 1 to {newest}",
+            remedy="convert the model with onnx.version_converter, or export it for an older opset",
+        )
 
 
 def _holds_strings(type_: onnx.TypeProto) -> bool:
@@ -84,6 +103,8 @@ def _holds_strings(type_: onnx.TypeProto) -> bool:
 def _decode(data: bytes, what: str) -> onnx.ModelProto:
     not_onnx = ImportFailed(
         f"{what} is not an ONNX file",
+        where=what,
+        rule="a model is one ModelProto",
         amounts={"file_bytes": len(data)},
         remedy="give a .onnx file; TensorFlow, PyTorch and other models are exported to ONNX first",
     )
@@ -94,6 +115,8 @@ def _decode(data: bytes, what: str) -> onnx.ModelProto:
         if data.startswith(_IR_VERSION_TAG):
             raise ImportFailed(
                 f"{what} is truncated or damaged: it starts like an ONNX model but does not decode to its end",
+                where=what,
+                rule="a model is one whole ModelProto",
                 amounts={"file_bytes": len(data)},
                 remedy="fetch or export the file again",
             ) from error
@@ -116,13 +139,17 @@ def tensor_array(tensor: onnx.TensorProto, folder: Path | None) -> np.ndarray:
         raise ImportFailed(
             f"the data of tensor {where!r} does not fill its shape {tuple(tensor.dims)}: {error}",
             where=where,
+            rule="a tensor has as many elements as its shape says",
             remedy="the file is truncated or damaged: fetch or export it again",
         ) from error
 
 
 def _external(tensor: onnx.TensorProto, folder: Path | None, where: str) -> np.ndarray:
     if folder is None:
-        raise ImportFailed(f"tensor {where!r} lies in an external file", where=where, remedy=_NO_FOLDER)
+        raise ImportFailed(
+            f"tensor {where!r} lies in an external file", where=where,
+            rule="external data lies in the model's folder or below it", remedy=_NO_FOLDER,
+        )  # fmt: skip
     fields = {e.key: e.value for e in tensor.external_data}
     root = folder.resolve()
     path = (root / fields.get("location", "")).resolve()
@@ -150,7 +177,8 @@ def _external(tensor: onnx.TensorProto, folder: Path | None, where: str) -> np.n
         raise ImportFailed(
             f"cannot read the external data of tensor {where!r}: {path.name}: {error.strerror}",
             where=where,
-            remedy="the data files must lie beside the model",
+            rule="external data lies in the model's folder or below it",
+            remedy="put the data file beside the model, or save the model with its data inside",
         ) from error
     inline = onnx.TensorProto(data_type=tensor.data_type, dims=tensor.dims, raw_data=raw)
     return np.asarray(numpy_helper.to_array(inline))
@@ -192,7 +220,10 @@ def sort_nodes(graph: onnx.GraphProto, known: set[str]) -> tuple[onnx.NodeProto,
         for name in node.output:
             if name and producer.setdefault(name, i) != i:
                 raise ImportFailed(
-                    f"two nodes produce tensor {name!r}", where=node.name, rule="one producer per tensor"
+                    f"two nodes produce tensor {name!r}: {graph.node[producer[name]].name} and {node.name}",
+                    where=node.name or name,
+                    rule="one producer per tensor",
+                    remedy="the file is damaged or was merged wrongly: export it again",
                 )
     needs: dict[int, list[int]] = {}
 
@@ -233,7 +264,10 @@ def sort_nodes(graph: onnx.GraphProto, known: set[str]) -> tuple[onnx.NodeProto,
                 continue
             if i in open_:
                 name = graph.node[i].name or graph.node[i].op_type
-                raise ImportFailed(f"node {name} depends on itself", where=name, rule="a graph has no cycles")
+                raise ImportFailed(
+                    f"node {name} depends on itself", where=name, rule="a graph has no cycles",
+                    remedy="write feedback as a Loop, or as an output that the next run takes as input",
+                )  # fmt: skip
             open_.add(i)
             stack.append((i, True))
             stack += [(j, False) for j in reversed(needs[i]) if j not in done]

@@ -126,7 +126,12 @@ def refuse_unknown(
     raise UnsupportedOp(
         "; ".join(messages),
         where=", ".join(strings) if not found else found[0][0] if "(no name" not in found[0][0] else found[0][1],
-        rule="every node lowers by a rule, by ONNX's definition as a function, or is constant",
+        rule="every node lowers by a rule, by ONNX's definition as a function, or is constant"
+        if found
+        else "tensors hold numbers",
         amounts={"nodes": len(found), "kinds": kinds} if found else {},
-        remedy="`d1c ops` lists what is supported; docs/adding-an-op.md shows how to add an op in one file",
+        remedy="`d1c ops` lists what is supported: export the model with such ops, or give it functions made of them; "
+        "docs/adding-an-op.md shows how to add an op in one file"
+        if found
+        else "turn text into numbers on the host, and make those the model's inputs",
     )

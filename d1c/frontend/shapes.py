@@ -34,7 +34,11 @@ def element_type(code: int, where: str) -> DType:
     """The element type of ONNX's number `code`. Raises UnsupportedOp naming `where`."""
     if code not in ELEMENT_TYPES:
         names = {v: k for k, v in onnx.TensorProto.DataType.items()}
-        raise UnsupportedOp(f"element type {names.get(code, code)} has no form on the machine", where=where)
+        raise UnsupportedOp(
+            f"element type {names.get(code, code)} has no form on the machine", where=where,
+            rule="tensors have element types of the machine: " + ", ".join(ELEMENT_TYPES.values()),
+            remedy="export the model with another type (complex numbers as a dim of two floats)",
+        )  # fmt: skip
     return dtype(ELEMENT_TYPES[code])
 
 
