@@ -235,7 +235,8 @@ def _padded(cx: ImportContext, value: Value | None, more: int) -> Value | None:
     return cx.concat([value, zeros], 0)
 
 
+# Conditions and trip counts need to be known in some forms only: the rules ask for them with `known`.
 RULES = (
-    OnnxRule("If", if_, static=(0,)), OnnxRule("Loop", loop_, static=(0, 1)),
+    OnnxRule("If", if_), OnnxRule("Loop", loop_),
     OnnxRule("Scan", scan_batches, since=8, static=(0,)), OnnxRule("Scan", scan, since=9),
 )  # fmt: skip

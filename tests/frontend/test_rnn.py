@@ -101,7 +101,7 @@ def test_forms(form: str) -> None:
      ("HardSigmoid", ()), ("Elu", (0.7,)), ("Softsign", ()), ("Softplus", ()), ("Relu", ()), ("Sigmoid", ())],
 )  # fmt: skip
 def test_activations(name: str, numbers: tuple[float, ...]) -> None:
-    given = {f"activation_{k}": [n] for k, n in zip(("alpha", "beta"), numbers, strict=False)}
+    given: dict[str, Any] = {f"activation_{k}": [n] for k, n in zip(("alpha", "beta"), numbers, strict=False)}
     check(net("RNN", activations=[name], **given))
 
 
