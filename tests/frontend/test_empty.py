@@ -45,9 +45,7 @@ CASES: list[tuple[list[onnx.NodeProto], dict[str, tuple[int, ...]], np.ndarray]]
 
 
 @pytest.mark.parametrize("engine", ["numpy", "jit"])
-@pytest.mark.parametrize(
-    ("nodes", "inputs", "want"), CASES, ids=[c[0][0].op_type for c in CASES]
-)
+@pytest.mark.parametrize(("nodes", "inputs", "want"), CASES, ids=[c[0][0].op_type for c in CASES])
 def test_ops_without_elements(model: Build, nodes: Any, inputs: Any, want: np.ndarray, engine: str) -> None:
     program = d1c.compile(model(nodes, inputs, ["y"]), target="test", precision="f32")
     x = {name: np.ones(shape, np.float32) for name, shape in inputs.items()}
@@ -130,3 +128,22 @@ def test_freeze_takes_inputs_of_the_right_type_only() -> None:
     module = d1c.import_onnx(reshaping(), freeze={n: np.array([v]) for n, v in (("first", 2), ("rest", 4), ("one", 1))})
     assert module.attrs["frozen"] == ("first", "one", "rest") and module.attrs["folded"] == 2
     assert [a.name for a in module.function().block.args] == ["x", "scale"]
+
+
+def test_the_value_of_a_pad_decides_no_shape() -> None:
+    """It is an input like any other, while the pads are frozen; an i64 that f64 does not have stays exact."""
+    i = onnx.TensorProto.INT64
+    proto = typed(
+        {"x": (i, (2,)), "pads": (i, (2,)), "v": (i, ())}, [helper.make_node("Pad", ["x", "pads", "v"], ["y"])], "y"
+    )
+    rep = backend.prepare(proto, target="test", engine="numpy")
+    for v in (7, 2**60 + 1):
+        (y,) = rep.run([np.array([3, 4]), np.array([1, 2]), np.array(v)])
+        assert y.tolist() == [v, 3, 4, v, v] and rep.frozen == ("pads",) and len(rep.programs) == 1
+    big = np.array(2**60 + 1)
+    constant = typed({"x": (i, (2,))}, [helper.make_node("Pad", ["x", "p", "v"], ["y"])], "y")
+    constant.graph.initializer.extend(
+        [onnx.numpy_helper.from_array(np.array([1, 0]), "p"), onnx.numpy_helper.from_array(big, "v")]
+    )
+    (y,) = backend.run_model(constant, [np.array([3, 4])], target="test", engine="numpy")
+    assert y.tolist() == [2**60 + 1, 3, 4]
