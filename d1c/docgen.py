@@ -35,6 +35,7 @@ KINDS = {
         "map": "a copy with another index map",
         "lookup": "reads at run-time indices",
         "scatter": "writes at run-time indices",
+        "loop": "code of a body, again and again",
         "view": "moves nothing: consumers read through its index map",
         "constant": "data known at compile time",
         "structural": "groups and terminators",
