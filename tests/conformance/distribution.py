@@ -2,18 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
 
 from d1c import api, backend
+from tests.conformance.cases import Case
 
 DRAWS = 16_384
+SIGMAS = 5.0
 
 
 def check(
+    case: Case,
+    model: onnx.ModelProto,
+    rep: backend.D1Rep,
+    inputs: Sequence[Any],
+    got: Sequence[Any],
+    expected: Sequence[Any],
+) -> str | None:
+    """What is wrong with a case that draws numbers, or nothing; None where the case draws none."""
+    if case.category == "random":
+        return _bernoulli(model, rep, inputs, got, expected)
+    node = model.graph.node[0]
+    given = dict(zip(rep.inputs, inputs, strict=True))
+    if node.op_type != "Dropout" or len(node.input) < 3 or not given.get(node.input[2]):
+        return None
+    ratio = float(given.get(node.input[1], 0.5))
+    return _dropout(model, rep, given, ratio, got, expected) if ratio > 0 else None
+
+
+def _bernoulli(
     model: onnx.ModelProto, rep: backend.D1Rep, inputs: Sequence[Any], got: Sequence[Any], expected: Sequence[Any]
 ) -> str:
     """What is wrong with a case whose output is Bernoulli in the probabilities of its only input, or nothing.
@@ -45,8 +66,40 @@ def check(
         chance = p.reshape(-1)[tenth == i].astype(np.float64)
         chance = 1 - chance if greater else chance
         deviation = first.reshape(-1)[tenth == i].astype(np.float64).sum() - chance.sum()
-        if abs(deviation) > 5 * np.sqrt((chance * (1 - chance)).sum()):
+        if abs(deviation) > SIGMAS * np.sqrt((chance * (1 - chance)).sum()):
             return f"probabilities from {i / 10} on: {deviation / len(chance):+.3f} from the frequency expected"
+    return ""
+
+
+def _dropout(
+    model: onnx.ModelProto,
+    rep: backend.D1Rep,
+    given: Mapping[str, Any],
+    ratio: float,
+    got: Sequence[Any],
+    expected: Sequence[Any],
+) -> str:
+    """Every element is 0 or that of the operand over 1 - ratio, the mask says which, and so many of DRAWS elements are
+    0 as the ratio says."""
+    for name, g, e in zip(rep.outputs, got, expected, strict=True):
+        if g.dtype != e.dtype or g.shape != e.shape:
+            return f"{name}: {g.dtype}{list(g.shape)} instead of {e.dtype}{list(e.shape)}"
+    node = model.graph.node[0]
+    x = given[node.input[0]]
+    kept = got[0] != 0
+    if not np.allclose(got[0][kept], x[kept] / (1 - ratio), rtol=1e-5):
+        return "what is kept is not the operand over 1 - ratio"
+    if len(got) > 1 and not np.array_equal(got[1], kept):
+        return "the mask differs from what is kept"
+    ones = np.ones((DRAWS, *(1,) * (x.ndim - 1)), x.dtype)
+    frozen = {name: value for name, value in given.items() if name in rep.frozen}
+    program = api.compile(
+        _open(model), target=rep.target, precision="f32", shapes={node.input[0]: ones.shape}, freeze=frozen
+    )
+    rest = {name: value for name, value in given.items() if name not in frozen}
+    share = float((program.run({**rest, node.input[0]: ones}, engine="jit")[rep.outputs[0]] == 0).mean())
+    if abs(share - ratio) > SIGMAS * np.sqrt(ratio * (1 - ratio) / DRAWS):
+        return f"{share:.4f} of the elements are dropped, the ratio is {ratio}"
     return ""
 
 

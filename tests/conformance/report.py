@@ -155,8 +155,9 @@ def page(data: dict[str, Any]) -> str:
         f"In {data['frozen']} cases inputs that decide shapes (axes, shapes, pads, repeats ...) became constants at "
         "the first run, as the rows of their ops say (`static` in docs/ops.md).\n"
         f"- Crashes: {total['crash']}; cases over the time limit: {total['timeout']}.",
-        "Random ops draw other numbers than the suite's expected ones: checked are type, shape, the relative "
-        "frequencies over 16,384 draws, and that the same program gives the same bits again. "
+        "Random ops and Dropout in training mode draw other numbers than the suite's expected ones: checked are type, "
+        "shape and the relative frequencies over 16,384 draws; of random ops also that the same program gives the same "
+        "bits again. "
         f"The {data['real']['cases']} "
         f"real networks ({data['real']['passed']} pass) are those of the suite with constants for weights.",
         "Of the peers, the numbers of passed cases on the same suite. The compiler with the highest number that we "

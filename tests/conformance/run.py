@@ -70,11 +70,10 @@ def run_case(case: Case, machine: str = "test", engine: str = "numpy") -> Outcom
         with _limit(TIME_LIMIT * (10 if case.kind == "real" else 1)):
             for inputs, expected in data:
                 got = rep.run(inputs)
-                reason = reason or (
-                    distribution.check(model, rep, inputs, got, expected)
-                    if case.category == "random"
-                    else compare(got, expected, rep.outputs, case.rtol, case.atol)
-                )
+                text = distribution.check(case, model, rep, inputs, got, expected)
+                if text is None:
+                    text = compare(got, expected, rep.outputs, case.rtol, case.atol)
+                reason = reason or text
         status = "wrong" if reason else "folded" if computes_nothing(rep) else "passed"
     except TimeLimit:
         status, reason = "timeout", "longer than the limit"
