@@ -305,10 +305,10 @@ def celu(cx: ImportContext, node: onnx.NodeProto) -> Any:
 
 
 def selu(cx: ImportContext, node: onnx.NodeProto) -> Any:
-    """gamma times Elu."""
-    alpha, gamma = cx.attr(node, "alpha", 1.6732632423543772), cx.attr(node, "gamma", 1.0507009873554805)
-    y = _bent(cx, given(cx, node), alpha)
-    return cx.emit("graph.mul", [y, cx.scalar(gamma, y)])
+    """gamma times Elu; before opset 6 the numbers were shorter."""
+    alpha, gamma = (1.6732, 1.0507) if cx.opset < 6 else (1.6732632423543772, 1.0507009873554805)
+    y = _bent(cx, given(cx, node), cx.attr(node, "alpha", alpha))
+    return cx.emit("graph.mul", [y, cx.scalar(cx.attr(node, "gamma", gamma), y)])
 
 
 def _bent(cx: ImportContext, x: Value, alpha: float, over: float = 1.0) -> Value:

@@ -7,7 +7,7 @@ from onnx import helper
 
 from d1c.frontend.consteval import normal_axis
 from d1c.frontend.context import ImportContext, tensor
-from d1c.frontend.rules_math import elu, given
+from d1c.frontend.rules_math import given
 from d1c.frontend.rules_resize import resize
 from d1c.ir.core import Value
 from d1c.ops.opdef import OnnxRule
@@ -36,15 +36,6 @@ def upsample(cx: ImportContext, node: onnx.NodeProto) -> Value:
     return resize(cx, helper.make_node("Upsample", node.input, node.output, mode=cx.attr(node, "mode"), scales=scales))
 
 
-def selu(cx: ImportContext, node: onnx.NodeProto) -> Value:
-    """gamma times an Elu; before opset 6 the numbers were shorter."""
-    alpha, gamma = (1.6732, 1.0507) if cx.opset < 6 else (1.6732632423543772, 1.0507009873554805)
-    y = elu(cx, helper.make_node("Elu", node.input, node.output, alpha=cx.attr(node, "alpha", alpha)))
-    out: Value = cx.emit("graph.mul", [y, cx.scalar(cx.attr(node, "gamma", gamma), y)])
-    return out
-
-
 RULES = (
-    OnnxRule("Selu", selu), OnnxRule("Cast", cast), OnnxRule("Tile", tile, static=(1, 2)),
-    OnnxRule("Upsample", upsample),
+    OnnxRule("Cast", cast), OnnxRule("Tile", tile, static=(1, 2)), OnnxRule("Upsample", upsample),
 )  # fmt: skip
