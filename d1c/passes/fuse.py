@@ -204,8 +204,10 @@ class Fuser:
                 continue
             around = [u for u in self.readers[op.result] if u not in group.members]
             if group.anchor is not None and any(u in start and u is not group.anchor for u in self.readers[op.result]):
-                if again or op.result in group.anchor.operands:
-                    continue  # the epilogue cannot read what stands in front of the anchor
+                if again:
+                    continue  # the epilogue cannot read what stands in front of the reduction
+            if group.anchor is not None and not again and op.result in group.anchor.operands:
+                continue  # a contraction reads stored values only
             if group.anchor is None:  # later readers are decided: had they needed the value, it would be stored
                 around = [u for u in around if u not in self.home and self.index[u] < root]
             cone = self.cone(op) if around and again else None
