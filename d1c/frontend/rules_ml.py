@@ -78,11 +78,21 @@ _MODES = ("less_equal", "less", "greater_equal", "greater", "equal", "not_equal"
 
 
 def tree_ensemble(cx: ImportContext, node: onnx.NodeProto) -> Value:
-    """All decisions of a tree at once; the leaf reached is the one whose path has no decision that went elsewhere."""
-    x = given(cx, node)
-    rows, targets = tensor(x).shape[0], cx.attr(node, "n_targets")
+    """TreeEnsemble: each leaf votes for one target."""
     weights, where = _data(node, "leaf_weights"), np.array(cx.attr(node, "leaf_targetids"))
     assert weights is not None
+    votes = where[:, None] == np.arange(cx.attr(node, "n_targets"))
+    x = given(cx, node)
+    return cx.cast(ensemble(cx, node, x, votes, np.where(votes, weights[:, None], 0)), tensor(x).dtype)
+
+
+def ensemble(cx: ImportContext, node: onnx.NodeProto, x: Value, votes: np.ndarray, weights: np.ndarray) -> Value:
+    """The aggregated votes of the trees that TreeEnsemble's attributes of `node` describe: [rows, targets].
+
+    votes, weights  [leaves, targets]: for which targets each leaf votes, and how.
+    All decisions of a tree are taken at once; the leaf reached is the one on whose path none went elsewhere.
+    """
+    rows = tensor(x).shape[0]
     kind = cx.attr(node, "aggregate_function", 1)
     total: Value | None = None
     roots = cx.attr(node, "tree_roots")
@@ -98,15 +108,15 @@ def tree_ensemble(cx: ImportContext, node: onnx.NodeProto) -> Value:
         elsewhere = op(cx, "and", op(cx, "xor", decided, cx.const(want)), cx.const(on))
         missed = reduce(cx, "max", flag(cx, elsewhere), [2], True)  # [rows, leaves, 1]
         reached = op(cx, "equal", missed, cx.scalar(0, missed))
-        mine = cx.const(where[leaves][:, None] == np.arange(targets))
         idle = _identity(kind, weights.dtype)
-        chosen = op(cx, "where", op(cx, "and", reached, mine), cx.const(weights[leaves][:, None]), cx.const(idle))
+        mine = op(cx, "and", reached, cx.const(votes[leaves]))
+        chosen = op(cx, "where", mine, cx.const(weights[leaves]), cx.const(idle))
         one = reduce(cx, ("sum", "sum", "min", "max")[kind], chosen, [1])
         total = one if total is None else op(cx, ("add", "add", "min", "max")[kind], total, one)
     assert total is not None
     if kind == 0:
         total = op(cx, "div", total, cx.scalar(len(roots), total))
-    return cx.cast(total, tensor(x).dtype)
+    return total
 
 
 def _identity(kind: int, of: np.dtype) -> np.ndarray:
