@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 
 from d1c.errors import ImportFailed, UnsupportedOp
-from d1c.frontend.functions import Functions, functions_of
+from d1c.frontend.functions import Functions, functions_of, plain_domain
 
 _IR_VERSION_TAG = b"\x08"  # field 1, varint: what every exporter writes first
 _NO_FOLDER = "a model given as bytes or ModelProto has no folder to find external data in; pass the file's path"
@@ -198,8 +198,10 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
 
 
 def outer_names(node: onnx.NodeProto) -> Iterator[str]:
-    """Every tensor that the node reads, those that its subgraphs take from outside included; empty names left out."""
+    """Every tensor that the node reads, also by name (Gradient) or in its subgraphs; empty names left out."""
     yield from (name for name in node.input if name)
+    if node.op_type == "Gradient" and plain_domain(node.domain):
+        yield attribute(node, "y", "")
     for a in node.attribute:
         for graph in [a.g] if a.type == onnx.AttributeProto.GRAPH else a.graphs:
             inner = {i.name for i in graph.input} | {t.name for t in graph.initializer}

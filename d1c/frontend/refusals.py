@@ -82,7 +82,6 @@ _REASONS = {
         ("StringConcat", "StringNormalizer", "StringSplit", "RegexFullMatch", "CategoryMapper", "DictVectorizer"), _TEXT
     ),
     "ImageDecoder": "files are decoded on the host: give the program the pixels",
-    "Gradient": "export the model with its gradients as nodes",
     **dict.fromkeys(("ZipMap", "CastMap"), "maps have no form on the machine: take their operand as the output"),
 }
 """What to do about some ops that no rule will ever take."""
