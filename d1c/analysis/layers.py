@@ -187,7 +187,9 @@ class _Builder:
         self.views: dict[Value, View] = {}
         self.steps: list[Layer | Again] = []
         self.constants: list[Stored] = []
-        self.names: set[str] = set()
+        # Values are told apart by name from here on: those of constants are taken, and inputs keep theirs.
+        constants = {op.attrs.name for op in function.block.ops if opdef(op.name).kind == "constant"}
+        self.names: set[str] = constants - {v.name for v in function.block.args}
         self.copies: dict[tuple[str, Map, tuple[int, ...]], Stored] = {}
 
     def run(self) -> Layers:

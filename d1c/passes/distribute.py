@@ -131,7 +131,8 @@ class _Distributor:
         self.whole, self.layers, self.mesh, self.choose = whole, layers, whole.mesh, whole.choose
         self.ops: list[Op] = []
         self.values: dict[str, Value] = {}
-        self.windows: dict[tuple[str, Need, float | None], Value] = {}
+        self.gathered: dict[str, Value] = {}  # constants that are not resident where they are read
+        self.windows: dict[tuple[str, bool, Need, float | None], Value] = {}
 
     def run(self, name: str, layouts: Sequence[Layout | None] = ()) -> list[Layout | None]:
         """Distribute function `name`. `layouts`: of its arguments, None (and what is missing) as inputs are spread; a
@@ -230,13 +231,13 @@ class _Distributor:
 
     def fetch(self, o: Stored, need: Need, fill: float | None, origin: str) -> Value:
         """The tensor itself where every core owns what it needs; else a window, delivered by an exchange."""
-        source = self.values[o.name]
+        source = self.gathered[o.name] if o.constant else self.values[o.name]
         layout = _tensor(source).layout
         assert layout is not None
         x = exchange_of(layout, o.shape, need, self.mesh)
         if in_place(x, layout, need):
             return source
-        key = (o.name, need, fill if x.padded else None)
+        key = (o.name, o.constant, need, fill if x.padded else None)
         if key not in self.windows:
             w = Value(WindowType(o.shape, o.dtype, need), f"{o.name}.w")
             attrs = ExchangeAttrs(fill if x.padded and fill is not None else 0.0)
@@ -246,7 +247,7 @@ class _Distributor:
 
     def constant(self, o: Stored, need: Need, fill: float | None, origin: str) -> Value:
         """A constant stays resident in its window while the budget lasts; larger ones are gathered for each use."""
-        key = (o.name, need, fill)
+        key = (o.name, o.constant, need, fill)
         if key in self.windows:
             return self.windows[key]
         size = math.prod(need.local_shape(self.mesh)) * o.dtype.bytes
@@ -256,10 +257,10 @@ class _Distributor:
             self.ops.append(Op("dist.const", (), DistConstAttrs(o.name, fill or 0.0), (w,), (), origin))
             self.windows[key] = w
             return w
-        if o.name not in self.values:
+        if o.name not in self.gathered:
             v = Value(TensorType(o.shape, o.dtype, shard(o.shape, need, self.mesh)), o.name)
             self.ops.append(Op("dist.const", (), DistConstAttrs(o.name), (v,), (), origin))
-            self.values[o.name] = v
+            self.gathered[o.name] = v
         return self.fetch(o, need, fill, origin)
 
 
