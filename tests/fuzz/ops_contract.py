@@ -34,6 +34,8 @@ def matmul(b: Build, name: str) -> None:
 @op("Gemm")
 def gemm(b: Build, name: str) -> None:
     x = calm(b, 2)
+    if not SOME(x):
+        raise Reject("onnxruntime forgets beta")
     ta, tb = b.chance(0.4), b.chance(0.4)
     m, k = x.shape[::-1] if ta else x.shape
     n = b.extent()
@@ -148,8 +150,8 @@ def resize(b: Build, name: str) -> None:
         attrs["nearest_mode"] = b.choice(("floor", "ceil", "round_prefer_floor", "round_prefer_ceil"))
     factors = [1.0, 1.0, *(b.choice((0.5, 1.0, 2.0, 3.0, 1.5)) for _ in range(2))]
     sizes = [int(d * f) for d, f in zip(x.shape, factors, strict=True)]
-    if min(sizes) < 1:
-        raise Reject("size")
+    if min(sizes) < 1 or any(d * f != n for d, f, n in zip(x.shape, factors, sizes, strict=True)):
+        raise Reject("whether the coordinates follow from the factors or from the sizes is not said")
     if b.chance(0.5):
         operands = [x, None, b.ints(factors, "f4")]  # type: ignore[arg-type]
     else:
