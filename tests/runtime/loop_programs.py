@@ -12,6 +12,7 @@ from d1c.ir.structured import Entry
 from d1c.target.kernel import Body, Instr, Nest, Operand
 from d1c.target.kernel import Loop as Extent
 from d1c.target.mesh import CoreInt, Layout
+from d1c.target.numerics import VERSION
 from d1c.target.program import (
     Arrive,
     Barrier,
@@ -106,7 +107,7 @@ def halo_loop(rounds: int, data: bool = False, tail: bool = False) -> Program:
     ports = (Port("x", 0, (N,), "f32", QUARTERS), *((Port("c", 3, (4,), "f32", WHOLE),) if data else ()))
     return made(
         buffers, (Role("all", (), threads),), ports, (Port("y", 2, (N,), "f32", QUARTERS),),
-        exchanges=(move,), layers=(layer,), info={"model": "halo", "numerics": 1},
+        exchanges=(move,), layers=(layer,), info={"model": "halo", "numerics": VERSION},
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from d1c.ir.layout import need_of
 from d1c.ir.structured import Entry
 from d1c.target.kernel import Loop, Nest, Operand
 from d1c.target.mesh import CoreInt, Layout, Mesh
+from d1c.target.numerics import VERSION
 from d1c.target.program import (
     Arrive,
     Barrier,
@@ -98,7 +99,7 @@ def halo(rounds: int = 1, fill: bool = True) -> Program:
     return program(
         tuple(buffers), (Role("all", (), (tuple(compute), tuple(send))),),
         (Port("x", 0, (N,), "f32", QUARTERS),), (Port("y", 1 + rounds, (N,), "f32", QUARTERS),),
-        exchanges=(move,), layers=layers, info={"model": "halo", "numerics": 1},
+        exchanges=(move,), layers=layers, info={"model": "halo", "numerics": VERSION},
     )  # fmt: skip
 
 
