@@ -143,9 +143,7 @@ def evaluate(node: Node, operands: Sequence[Versions | None], opset: int, rng: n
             results.append(run_node(node, [None if v is None else v[k] for v in operands], opset))
     scale: list[np.ndarray] | None = None
     if node.op in SUMS and node.noise:
-        magnitudes = [
-            None if v is None else np.abs(v[0]) if v[0].dtype.kind == "f" else v[0] for v in operands
-        ]  # fmt: skip
+        magnitudes = [None if v is None else _magnitude(v[0]) for v in operands]
         try:
             scale = run_node(node, magnitudes, opset)
         except Reject:
@@ -164,10 +162,18 @@ def evaluate(node: Node, operands: Sequence[Versions | None], opset: int, rng: n
             if node.op in ABSOLUTE:
                 size = np.maximum(size, 1)
             versions.append(_disturbed(mine, size, noise, rng, flushed=k == count - 1))
+        if scale is not None and exact.dtype.kind == "f":  # which partial sums overflow depends on the order
+            versions[-1] = np.where(np.isinf(scale[i]), exact.dtype.type(np.nan), versions[-1])
+            versions[1] = np.where(np.isinf(scale[i]), exact.dtype.type(0), versions[1])
         if exact.dtype.kind == "f" and node.noise == 0 and same:
             versions = [exact] * count
         out.append(versions)
     return out
+
+
+def _magnitude(array: np.ndarray) -> np.ndarray:
+    """Absolute values of floats, without infinities: a sum of them is infinite where it overflows."""
+    return np.where(np.isinf(array), array.dtype.type(0), np.abs(array)) if array.dtype.kind == "f" else array
 
 
 def given(array: np.ndarray, versions: int = VERSIONS) -> Versions:
