@@ -55,7 +55,7 @@ def arithmetic_unary(b: Build, name: str) -> None:
     if b.chance(0.5):
         attrs = {
             "HardSigmoid": {"alpha": 0.3, "beta": 0.4}, "LeakyRelu": {"alpha": 0.125},
-            "ThresholdedRelu": {"alpha": 0.5}, "Shrink": {"lambd": 0.7, "bias": 0.2},
+            "ThresholdedRelu": {"alpha": 0.5}, "Shrink": {"lambd": 0.75, "bias": 0.25},
         }.get(name, {})  # fmt: skip
     x = b.operand(F, where=NO_NAN if name != "Sqrt" else SOME)
     _rough(x)
