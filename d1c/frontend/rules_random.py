@@ -91,14 +91,14 @@ def multinomial(cx: ImportContext, node: onnx.NodeProto) -> Value:
 
 
 def dropout(cx: ImportContext, node: onnx.NodeProto) -> tuple[Value, ...]:
-    """At inference nothing is dropped, and the mask, if read, is all true. In training each element stays with
-    probability 1 - ratio and is scaled by its inverse."""
+    """At inference nothing is dropped, and the mask, if read, is all true (below opset 10 of x's type). In training
+    each element stays with probability 1 - ratio and is scaled by its inverse."""
     x = given(cx, node)
     kind, shape = tensor(x).dtype, tensor(x).shape
     training = cx.static(node, 2, "training_mode")
     ratio = cx.input(node, 1)
     if training is None or not bool(training.item()):
-        return (x, cx.const(np.ones(shape, np.bool_))) if cx.wants(node, 1) else (x,)
+        return (x, cx.const(np.ones(shape, np.bool_ if cx.opset >= 10 else kind.numpy))) if cx.wants(node, 1) else (x,)
     part = Expr(cx, cx.reshape(ratio, ())) if ratio is not None else Expr(cx, cx.scalar(0.5, x))
     mask = words(cx, node, shape)[0].call("greater_equal", Expr(cx, cx.cast(part.value, F32)))
     scaled = Expr(cx, x) / Expr(cx, cx.cast((1.0 - part).value, kind))

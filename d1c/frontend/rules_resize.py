@@ -147,6 +147,8 @@ def _positions(cx: ImportContext, a: _Axis, how: _How) -> np.ndarray:
             return i / a.scale
         case "half_pixel":
             return (i + 0.5) / a.scale - 0.5
+        case "tf_half_pixel_for_nn":  # in opset 11 only
+            return (i + 0.5) / a.scale
         case "pytorch_half_pixel":
             return (i + 0.5) / a.scale - 0.5 if a.out > 1 else i * 0
         case "half_pixel_symmetric":
