@@ -82,7 +82,8 @@ def receive(
     """Send every message of `x` from the owned buffers. Traps where an element arrives twice, or some do not arrive."""
     m = x.messages()
     windows = np.full((len(m.classes), x.window_elements), fill_value(fill, dtype), dtype)
-    times = np.zeros(windows.shape, np.int8)
+    arrived = np.zeros(windows.shape, np.bool_)
+    sent = np.zeros(len(windows), np.int64)
     senders, row = np.unique(m.src, return_inverse=True)
     sources = np.stack([held[int(c)] for c in senders]) if len(senders) else np.zeros((0, 0), dtype)
     # messages of one shape differ in their offsets only
@@ -92,12 +93,13 @@ def receive(
         group = np.flatnonzero(kind.reshape(-1) == k)
         for at in np.array_split(group, -(-len(group) * len(take) // _AT_ONCE)):
             target = m.cls[at, None], m.doff[at, None] + put
-            np.add.at(times, target, 1)
+            arrived[target] = True
+            sent += len(take) * np.bincount(m.cls[at], minlength=len(windows))
             windows[target] = sources[row.reshape(-1)[at, None], m.soff[at, None] + take]
-    if times.max(initial=0) > 1:
-        core = m.classes[int(times.max(axis=1).argmax())]
-        raise Trap(f"exchange at {origin}: core {core} receives an element twice")
-    if not np.array_equal(times.sum(axis=1, dtype=np.int64), x.real_elements(m.classes)):
+    there = np.count_nonzero(arrived, axis=1)
+    if (twice := np.flatnonzero(sent > there)).size:
+        raise Trap(f"exchange at {origin}: core {m.classes[twice[0]]} receives an element twice")
+    if not np.array_equal(there, x.real_elements(m.classes)):
         raise Trap(f"exchange at {origin}: an element of a window does not arrive")
     return dict(zip(m.classes.tolist(), windows, strict=True))
 
