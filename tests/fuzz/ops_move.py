@@ -280,7 +280,13 @@ def reverse_sequence(b: Build, name: str) -> None:
 
 @op("NonZero")
 def non_zero(b: Build, name: str) -> None:
-    b.node(name, [b.operand(("f4", "i8", "b1", "i4"), lambda r: 1 <= r <= 3, NO_NAN)])
+    # Whether a computed number is exactly 0 is rounding's to say.
+    x = b.operand(("f4", "i8", "b1", "i4"), lambda r: 1 <= r <= 3, lambda t: NO_NAN(t) and _exact(t))
+    b.node(name, [x])
+
+
+def _exact(t: Tensor) -> bool:
+    return all(np.array_equal(v, t.array) for v in t.versions)
 
 
 @op("Compress")
