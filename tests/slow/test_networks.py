@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import ml_dtypes
 import numpy as np
 import onnx
 import onnxruntime
@@ -40,10 +41,9 @@ NETWORKS = {
     "minilm": Bar(0.999),
     "resnet50": Bar(0.999, classifier=True),
     "vit_b16": Bar(0.995, classifier=True),
-    # 0.999 is missed: the input is noise, whose map of text regions is faint everywhere, so that what bf16 rounds away
-    # is a larger share of it than of an image's.
-    "clpr_det": Bar(0.995, nearest=0.2),
-    "basic_pitch": Bar(0.995, cosine=True, nearest=0.1),
+    # 0.999 is missed, by rounding alone: see test_rounding_explains_what_the_detector_loses.
+    "clpr_det": Bar(0.995, nearest=0.25),
+    "basic_pitch": Bar(0.995, cosine=True, nearest=0.15),
     "silero_ifless": Bar(0.999),
     "transnetv2": Bar(0.995, nearest=0.1),
     "gpt2_small": Bar(0.995, cosine=True, nearest=0.1),
@@ -140,3 +140,48 @@ def test_voice_detector_step_by_step(precision: str, rng: np.random.Generator) -
             got_state = found["stateN"]
             assert np.abs(found["output"] - want).max() <= within
             assert np.abs(got_state - want_state).max() <= within * np.abs(want_state).max()
+
+
+def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with weights and activations in bf16, computed in f32: each convolution's result is rounded, behind its
+    activation where it has one. (c = 65537 x; c - (c - x) has the 8 leading bits of x.)"""
+    out = onnx.ModelProto()
+    out.CopyFrom(model)
+    for t in out.graph.initializer:
+        weight = onnx.numpy_helper.to_array(t)
+        if weight.ndim == 4 and weight.shape[1] > 1:  # those of depthwise convolutions stay f32
+            t.CopyFrom(onnx.numpy_helper.from_array(weight.astype(ml_dtypes.bfloat16).astype(np.float32), t.name))
+    active = {n.input[0] for n in out.graph.node if n.op_type in ("Relu", "LeakyRelu")}
+    del out.graph.node[:]
+    for node in model.graph.node:
+        out.graph.node.add().CopyFrom(node)
+        name = node.output[0]
+        if node.op_type in ("Relu", "LeakyRelu", "Add", "Resize") or (node.op_type == "Conv" and name not in active):
+            out.graph.node[-1].output[0] = f"{name}_x"
+            for op, reads, gives in (("Mul", ("x", "k"), "c"), ("Sub", ("c", "x"), "d"), ("Sub", ("c", "d"), "y")):
+                names = ["65537" if r == "k" else f"{name}_{r}" for r in reads]
+                out.graph.node.append(onnx.helper.make_node(op, names, [name if gives == "y" else f"{name}_{gives}"]))
+    out.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(65537), "65537"))
+    return out
+
+
+@pytest.mark.parametrize("picture", ["noise", "waves"])
+def test_rounding_explains_what_the_detector_loses(picture: str) -> None:
+    """clpr_det on noise and on a smooth picture: onnxruntime, rounding to bf16 where d1 does, is as far from f32."""
+    path, inputs = model_of("clpr_det")
+    if picture == "waves":
+        y, x = np.mgrid[:320, :480]
+        waves = np.sin(x / 37) + np.cos(y / 23) + (x // 60 + y // 40) % 2
+        inputs = {"image": np.broadcast_to(waves, (1, 3, 320, 480)).astype(np.float32)}
+    wants = session_of(path).run(None, inputs)
+    off = onnxruntime.SessionOptions()
+    off.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    proto = rounded(onnx.load(path))
+    narrow = onnxruntime.InferenceSession(proto.SerializeToString(), off, providers=["CPUExecutionProvider"])
+    inputs = {k: v.astype(ml_dtypes.bfloat16).astype(np.float32) for k, v in inputs.items()}
+    with d1rt.load(compiled(path, inputs, "bf16").target) as loaded:
+        found = loaded.run(inputs)
+    for node, want, near in zip(narrow.get_outputs(), wants, narrow.run(None, inputs), strict=True):
+        ours, theirs = likeness(found[node.name], want, False), likeness(near, want, False)
+        print(f"clpr_det {picture} {node.name}: correlation {ours:.4f}, of onnxruntime that rounds {theirs:.4f}")
+        assert 1 - ours <= 1.1 * (1 - theirs)
