@@ -131,6 +131,38 @@ def _label(cx: ImportContext, scores: Value, labels: np.ndarray) -> Value:
     return first
 
 
+def svm_regressor(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    """sum_j c_j k(x, s_j) + rho over support vectors s, or k(x, c) + rho without; for one class its sign."""
+    x = cx.cast(_features(cx, node), F32)
+    wide = tensor(x).shape[1]
+    weights, rho = _numbers(node, "coefficients"), _numbers(node, "rho")
+    supports = cx.attr(node, "n_supports", 0)
+    assert weights is not None and rho is not None
+    vectors = np.array(cx.attr(node, "support_vectors"), np.float32) if supports else weights
+    y = _kernel(cx, node, x, vectors.reshape(-1, wide))
+    if supports:
+        y = product(cx, y, cx.const(weights.reshape(supports, 1)))
+    y = op(cx, "add", y, cx.const(rho[:1]))
+    if not cx.attr(node, "one_class", 0):
+        return _transformed(cx, node, y)
+    return op(cx, "where", op(cx, "less", cx.scalar(0, y), y), cx.scalar(1, y), cx.scalar(-1, y))
+
+
+def _kernel(cx: ImportContext, node: onnx.NodeProto, x: Value, vectors: np.ndarray) -> Value:
+    """k(x_i, v_j): [rows, vectors]."""
+    kind = cx.attr(node, "kernel_type", "LINEAR")
+    gamma, shift, degree = cx.attr(node, "kernel_params") or (0.0, 0.0, 0.0)
+    if kind == "RBF":
+        apart = op(cx, "sub", cx.reshape(x, (tensor(x).shape[0], 1, vectors.shape[1])), cx.const(vectors))
+        total = reduce(cx, "sum", op(cx, "mul", apart, apart), [2])
+        return op(cx, "exp", op(cx, "mul", total, cx.scalar(-gamma, total)))
+    y = product(cx, x, cx.const(vectors.T))
+    if kind == "LINEAR":
+        return y
+    y = op(cx, "add", op(cx, "mul", y, cx.scalar(gamma, y)), cx.scalar(shift, y))
+    return op(cx, "tanh", y) if kind == "SIGMOID" else op(cx, "pow", y, cx.scalar(degree, y))
+
+
 _MODES = {"BRANCH_LEQ": 0, "BRANCH_LT": 1, "BRANCH_GTE": 2, "BRANCH_GT": 3, "BRANCH_EQ": 4, "BRANCH_NEQ": 5}
 _KINDS = {"AVERAGE": 0, "SUM": 1, "MIN": 2, "MAX": 3}
 
@@ -233,6 +265,7 @@ RULES = (
     OnnxRule("OneHotEncoder", one_hot_encoder, domain=ML, check=_check("cats_strings")),
     OnnxRule("LinearRegressor", linear_regressor, domain=ML, check=_check()),
     OnnxRule("LinearClassifier", linear_classifier, domain=ML, check=_check("classlabels_strings")),
+    OnnxRule("SVMRegressor", svm_regressor, domain=ML, check=_check()),
     OnnxRule("TreeEnsembleRegressor", tree_regressor, domain=ML, check=_check()),
     OnnxRule("TreeEnsembleClassifier", tree_classifier, domain=ML, check=_check("classlabels_strings")),
 )  # fmt: skip

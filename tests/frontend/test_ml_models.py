@@ -80,6 +80,17 @@ def test_linear(transform: str, rng: np.random.Generator) -> None:
     check("LinearClassifier", X, outputs=2, intercepts=[0.5, 0, -1.0], **labels, **fields)
 
 
+@pytest.mark.parametrize("kernel", ["LINEAR", "RBF", "POLY", "SIGMOID"])
+def test_svm_regressor(kernel: str, rng: np.random.Generator) -> None:
+    """Five support vectors, for one class too; a linear one without."""
+    for more in ({}, {"one_class": 1}):
+        check(
+            "SVMRegressor", X, kernel_type=kernel, kernel_params=[0.4, 0.3, 3.0], n_supports=5, rho=[0.1], **more,
+            support_vectors=rng.normal(size=20).tolist(), coefficients=rng.normal(size=5).tolist(),
+        )  # fmt: skip
+    check("SVMRegressor", X, kernel_params=[0.0] * 3, coefficients=rng.normal(size=4).tolist(), rho=[0.1])
+
+
 def test_refused_forms() -> None:
     with pytest.raises(UnsupportedOp, match="post_transform PROBIT"):
         check("LinearRegressor", X, coefficients=[1.0] * 4, post_transform="PROBIT")
