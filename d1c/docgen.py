@@ -218,13 +218,16 @@ def ops_page() -> str:
     parts = [
         "# Ops", NOTE,
         "## ONNX ops",
-        f"The {len(ops)} ONNX ops that have a rule. The opset is the first from which a node is taken. All of them "
-        "run on the emulated cores; a node whose operands are all constant is evaluated at import, whatever the op. "
+        f"The {len(ops)} ONNX ops that have a rule. The opset is the first from which a node is taken. *runs*: on the "
+        "emulated cores, or not at all, as import resolves it; a node whose operands are all constant is evaluated at "
+        "import, whatever the op. *element types* of the first operand, in ONNX's newest definition: floats are f16, "
+        "bf16 and f32, integers i8 to i64 and u8 to u64. "
         "*static*: operands that must be known at compile time because they decide shapes (where they are inputs of "
         "the model, `--freeze` gives them). *suite*: of the cases of ONNX's own suite in which the op occurs, how many "
         "pass on the cores, how many more fold at compile time (+), and how many there are (docs/conformance.md).",
-        table(("ONNX op", "from opset", "becomes", "static", "suite"), (
-            (o.full_name, str(o.since), f"`{o.row}`" if o.row else _rule(o), ", ".join(o.static), _cases(o.full_name))
+        table(("ONNX op", "from opset", "runs", "element types", "becomes", "static", "suite"), (
+            (o.full_name, str(o.since), o.where, ", ".join(o.dtypes), f"`{o.row}`" if o.row else _rule(o),
+             ", ".join(o.static), _cases(o.full_name))
             for o in ops
         )),
         "Ops without a rule that ONNX itself defines as functions are lowered as the nodes of their bodies, and so are "

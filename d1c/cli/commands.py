@@ -245,11 +245,17 @@ def targets_command(
 
 @app.command("ops")
 @guarded
-def ops_command(error_format: ErrorFormat = "text", debug: Debug = False) -> None:
-    """List the ONNX ops that can be compiled and the ops of every level."""
+def ops_command(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME]...", help="ONNX ops of which to show everything.")
+    ] = None,
+    error_format: ErrorFormat = "text",
+    debug: Debug = False,
+) -> None:
+    """List the ONNX ops that can be compiled and the ops of every level; or tell all about some."""
     from d1c.cli.lists import print_ops
 
-    print_ops()
+    print_ops(names or [])
 
 
 def main() -> None:

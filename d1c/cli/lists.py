@@ -38,12 +38,16 @@ def _value(value: Any) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
-def print_ops() -> None:
-    """ONNX ops with the first opset that a rule knows and the suite's cases that pass, then the registry by level."""
+def print_ops(names: list[str]) -> None:
+    """Everything about the ONNX ops `names`; without names, ONNX ops with the first opset that a rule knows and the
+    suite's cases that pass, then the registry by level."""
     from d1c.frontend.support import by_function, onnx_ops, suite_cases
     from d1c.ops.opdef import load_all
 
     known, cases = onnx_ops(), suite_cases()
+    if names:
+        _print_each(names)
+        return
     suite = ", and the cases of ONNX's suite that pass" if cases else ""
     print(f"{len(known)} ONNX ops (with the first opset of the rule{suite}):")
     words = []
@@ -51,6 +55,7 @@ def print_ops() -> None:
         passed, _, count = cases.get(op.full_name, (0, 0, 0))
         words.append(f"{op.full_name} {op.since}" + (f" ({passed}/{count})" if count else ""))
     print(_columns(words))
+    print("\nd1c ops NAME ... tells more about an op: element types, where it runs, what must be known.")
     functions = by_function()
     print(f"\n{len(functions)} more by ONNX's definition as functions:")
     print(_columns([f"{domain}.{function}" if domain else function for domain, function in functions]))
@@ -61,6 +66,34 @@ def print_ops() -> None:
     for level, ops in levels.items():
         print(f"\n{len(ops)} ops of level {level}:")
         print(_columns(sorted(ops)))
+
+
+def _print_each(names: list[str]) -> None:
+    from d1c.errors import UsageError
+    from d1c.frontend.support import by_function, element_types, onnx_ops, suite_cases
+
+    rules = {op.full_name: op for op in onnx_ops()}
+    functions = {f"{domain}.{name}" if domain else name: (name, domain) for domain, name in by_function()}
+    if unknown := [n for n in names if n not in rules and n not in functions]:
+        raise UsageError(
+            f"no ONNX op {unknown[0]!r} can be compiled", rule="names as ONNX has them, with the domain if not ai.onnx",
+            remedy="d1c ops lists all; docs/adding-an-op.md shows how to add one",
+        )  # fmt: skip
+    for name in names:
+        passed, folded, count = suite_cases().get(name, (0, 0, 0))
+        suite = f"; suite: {passed} of {count} cases pass on the cores, {folded} fold" if count else ""
+        if name in functions:
+            types = ", ".join(element_types(*functions[name]))
+            print(f"{name}: on the cores, as the nodes of ONNX's own definition; {types}{suite}")
+            continue
+        op = rules[name]
+        place = "on the cores" if op.where == "cores" else "resolved at import"
+        how = f"graph op {op.row}" if op.row else f"rule in d1c.{op.module}"
+        print(f"{name}: from opset {op.since}, {place}; {how}; {', '.join(op.dtypes) or 'any type'}{suite}")
+        if op.static:
+            print(f"    must be known at compile time: {', '.join(op.static)}")
+        if op.doc:
+            print(f"    {op.doc}")
 
 
 def _columns(words: list[str], width: int = 110) -> str:

@@ -235,8 +235,9 @@ def _padded(cx: ImportContext, value: Value | None, more: int) -> Value | None:
     return cx.concat([value, zeros], 0)
 
 
-# Conditions and trip counts need to be known in some forms only: the rules ask for them with `known`.
+# The condition of an If whose branches give other shapes or sequences; trip count and condition of a Loop that carries
+# or collects such. The rules ask for them with `known`.
 RULES = (
-    OnnxRule("If", if_), OnnxRule("Loop", loop_),
+    OnnxRule("If", if_, sometimes=(0,)), OnnxRule("Loop", loop_, sometimes=(0, 1)),
     OnnxRule("Scan", scan_batches, since=8, static=(0,)), OnnxRule("Scan", scan, since=9),
 )  # fmt: skip

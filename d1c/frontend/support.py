@@ -25,6 +25,9 @@ class OnnxOp:
     module   where the rule is, without `d1c.`.
     doc      the first paragraph of the rule's docstring, if it has one.
     static   the operands that must be known at compile time in some opset, by their names in ONNX's newest definition.
+    dtypes   the element types of its first operand (without operands: of its result) in ONNX's newest definition, as
+             names of groups; strings and complex numbers have no form on the machine.
+    where    "cores", or "import" where nothing is left to compute once shapes are known.
     """
 
     name: str
@@ -34,6 +37,8 @@ class OnnxOp:
     module: str
     doc: str
     static: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    where: str = "cores"
 
     @property
     def full_name(self) -> str:
@@ -55,8 +60,36 @@ def onnx_ops() -> tuple[OnnxOp, ...]:
         doc = "" if id(build) in rows else " ".join((inspect.getdoc(build) or "").partition("\n\n")[0].split())
         first = max(since, born.get((domain, name), 1))
         static = _names(name, domain, sorted({i for rule in rules for i in rule.static}))
+        some = _names(name, domain, sorted({i for rule in rules for i in rule.sometimes}))
+        static += tuple(f"{n} (some nodes)" for n in some)
         module = build.__module__.removeprefix("d1c.")
-        out.append(OnnxOp(name, domain, first, rows.get(id(build), ""), module, doc, static))
+        where = "import" if (module, name) in _AT_IMPORT or module == "frontend.rules_sequence" else "cores"
+        row = rows.get(id(build), "")
+        out.append(OnnxOp(name, domain, first, row, module, doc, static, element_types(name, domain), where))
+    return tuple(out)
+
+
+_AT_IMPORT = {("frontend.rules_shape", name) for name in ("Shape", "Size", "Identity")}
+_GROUPS = {
+    "floats": ("float16", "bfloat16", "float"), "f64": ("double",),
+    "integers": ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"), "bool": ("bool",),
+    "4 and 2 bits": ("int4", "uint4", "int2", "uint2"),
+    "f8, f4": ("float8e4m3fn", "float8e4m3fnuz", "float8e5m2", "float8e5m2fnuz", "float8e8m0", "float4e2m1"),
+}  # fmt: skip
+"""ONNX's names of element types. A group of which a definition has some members only is listed member by member."""
+
+
+def element_types(op: str, domain: str) -> tuple[str, ...]:
+    """See OnnxOp.dtypes; empty for ops of other domains than ONNX's."""
+    if not onnx.defs.has(op, domain):
+        return ()
+    schema = onnx.defs.get_schema(op, domain=domain)
+    formal = [*schema.inputs, *schema.outputs]
+    names = {t.removeprefix("tensor(").removesuffix(")") for t in (formal[0].types if formal else ())}
+    out: list[str] = []
+    for group, members in _GROUPS.items():
+        has = [m for m in members if m in names]
+        out += [group] if len(has) == len(members) or (group in ("4 and 2 bits", "f8, f4") and has) else has
     return tuple(out)
 
 

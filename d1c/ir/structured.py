@@ -42,8 +42,8 @@ class Structured:
 
     kind     map: no reduce dims. mac: operands 0 (rows) and 1 (packed) multiplied on the matrix unit, reduce dims end
              in the pair dim (extent 2, or 1 for f32). fma: the same product accumulated on the vector unit, lanes on
-             the last parallel dim. sum, prod, max, min, or: reduce of the term. lookup: operand 0 is an index, operand 1 a
-             table whose first dim is the one reduce dim. scatter: the result starts as operand 0; then, for every
+             the last parallel dim. sum, prod, max, min, or: reduce of the term. lookup: operand 0 is an index, operand
+             1 a table with a dim for the one reduce dim. scatter: the result starts as operand 0; then, for every
              iteration of the one reduce dim, the term of the result's row that operand 1 names and operand 2 is stored
              there (no term: operand 2 itself). Rows are dim 0.
     maps     one Map per operand. fills: the value of an operand outside its tensor, None where it never leaves it.

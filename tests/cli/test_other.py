@@ -261,3 +261,18 @@ def test_ctrl_c_leaves_no_partial_file(tmp_path: Path, model: Path, after: float
     assert list(out.iterdir()) == []
     if after > 1:
         assert child.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
+
+
+def test_ops_tells_all_about_an_op(cli: Cli) -> None:
+    done = cli("ops", "TopK", "Attention", "SequenceAt")
+    assert done.exit_code == 0
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("TopK: from opset 1, on the cores; ") and "integers" in lines[0]
+    assert "must be known at compile time: K" in done.stdout
+    assert "Attention: on the cores, as the nodes of ONNX's own definition; floats" in done.stdout
+    assert "SequenceAt: from opset 11, resolved at import" in done.stdout
+
+
+def test_ops_knows_the_ops_that_it_tells_about(cli: Cli) -> None:
+    done = cli("ops", "Foo")
+    assert done.exit_code == 2 and "no ONNX op 'Foo' can be compiled" in done.stderr

@@ -10,10 +10,6 @@ from d1c.errors import D1Error
 from d1c.frontend.importer import collect_rules
 from d1c.frontend.load import load_model, outer_names
 
-STRUCTURE = {"If": (0,), "Loop": (0, 1)}
-"""Operands that only some nodes of these ops need at compile time: the condition of an If whose branches give other
-shapes or sequences, trip count and condition of a Loop that stacks or collects results."""
-
 
 def unjustified(model: onnx.ModelProto, frozen: Sequence[str]) -> tuple[str, ...]:
     """Of the frozen inputs those that reach no static operand of any node, by nodes that read nothing but frozen
@@ -35,7 +31,7 @@ def unjustified(model: onnx.ModelProto, frozen: Sequence[str]) -> tuple[str, ...
         if not fitting:  # a node that d1c expands into its function's body: the body's nodes decide
             needed.update(*(made.get(name, frozenset()) for name in node.input))
         else:
-            places = (*fitting[-1].static, *STRUCTURE.get(node.op_type, ()))
+            places = (*fitting[-1].static, *fitting[-1].sometimes)
             static = (node.input[i] for i in places if i < len(node.input))
             needed.update(*(made.get(name, frozenset()) for name in static))
         reads = list(outer_names(node))

@@ -14,8 +14,8 @@ from d1c.interp import eval_op, evaluate
 from d1c.ir.core import NO_ATTRS, Block, Function, Module, Op, Value
 from d1c.ir.types import TensorType
 from d1c.ops.graph.activation import HardSigmoidAttrs, LeakyReluAttrs
-from d1c.ops.graph.contract import ConvAttrs, MatmulAttrs, pack_conv
 from d1c.ops.graph.cast import CastAttrs
+from d1c.ops.graph.contract import ConvAttrs, MatmulAttrs, pack_conv
 from d1c.ops.graph.reduce import PoolAttrs, ReduceAttrs
 from d1c.ops.graph.structural import ConstAttrs, FusedAttrs, fused_type
 from d1c.ops.graph.views import ShapeAttrs, SliceAttrs, TransposeAttrs
