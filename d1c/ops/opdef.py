@@ -29,8 +29,8 @@ class OnnxRule:
 
     static   the operands (by number) that must be known at compile time, because they decide shapes; all others are
              computed on the cores. Where such an operand is an input of the model, it is frozen at the first run.
-    sometimes  operands that must be known for some nodes only, e.g. the condition of an If whose branches give tensors of
-             different shapes.
+    sometimes  operands that must be known for some nodes only, as the condition of an If whose branches give tensors
+             of different shapes.
     check    (node, opset) -> why a node is refused, as far as its attributes say; None: it is not. Such refusals are
              found before anything is lowered, all at once.
     """
