@@ -31,6 +31,7 @@ _NOT_FOLDED = frozenset(
     "SequenceLength SequenceMap SplitToSequence ConcatFromSequence ImageDecoder StringConcat "
     "StringNormalizer StringSplit RegexFullMatch TfIdfVectorizer LabelEncoder".split()
 )
+_CHECK = "check --shape and --dim, and the model with onnx.checker and its shape inference"
 
 
 def foldable(node: onnx.NodeProto) -> bool:
@@ -66,6 +67,7 @@ def evaluate(node: onnx.NodeProto, inputs: Arrays, opsets: dict[str, int]) -> tu
             f"{node.op_type} on constants fails: {type(error).__name__}: {error}",
             where=node.name,
             rule="ONNX's definition of the op",
+            remedy=_CHECK,
         ) from error
     arrays = result if isinstance(result, tuple) else (result,)
     return tuple(np.asarray(a) for a in arrays)
@@ -98,14 +100,23 @@ def constant_value(node: onnx.NodeProto) -> np.ndarray:
             case "value_float" | "value_floats":
                 return np.array(onnx.helper.get_attribute_value(a), np.float32)
             case _:
-                raise ImportFailed(f"a Constant with attribute {a.name} is no dense number tensor", where=node.name)
-    raise ImportFailed("a Constant without a value", where=node.name)
+                raise ImportFailed(
+                    f"a Constant with attribute {a.name} is no dense number tensor", where=node.name,
+                    rule="tensors are dense and hold numbers", remedy="save the model with dense constants",
+                )  # fmt: skip
+    raise ImportFailed(
+        "a Constant without a value", where=node.name, rule="a Constant has one attribute: its value",
+        remedy="the file is damaged: export it again",
+    )  # fmt: skip
 
 
 def normal_axis(axis: int, rank: int, where: str) -> int:
     """The axis counted from 0. Raises ImportFailed if it is none of `rank` axes."""
     if not -rank <= axis < max(rank, 1):
-        raise ImportFailed(f"axis {axis} of a tensor of rank {rank}", where=where, rule=f"-{rank} <= axis < {rank}")
+        raise ImportFailed(
+            f"axis {axis} of a tensor of rank {rank}", where=where, rule=f"-{rank} <= axis < {rank}",
+            remedy=_CHECK,
+        )  # fmt: skip
     return axis + rank if axis < 0 else axis
 
 
@@ -141,7 +152,7 @@ def slice_plan(
     for a, lo, hi, s in zip(axes, starts, ends, steps, strict=True):
         d = normal_axis(int(a), rank, where)
         if s == 0:
-            raise ImportFailed("Slice with step 0", where=where, rule="steps are not 0")
+            raise ImportFailed("Slice with step 0", where=where, rule="steps are not 0", remedy=_CHECK)
         lo, hi, s = slice(int(lo), int(hi), int(s)).indices(shape[d])
         # Python reads an end below -extent as "before the first", as ONNX does for negative steps; a start not.
         lo = 0 if lo < 0 < shape[d] else lo
@@ -158,7 +169,10 @@ def squeezed(shape: tuple[int, ...], axes: Sequence[int] | None, where: str) -> 
     gone = {normal_axis(int(a), len(shape), where) for a in axes}
     if any(shape[a] != 1 for a in gone):
         raise ImportFailed(
-            f"Squeeze of axes {sorted(gone)} of shape {list(shape)}", where=where, rule="they have size 1"
+            f"Squeeze of axes {sorted(gone)} of shape {list(shape)}",
+            where=where,
+            rule="they have size 1",
+            remedy=_CHECK,
         )
     return tuple(d for i, d in enumerate(shape) if i not in gone)
 

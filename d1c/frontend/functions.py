@@ -133,5 +133,8 @@ def _substituted(node: onnx.NodeProto, given: Mapping[str, onnx.AttributeProto])
             graph.node.extend(inner)
     if out.op_type == "Constant" and not out.attribute:
         wanted = ", ".join(a.ref_attr_name for a in node.attribute)
-        raise ImportFailed(f"attribute {wanted} is not given", where=node.name, rule="the function's body needs it")
+        raise ImportFailed(
+            f"attribute {wanted} is not given", where=node.name, rule="the function's body needs it",
+            remedy="give the node the attribute, or the function a default for it",
+        )  # fmt: skip
     return out

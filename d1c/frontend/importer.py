@@ -17,7 +17,7 @@ from d1c.frontend import bounded, bounded_ops, consteval, functions
 from d1c.frontend.context import MISFIT, ImportContext, Item, tensor
 from d1c.frontend.interface import bind_inputs, results_of
 from d1c.frontend.load import attribute, load_model, outer_names, sort_nodes, tensor_array
-from d1c.frontend.refusals import Rules, described, newest, refuse_unknown
+from d1c.frontend.refusals import Rules, check_form, described, newest, refuse_unknown
 from d1c.frontend.shapes import frozen_inputs, input_types, type_proto
 from d1c.ir.core import Module, Value
 from d1c.ops.opdef import OnnxRule, load_all
@@ -58,7 +58,9 @@ def import_onnx(
     run.lower(loaded.nodes)
     names = tuple(o.name for o in graph.output)
     if not names:
-        raise ImportFailed("the graph has no outputs", rule="a model computes something")
+        raise ImportFailed(
+            "the graph has no outputs", rule="a model computes something", remedy="list its results as outputs"
+        )
     run.cx.origin = ""
     results, attrs = results_of(run.cx, names)
     attrs |= {"folded": run.folded, "folded_bytes": run.folded_bytes, **interface}
@@ -103,12 +105,13 @@ class Importer:
         for node in nodes:
             cx.origin = f"{cx.prefix}{node.name or f'{node.op_type}_{self.count}'}"
             self.count += 1
+            check_form(node, cx.opsets, cx.origin)
             if cx.opset < 7 and attribute(node, "broadcast", 0) and attribute(node, "axis") is not None:
                 node = self.aligned(node)
             operands = cx.inputs(node)
             if node.op_type == "If" and (cx.is_const(operands[0]) or _gives_lists(node)):
                 condition = cx.known(_some(operands[0]), "If: the condition of branches that give sequences")
-                self.branch(node, bool(condition.item()))
+                self.branch(node, bool(condition.all()))
             elif (folded := self.fold(node, operands)) is not None:
                 for name, array in zip(node.output, folded, strict=False):
                     if name:
@@ -189,7 +192,7 @@ class Importer:
             built: Any = bounded_ops.lower(cx, node, rule.build) if reads else rule.build(cx, node)
         except D1Error:
             raise
-        except (ValueError, TypeError, IndexError, AttributeError, KeyError, AssertionError) as error:
+        except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError) as error:
             raise ImportFailed(
                 f"{described(node, cx.opsets)} is not as ONNX defines it: {type(error).__name__}: {error}",
                 where=cx.origin,
@@ -216,6 +219,7 @@ class Importer:
                 f"no rule for {described(node, cx.opsets)}",
                 where=cx.origin,
                 rule="every node lowers by a rule or by ONNX's definition of the op as a function",
+                remedy=MISFIT,
             )
         if len(operands) > len(body.inputs):
             raise cx.refuse(f"{described(node, cx.opsets)} has {len(operands)} operands, takes {len(body.inputs)}")
@@ -262,7 +266,7 @@ class Importer:
 
 def _some(value: Any) -> Any:
     if value is None:
-        raise ImportFailed("a required input is left out")
+        raise ImportFailed("a required input is left out", rule="operands that ONNX requires are given", remedy=MISFIT)
     return value
 
 

@@ -130,7 +130,10 @@ def tensor_array(tensor: onnx.TensorProto, folder: Path | None) -> np.ndarray:
     """The tensor's data, read from its external file where it has one. Raises ImportFailed."""
     where = tensor.name or "(unnamed tensor)"
     if tensor.data_type == onnx.TensorProto.STRING:
-        raise UnsupportedOp("string tensors have no form on the machine", where=where)
+        raise UnsupportedOp(
+            "string tensors have no form on the machine", where=where, rule="tensors hold numbers",
+            remedy="turn text into numbers on the host, and make those the model's inputs",
+        )  # fmt: skip
     try:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             return _external(tensor, folder, where)

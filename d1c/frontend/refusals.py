@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import onnx
 
-from d1c.errors import UnsupportedOp
+from d1c.errors import ImportFailed, UnsupportedOp
 from d1c.frontend import consteval
 from d1c.frontend.functions import Functions, body, has_body, plain_domain
 from d1c.frontend.load import outer_names
@@ -53,7 +53,7 @@ def unknown_nodes(
         if node.op_type in ("Shape", "Size") or (consteval.foldable(node) and constant.issuperset(reads)):
             constant.update(node.output)
             continue
-        if node.op_type == "If" and node.input[0] in constant:
+        if node.op_type == "If" and constant.issuperset(node.input):
             continue
         rule = newest(rules, node, opsets)
         key = (plain_domain(node.domain), node.op_type, node.overload)
@@ -76,6 +76,29 @@ def unknown_nodes(
             yield from unknown_nodes(inner.nodes, passed, rules, inner.opsets, own, f"{where}/", inside | {key})
 
 
+def check_form(node: onnx.NodeProto, opsets: Mapping[str, int], where: str) -> None:
+    """Raise ImportFailed if a node of ONNX's own ops lacks operands or attributes that it must have."""
+    domain = plain_domain(node.domain)
+    try:
+        schema = onnx.defs.get_schema(node.op_type, opsets.get(domain, 1), domain)
+    except onnx.defs.SchemaError:
+        return
+    wrong = ""
+    if len(node.input) < schema.min_input:
+        wrong = f"has {len(node.input)} operands, takes {schema.min_input} or more"
+    elif schema.min_input and schema.inputs[0].option != _OPTIONAL and not node.input[0]:
+        wrong = f"lacks its first operand, {schema.inputs[0].name!r}"
+    names = {a.name for a in node.attribute}
+    if missing := [name for name, a in schema.attributes.items() if a.required and name not in names]:
+        wrong = f"lacks the attribute {missing[0]!r}"
+    if wrong:
+        raise ImportFailed(
+            f"{described(node, opsets)} {wrong}", where=where, remedy="the file is damaged: export it again",
+            rule="a node has the operands and attributes that ONNX defines for its op set",
+        )  # fmt: skip
+
+
+_OPTIONAL = onnx.defs.OpSchema.FormalParameterOption.Optional
 _TEXT = "text has no form on the machine: do this on the host, before or behind the program"
 _REASONS = {
     **dict.fromkeys(

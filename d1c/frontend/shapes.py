@@ -126,6 +126,7 @@ def input_types(
                 f"input {info.name!r} is neither a tensor nor a sequence of tensors",
                 where=info.name,
                 rule="maps, sparse tensors and nested sequences have no form on the machine",
+                remedy="make the tensors in it inputs of their own",
             )
         tensor = kind.tensor_type
         element = element_type(tensor.elem_type, f"input {info.name}")
