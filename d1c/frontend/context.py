@@ -50,6 +50,10 @@ Item = Value | ValueList | Absent
 """What a name of the ONNX graph may stand for. Rules of tensor ops meet values only."""
 
 
+PARTS = 8
+"""Parts of one graph.concat."""
+
+
 class ImportContext:
     """Builds one graph function. Rules get it as `cx`; only d1c.frontend.importer makes one.
 
@@ -385,8 +389,11 @@ class ImportContext:
         return value if tensor(value).shape == shape else self._one(self.emit("graph.expand", [value], shape=shape))
 
     def concat(self, values: Sequence[Value], axis: int) -> Value:
-        """The values one after the other along `axis` (counted from 0); empty ones are left out."""
+        """The values one after the other along `axis` (counted from 0); empty ones are left out. More than PARTS are put
+        together in groups first: every part is a movement, and a core counts those of a layer on semaphores."""
         some = [v for v in values if tensor(v).shape[axis]] or list(values[:1])
+        while len(some) > PARTS:
+            some = [self.concat(some[i : i + PARTS], axis) for i in range(0, len(some), PARTS)]
         return some[0] if len(some) == 1 else self._one(self.emit("graph.concat", some, axis=axis))
 
     def cast(self, value: Value, to: DType | str, saturate: bool = True, round_mode: str = "up") -> Value:
