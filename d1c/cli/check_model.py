@@ -121,14 +121,14 @@ def text(
     code: int,
 ) -> str:
     """The findings as printed."""
-    lines = [f"{model.name}: {found.nodes:,} nodes of {len(found.ops)} ops"]
+    lines = [f"{model.name}: {_count(found.nodes, 'node')} of {_count(len(found.ops), 'op')}"]
     width = max((len(_name(u.domain, u.op)) for u in found.ops), default=2)
     lines.append(f"  {'op':{width}} opset {'nodes':>6} {'cores':>6} {'function':>8} {'constant':>8} {'refused':>7}")
     for u in found.ops:
         cells = (f"{u.places[p] or '':>{max(len(p), 6)}}" for p in PLACES)
         lines.append(f"  {_name(u.domain, u.op):{width}} {u.opset:>5} {u.nodes:>6} {' '.join(cells)}")
     if found.refused or found.strings:
-        lines.append(f"refused: {len(found.refused)} nodes, {len(found.strings)} string tensors")
+        lines.append(f"refused: {_count(len(found.refused), 'node')}, {_count(len(found.strings), 'string tensor')}")
         lines += [f"  {r.node}: {r.op}{f': {r.reason}' if r.reason else ''}" for r in found.refused]
         lines += [f"  {name}: a string tensor, which has no form on the machine" for name in found.strings]
     if found.unbound:
@@ -143,6 +143,10 @@ def text(
     lines.append(_fit_line(fit, chosen, precision, bool(found.unbound)))
     lines.append("can be compiled, as far as can be seen without lowering" if code == 0 else f"exit code {code}")
     return "\n".join(lines)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _name(domain: str, op: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,13 +104,14 @@ def survey(
     except UnsupportedOp as error:
         refused.append(Refused(error.where, "input", error.message))
     weights = [(a.nbytes, a.dtype == np.float32) for a in (*loaded.initializers.values(), *frozen.values())]
-    for tensor in filter(None, map(_weight, loaded.nodes)):
+    inner = [t for node in _every(loaded.nodes) for graph in _graphs(node) for t in graph.initializer]
+    for tensor in (*inner, *filter(None, map(_weight, _every(loaded.nodes)))):
         if tensor.data_type != TensorProto.STRING:
             element = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
             weights.append((math.prod(tensor.dims) * element.itemsize, element == np.float32))
     largest, uninferred = _largest(loaded, frozen, bound) if bound is not None else (None, 0)
     return Survey(
-        len(loaded.nodes),
+        sum(1 for _ in _every(loaded.nodes)),
         _uses(loaded, fixed, rules, refused),
         tuple(refused),
         loaded.strings,
@@ -124,11 +125,25 @@ def survey(
     )
 
 
+def _every(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
+    """The nodes, and those of the graphs that they hold (branches, bodies of loops)."""
+    for node in nodes:
+        yield node
+        for graph in _graphs(node):
+            yield from _every(graph.node)
+
+
+def _graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
+    for a in node.attribute:
+        if a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
+            yield from (a.g, *a.graphs)
+
+
 def _uses(loaded: Loaded, fixed: set[str], rules: Rules, refused: Sequence[Refused]) -> tuple[OpUse, ...]:
     refused_nodes = {r.node.split("/")[0] for r in refused}
     constant = _constants(loaded, fixed)
     counts: dict[tuple[str, str], dict[str, int]] = {}
-    for node in loaded.nodes:
+    for node in _every(loaded.nodes):
         where = node.name or f"(no name, gives {node.output[0]!r})"
         if where in refused_nodes:
             place = "refused"
