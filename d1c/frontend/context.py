@@ -389,8 +389,8 @@ class ImportContext:
         return value if tensor(value).shape == shape else self._one(self.emit("graph.expand", [value], shape=shape))
 
     def concat(self, values: Sequence[Value], axis: int) -> Value:
-        """The values one after the other along `axis` (counted from 0); empty ones are left out. More than PARTS are put
-        together in groups first: every part is a movement, and a core counts those of a layer on semaphores."""
+        """The values one after the other along `axis` (counted from 0); empty ones are left out. More than PARTS are
+        joined in groups first: every part is a movement, and a core counts those of a layer on semaphores."""
         some = [v for v in values if tensor(v).shape[axis]] or list(values[:1])
         while len(some) > PARTS:
             some = [self.concat(some[i : i + PARTS], axis) for i in range(0, len(some), PARTS)]
