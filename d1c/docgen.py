@@ -56,13 +56,13 @@ class OpRow:
 
 
 def op_rows(level: str = "graph") -> tuple[OpRow, ...]:
-    """The rows of a level, in the order of their kinds' first row, then by name."""
+    """The rows of a level, in the order of their kinds' first row by name, then by name."""
     images: dict[str, list[tuple[str, int]]] = {}
     for op in onnx_ops():
         if op.row:
             images.setdefault(op.row, []).append((op.name, op.since))
     rows = [r for r in load_all().values() if r.name.partition(".")[0] == level]
-    order = [*KINDS.get(level, {}), *dict.fromkeys(r.kind for r in rows)]
+    order = [*KINDS.get(level, {}), *dict.fromkeys(r.kind for r in sorted(rows, key=lambda r: r.name))]
     rows.sort(key=lambda r: (order.index(r.kind), r.name))
     return tuple(OpRow(r.name, r.kind, tuple(images.get(r.name, ())), element_types(r), one_line(r.doc)) for r in rows)
 

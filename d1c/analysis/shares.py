@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from d1c.ir.core import Block
-from d1c.ir.layout import Need, linear
+from d1c.ir.core import Block, Op, Value
+from d1c.ir.layout import Need, linear, need_of
 from d1c.ir.structured import Entry, Structured
+from d1c.ir.types import TensorType, WindowType
 from d1c.ops.opdef import opdef
 from d1c.target.dtypes import DType
 from d1c.target.kernel import COMPUTE_TYPE, Body, Loop, Nest, Operand
@@ -229,3 +230,25 @@ def _table(
     offsets = _value(coefs, extents, linear_index) - _value(coefs, extents, first)[:, None]
     rows, which = np.unique(offsets, axis=0, return_inverse=True)
     return rows, which.reshape(-1)[inverse.reshape(-1)]
+
+
+def read_of(value: Value, need: Need) -> Read:
+    """How a compute reads this operand."""
+    t = value.type
+    if isinstance(t, WindowType):
+        return Read(t.shape, t.dtype, t.need)
+    assert isinstance(t, TensorType) and t.layout is not None
+    return Read(t.shape, t.dtype, need, t.layout)
+
+
+def compute_call(op: Op, mesh: Mesh) -> Shares:
+    """The kernel calls of a dist.compute."""
+    a = op.attrs
+    extents = tuple(d.extent for d in a.nest.dims)
+    regions = dict(zip(a.regions, op.regions, strict=True))
+    reads = []
+    for v, m in zip(op.operands, a.nest.maps, strict=True):
+        assert isinstance(v.type, TensorType | WindowType)
+        reads.append(read_of(v, need_of(extents, m, v.type.shape, a.plan)))
+    term, epilogue = (regions.get(n, Block()) for n in ("term", "epilogue"))
+    return call_of(a.nest, a.plan, op.result.type.dtype, reads, term, epilogue, mesh)

@@ -19,12 +19,12 @@ from typing import Any, Literal
 import numpy as np
 
 from d1c.analysis import epochs as memory
+from d1c.analysis.delivery import fill_windows
 from d1c.analysis.epochs import Step
 from d1c.analysis.exchange import exchange_of
-from d1c.analysis.shares import Shares
+from d1c.analysis.shares import Shares, compute_call
 from d1c.emit.tile_program import Movement, TileProgram
 from d1c.errors import DoesNotFit, UsageError
-from d1c.interp_dist import compute_call, fill_windows
 from d1c.ir.core import Block, Module, Op, Value
 from d1c.ir.layout import Component, Need
 from d1c.ir.structured import Dim, Entry, Structured

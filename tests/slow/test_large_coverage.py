@@ -14,7 +14,7 @@ import pytest
 
 import d1c
 from d1c.analysis.exchange import exchange_of
-from d1c.interp_dist import compute_call
+from d1c.analysis.shares import compute_call
 from d1c.ir.layout import Component, Need
 from d1c.ir.text import parse
 from d1c.target.machine import machine
