@@ -451,6 +451,8 @@ def _allowed(nest: Structured, number: int, fill: float | None, made: Map, direc
             if [view.entries[i] for i in at] != [alone] or _stored_extent(view, at[0]) != view.shape[k]:
                 return False
     if nest.kind == "mac" and number == 0:
+        if not made:  # a stored scalar has no dim for the channels
+            return False
         channel, pair = len(nest.dims) - 2, len(nest.dims) - 1
         width = nest.dims[pair].extent
         last = dict(made[-1].terms)

@@ -58,6 +58,8 @@ def arithmetic_unary(b: Build, name: str) -> None:
             "ThresholdedRelu": {"alpha": 0.5}, "Shrink": {"lambd": 0.75, "bias": 0.25},
         }.get(name, {})  # fmt: skip
     x = b.operand(F, where=NO_NAN if name != "Sqrt" else SOME)
+    if name == "HardSwish" and x.kind == "f8":
+        raise Reject("onnxruntime's factor of 1/6 is f32's")
     _rough(x)
     b.node(name, [x], attrs, noise=3 * ULP)
 
@@ -263,6 +265,8 @@ def reduction(b: Build, name: str) -> None:
     x = b.operand(("f4", "f4", "f4", "f8", *whole), where=tests)
     if (x.kind[0] == "i" or name == "ReduceProd") and not tame(1e6)(x):
         raise Reject("may overflow: onnxruntime saturates integers, and products depend on their order")
+    if x.kind[0] == "i" and name == "ReduceProd" and not all(_product(v) < 2**31 for v in x.versions):
+        raise Reject("an overflow: onnxruntime saturates integers")
     attrs: dict[str, Any] = {"keepdims": int(b.chance(0.5))}
     axes = axes_of(b, x.rank)
     operand_since = 13 if name == "ReduceSum" else 18
@@ -277,6 +281,11 @@ def reduction(b: Build, name: str) -> None:
         attrs["axes"] = axes
     noise = {"ReduceMax": 0, "ReduceMin": 0, "ReduceProd": 40, "ReduceLogSum": 40, "ReduceLogSumExp": 40}.get(name, SUM)
     b.node(name, operands, attrs, noise=noise)
+
+
+def _product(x: np.ndarray) -> float:
+    """Of the magnitudes above 1: no partial product is larger."""
+    return float(np.maximum(np.abs(x.astype(np.float64)), 1).prod())
 
 
 @op("ArgMax", "ArgMin")
