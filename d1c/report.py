@@ -53,6 +53,7 @@ def summarize(program: Program, times: Times, passes: Sequence[Mapping[str, Any]
                 "cycles": t["cycles"],
                 "rounds": t["rounds"],
                 "at_most": t["at_most"],
+                "open": t["open"],
                 "bound_cycles": t["lower_bound_cycles"],
                 "binds": t["binds"],
                 "noc_bytes": t["noc_bytes"],
@@ -82,6 +83,7 @@ def summarize(program: Program, times: Times, passes: Sequence[Mapping[str, Any]
         "flops": total["flops"],
         "cycles": total["cycles"],
         "at_most": total["at_most"],
+        "open": total["open"],
         "time_us": machine.seconds(total["cycles"]) * 1e6,
         "inferences_per_second": total["inferences_per_second"],
         "percent_of_peak": 100 * total["peak_share"],
@@ -178,6 +180,8 @@ def table(summary: Mapping[str, Any], all_layers: bool = False) -> Any:
 def _rounds(layer: Mapping[str, Any]) -> str:
     """Behind a layer's name: how often it runs, if it is in a loop."""
     rounds = layer.get("rounds", 1)
+    if layer.get("open"):
+        return " (each round)" if rounds == 1 else f" ({rounds:,} x each round)"
     return f" (at most {rounds:,} x)" if layer.get("at_most") else f" ({rounds:,} x)" if rounds != 1 else ""
 
 
@@ -198,7 +202,8 @@ def totals(summary: Mapping[str, Any]) -> list[str]:
         f"SRAM peak {s['sram_peak_bytes']:,} of {s['sram_bytes']:,} B",
         f"time {'at most ' * bool(s.get('at_most'))}{s['time_us']:,.1f} us ({s['cycles']:,} cycles), "
         f"{s['inferences_per_second']:,.0f} inferences/s, "
-        f"{s['percent_of_peak']:.2f} % of peak, {s['percent_of_bound']:.1f} % of the bound",
+        f"{s['percent_of_peak']:.2f} % of peak, {s['percent_of_bound']:.1f} % of the bound"
+        + "; loops that only their condition ends count with one round" * bool(s.get("open")),
         f"cold weight load apart: {_us(s['weight_load_us'])} for {s['weight_bytes']:,} B; "
         f"inputs start in {s['inputs_start']}, outputs end in {s['outputs_end']}",
         f"host ops: {', '.join(s['host_ops']) or 'none'}; "

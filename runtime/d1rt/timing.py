@@ -38,14 +38,19 @@ class Times:
     total: dict[str, Any]
 
 
+OPEN_TRIPS = 2**31
+"""Of so many trips a loop with a condition has no limit."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Place:
     """Where a command stands: `loops` around it, by number per level; `rounds`: how often they make it run, at most if
-    data decides it (`limit`)."""
+    data decides it (`limit`). A loop that nothing but its condition ends (`open`) counts with one round."""
 
     loops: tuple[int, ...] = ()
     rounds: int = 1
     limit: bool = False
+    open: bool = False
 
 
 @dataclass(slots=True)
@@ -148,8 +153,9 @@ def _placed(commands: Iterable[Command], place: _Place = _Place()) -> Iterator[t
         if not isinstance(c, Loop):
             yield c, place
         elif c.trips:
-            rounds, limit = place.rounds * c.trips, place.limit or c.condition >= 0
-            yield from _placed(c.body, _Place((*place.loops, passed), rounds, limit))
+            open_, decided = c.condition >= 0 and c.trips >= OPEN_TRIPS, c.condition >= 0
+            rounds, limit = place.rounds * (1 if open_ else c.trips), place.limit or (decided and not open_)
+            yield from _placed(c.body, _Place((*place.loops, passed), rounds, limit, place.open or open_))
             passed += 1
 
 
@@ -362,6 +368,7 @@ def _record(program: Program, number: int, layer: _Layer, machine: Machine) -> d
         "cycles": math.ceil(cycles),
         "rounds": rounds,
         "at_most": any(s.place.limit for s in layer.stages.values()),
+        "open": any(s.place.open for s in layer.stages.values()),
         "lower_bound_cycles": math.ceil(max(ideal, rounds * machine.launch_cycles)) if layer.stages else 0,
         "binds": _binds(terms),
         "terms": {k: round(v, 1) for k, v in terms.items()},
@@ -398,6 +405,7 @@ def _barrier_record(layer: int, place: _Place, latency: int, cores: int) -> dict
         "cycles": cycles,
         "rounds": place.rounds,
         "at_most": place.limit,
+        "open": place.open,
         "lower_bound_cycles": 0,
         "binds": "distance",
         "terms": {"distance": float(cycles)},
@@ -428,6 +436,7 @@ def _total(
     return {
         "cycles": cycles,
         "at_most": any(r["at_most"] for r in records),
+        "open": any(r["open"] for r in records),
         "microseconds": round(seconds * 1e6, 3),
         "batch": batch,
         "inferences_per_second": batch / seconds if seconds else 0.0,

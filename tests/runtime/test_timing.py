@@ -307,6 +307,16 @@ def test_a_loop_counts_all_of_its_rounds():
     assert layer_times(program(Loop(body, 0))).total["cycles"] == 0
 
 
+def test_a_loop_that_only_its_condition_ends_counts_one_round():
+    once = layer_times(program(call(0, 4, 64)))
+    for trips, rounds in ((2**31, 1), (2**62 - 1, 1), (2**31 - 1, 2**31 - 1)):
+        t = layer_times(program(Loop((call(0, 4, 64),), trips, 0)))
+        (r,) = t.layers
+        assert r["rounds"] == rounds and r["cycles"] == rounds * once.layers[0]["cycles"]
+        assert r["open"] == t.total["open"] == (rounds == 1) and r["at_most"] == (rounds > 1)
+    assert only(layer_times(program(Loop((call(0, 4, 64),), 2**40))))["rounds"] == 2**40  # counted, however long
+
+
 def test_padding_is_filled_at_the_store_port():
     # A 3-tap window over 64 f32 in blocks of 4: 6 elements, 1 of them padding on the first and last core: 4 B of a 64
     # B port.
