@@ -227,7 +227,8 @@ def test_ctrl_c_leaves_no_partial_file(tmp_path: Path, model: Path, after: float
     out = tmp_path / "out"
     out.mkdir()
     script = (
-        "import d1c.api, time\n"
+        "import d1c.api, signal, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "real = d1c.api.compile\n"
         "def slow(*args, **kwargs):\n"
         "    program = real(*args, **kwargs)\n"

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 import d1rt
-from d1c import interp_dist
-from d1c.analysis import plans
+from d1c.analysis import delivery, plans
 from d1c.analysis.exchange import exchange_of
 from d1c.errors import DoesNotFit, Trap
 from d1c.interp import evaluate_all
@@ -248,14 +247,14 @@ def test_a_missing_share_traps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A core that should hold an operand, and does not, is named."""
     module, inputs = graph_of("residual", "f32")
     dist = distribute.run(module, machine("test"), seed=0)
-    whole = interp_dist.receive
+    whole = delivery.receive
 
     def one_less(*args: object) -> dict[int, np.ndarray]:
         windows = whole(*args)
         del windows[max(windows)]
         return windows
 
-    monkeypatch.setattr(interp_dist, "receive", one_less)
+    monkeypatch.setattr(delivery, "receive", one_less)
     with pytest.raises(Trap, match="holds nothing"):
         evaluate_dist(dist, inputs)
 
@@ -264,8 +263,8 @@ def test_a_window_that_is_too_short_traps(monkeypatch: pytest.MonkeyPatch) -> No
     """Reading past the end of a core's buffer is found, though the next core's bytes would lie there."""
     module, inputs = graph_of("residual", "f32")
     dist = distribute.run(module, machine("test"), seed=0)
-    whole = interp_dist.receive
-    monkeypatch.setattr(interp_dist, "receive", lambda *args: {c: w[:-1] for c, w in whole(*args).items()})
+    whole = delivery.receive
+    monkeypatch.setattr(delivery, "receive", lambda *args: {c: w[:-1] for c, w in whole(*args).items()})
     with pytest.raises(Trap, match="read outside its buffer"):
         evaluate_dist(dist, inputs)
 
