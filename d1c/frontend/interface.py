@@ -52,6 +52,7 @@ def results_of(cx: ImportContext, outputs: Sequence[str]) -> tuple[list[Value], 
     lists: list[tuple[str, int]] = []
 
     def result(name: str, value: Value) -> None:
+        value = _with_elements(cx, value)
         t = tensor(value)
         if t.size:
             names.append(name)
@@ -78,3 +79,14 @@ def results_of(cx: ImportContext, outputs: Sequence[str]) -> tuple[list[Value], 
     if lists:
         attrs["lists"] = tuple(lists)
     return results, attrs
+
+
+def _with_elements(cx: ImportContext, value: Value) -> Value:
+    """A tensor without elements of which run time decides another extent: one of more, cut to none."""
+    t, counts = tensor(value), cx.counts(value)
+    if t.size or not counts:
+        return value
+    shape = tuple(max(n, 1) for n in t.shape)
+    none = cx.const(np.zeros(1, np.int64))
+    made = cx.const(np.zeros(shape, t.dtype.numpy))
+    return bounded.limit(cx, made, {**{d: none for d, n in enumerate(t.shape) if n == 0}, **counts})
