@@ -161,7 +161,7 @@ def evaluate(node: Node, operands: Sequence[Versions | None], opset: int, rng: n
             size = np.abs(mine) if scale is None else np.maximum(scale[i], np.abs(mine))
             if node.op in ABSOLUTE:
                 size = np.maximum(size, 1)
-            versions.append(_disturbed(mine, size, noise, rng, flushed=k == count - 1))
+            versions.append(_disturbed(mine, size, noise, rng, flushed=k == count - 1, near=k == 1))
         if scale is not None and exact.dtype.kind == "f":  # which partial sums overflow depends on the order
             versions[-1] = np.where(np.isinf(scale[i]), exact.dtype.type(np.nan), versions[-1])
             versions[1] = np.where(np.isinf(scale[i]), exact.dtype.type(0), versions[1])
@@ -185,8 +185,9 @@ def given(array: np.ndarray, versions: int = VERSIONS) -> Versions:
 
 
 def _disturbed(
-    array: np.ndarray, size: np.ndarray, noise: float, rng: np.random.Generator, *, flushed: bool
+    array: np.ndarray, size: np.ndarray, noise: float, rng: np.random.Generator, *, flushed: bool, near: bool
 ) -> np.ndarray:
+    """`near`: what the error may make 0 is 0, so that nobody divides by it."""
     if array.dtype.kind != "f":
         return array
     with np.errstate(all="ignore"):
@@ -195,6 +196,8 @@ def _disturbed(
             wide = array.astype(np.float64)
             step = eps * np.where(np.isfinite(size), size, 0).astype(np.float64)
             moved = wide + rng.choice((-1.0, 1.0), array.shape) * step
+            if near:
+                moved = np.where(np.abs(wide) <= step, 0.0, moved)
             array = np.where(np.isfinite(wide), moved, wide).astype(array.dtype)
         if flushed and array.dtype == np.float32:
             tiny = np.abs(array) < np.float32(1.1754944e-38)
