@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import d1c.api as api
-from d1c.cli.shell import check_folder, dims_of, freeze_of, shapes_of, write_json
+from d1c.cli.shell import check_outputs, dims_of, freeze_of, shapes_of, write_json
 from d1c.errors import EXIT_OK, D1Error, DoesNotFit, ShapeUnbound, UnsupportedOp, UsageError
 from d1c.frontend.survey import PLACES, Survey, survey
 from d1c.ir.core import Module
@@ -25,7 +25,7 @@ def check_model(
 ) -> int:
     """Print what there is to say about the model, write it as JSON where asked to, and give the exit code: that of the
     first thing that `d1c compile` would refuse. Raises ImportFailed, UsageError."""
-    check_folder(json)
+    check_outputs(json, inputs=(model,))
     if precision not in api.PRECISIONS:
         raise UsageError(f"no precision {precision!r}", rule=f"precisions are {', '.join(api.PRECISIONS)}")
     chosen = machine(target)

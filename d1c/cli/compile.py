@@ -9,7 +9,7 @@ from typing import Any
 
 import d1c.api as api
 from d1c.cli.run import check_engine, execute, show_outputs
-from d1c.cli.shell import check_folder, dims_of, freeze_of, progress, read_npz, shapes_of, write_json, write_npz
+from d1c.cli.shell import check_outputs, dims_of, freeze_of, progress, read_npz, shapes_of, write_json, write_npz
 from d1c.errors import UsageError
 from d1c.ir.core import LEVELS, Module
 
@@ -108,7 +108,7 @@ def _check(o: Options) -> None:
             f"--stop-after {o.stop_after} leaves no program to write or run", remedy="leave --stop-after out"
         )
     check_engine(o.engine)
-    check_folder(o.output, o.json, o.outputs)
+    check_outputs(o.output, o.json, o.outputs, inputs=(o.model, o.inputs))
 
 
 def print_summary(summary: dict[str, Any], all_layers: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d1c.cli.shell import check_folder, progress, read_npz, timed, write_json, write_npz
+from d1c.cli.shell import check_outputs, progress, read_npz, timed, write_json, write_npz
 from d1c.errors import UsageError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def run_program(
     if inputs is None:
         raise UsageError("d1c run needs --inputs IN.npz", remedy="one array per input of the model, by name")
     check_engine(engine)
-    check_folder(outputs, json)
+    check_outputs(outputs, json, inputs=(path, inputs, check))
     if check is not None and not check.is_file():
         raise UsageError(
             f"--check: there is no file {check}", remedy="give the model that the program was compiled from"

@@ -152,13 +152,22 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         ) from None
 
 
-def check_folder(*paths: Path | None) -> None:
-    """Refuse outputs whose folder does not exist, or that are folders, before any work is done."""
-    for path in paths:
-        if path is not None and not path.parent.is_dir():
+def check_outputs(*outputs: Path | None, inputs: Sequence[Path | None] = ()) -> None:
+    """Refuse, before any work is done, outputs that cannot be files, and those that would replace an input or another
+    output."""
+    taken = {path.resolve(): "this command reads it" for path in inputs if path is not None}
+    for path in outputs:
+        if path is None:
+            continue
+        if not path.parent.is_dir():
             raise UsageError(f"cannot write {path}: there is no folder {path.parent}", remedy="make the folder first")
-        if path is not None and path.is_dir():
+        if path.is_dir():
             raise UsageError(f"cannot write {path}: it is a folder", remedy="name a file")
+        if path.exists() and not path.is_file():
+            raise UsageError(f"cannot write {path}: it is a device or a pipe", remedy="name a file")
+        if path.resolve() in taken:
+            raise UsageError(f"cannot write {path}: {taken[path.resolve()]}", remedy="name another file")
+        taken[path.resolve()] = "another output goes there"
 
 
 # ---- flags ---------------------------------------------------------------------------------------------------------

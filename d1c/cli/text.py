@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from d1c.cli.shell import check_folder, read_npz
+from d1c.cli.shell import check_outputs, read_npz
 from d1c.errors import UsageError
 from d1c.ir.text import parse
 
@@ -35,7 +35,7 @@ def assemble_file(path: Path, output: Path, weights: Path | None) -> None:
     """Write the program that the text says: a tile module and the kern module of its kernels.
 
     weights  an .npz or a .d1x with the constants that the text names by digest only."""
-    check_folder(output)
+    check_outputs(output, inputs=(path, weights))
     from d1c.emit.assemble import assemble
     from d1c.target import program_io
 

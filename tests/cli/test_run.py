@@ -93,6 +93,21 @@ def test_inputs_in_an_npy(cli: Cli, program: Path, tmp_path: Path) -> None:
     refused(cli("run", program, "--inputs", tmp_path / "x.npz"), 12, "x.npz", "one array without a name", "savez")
 
 
+def test_an_output_never_replaces_an_input_another_output_or_a_device(
+    cli: Cli, model: Path, program: Path, inputs: Path, tmp_path: Path
+) -> None:
+    before = [path.read_bytes() for path in (model, program, inputs)]
+    for flags in (["-o", model], ["--json", model.parent / "." / model.name]):
+        refused(cli("compile", model, "--target", "test", *flags), 2, "this command reads it")
+    for path in (program, inputs):
+        refused(cli("run", program, "--inputs", inputs, "--outputs", path), 2, "this command reads it")
+    assert [path.read_bytes() for path in (model, program, inputs)] == before
+    both = tmp_path / "both"
+    refused(cli("compile", model, "--target", "test", "-o", both, "--json", both), 2, "another output")
+    refused(cli("compile", model, "--target", "test", "--json", "/dev/null"), 2, "a device")
+    assert not both.exists()
+
+
 def test_an_output_that_is_a_folder_is_refused_first(cli: Cli, program: Path, inputs: Path, tmp_path: Path) -> None:
     for flag in ("--outputs", "--json"):
         refused(cli("run", program, "--inputs", inputs, flag, tmp_path), 2, "it is a folder")
