@@ -44,10 +44,10 @@ def direct(node: onnx.NodeProto) -> bool:
     return node.op_type in _NUMPY or node.op_type in _REFERENCE
 
 
-_REFERENCE = frozenset(
-    "NonZero Compress Unique NonMaxSuppression "  # their rules give bounded extents
+_OF_ONE_TYPE = frozenset(
     "ReduceSum ReduceMean ReduceProd ReduceMax ReduceMin ReduceL1 ReduceL2 ReduceSumSquare MatMul Gemm Conv".split()
 )
+_REFERENCE = _OF_ONE_TYPE | {"NonZero", "Compress", "NonMaxSuppression"}  # the rules of these give bounded extents
 """Ops of which onnx's reference evaluator is right, and which become graph ops that have no meaning row by row."""
 
 
@@ -86,6 +86,8 @@ def _reference(node: onnx.NodeProto, inputs: Arrays, opsets: dict[str, int]) -> 
     imports = [onnx.helper.make_opsetid(d, v) for d, v in opsets.items() if d in ("", node.domain)]
     model = onnx.helper.make_model(graph, opset_imports=imports, ir_version=10)
     by_name = dict(zip([n for n in node.output if n], ReferenceEvaluator(model).run(None, feeds), strict=True))
+    if node.op_type in _OF_ONE_TYPE:  # numpy sums squares of i32 as i64
+        by_name = {n: a.astype(next(iter(feeds.values())).dtype, copy=False) for n, a in by_name.items()}
     return tuple(by_name.get(n, np.zeros(0, np.float32)) for n in node.output)
 
 
@@ -270,6 +272,18 @@ def _expand(node: onnx.NodeProto, x: Arrays, opset: int) -> np.ndarray:
     return np.array(np.broadcast_to(data, np.broadcast_shapes(data.shape, tuple(int(d) for d in shape))), order="C")
 
 
+def _unique(node: onnx.NodeProto, x: Arrays, opset: int) -> tuple[np.ndarray, ...]:
+    (data,) = _present(x)
+    axis = attribute(node, "axis")
+    if axis is None:
+        data, axis = data.reshape(-1), 0
+    found = np.unique(data, return_index=True, return_inverse=True, return_counts=True, axis=axis)
+    values, first, inverse, counts = (np.asarray(a) for a in found)
+    order = np.arange(len(first)) if attribute(node, "sorted", 1) else np.argsort(first)
+    out = (np.take(values, order, axis), first[order], np.argsort(order)[inverse.reshape(-1)], counts[order])
+    return out[: len(node.output)]
+
+
 def _present(x: Arrays) -> list[np.ndarray]:
     return [a for a in x if a is not None]
 
@@ -284,11 +298,10 @@ _NUMPY: dict[str, Callable[[onnx.NodeProto, Arrays, int], Any]] = {
     "Neg": _plain(np.negative), "Sqrt": _plain(np.sqrt), "Exp": _plain(np.exp), "Equal": _plain(np.equal),
     "Less": _plain(np.less), "Greater": _plain(np.greater), "Not": _plain(np.logical_not),
     "And": _plain(np.logical_and), "Or": _plain(np.logical_or), "Where": _plain(np.where),
-    "Identity": _plain(np.asarray),
     "Floor": _plain(np.floor), "Ceil": _plain(np.ceil), "Cast": _cast, "CastLike": _cast, "Slice": _slice,
     "Concat": _concat, "ConstantOfShape": _constant_of_shape,
     "Reshape": _reshape, "Squeeze": _squeeze, "Unsqueeze": _unsqueeze, "Gather": _gather, "Transpose": _transpose,
-    "Range": _range, "Expand": _expand,
+    "Range": _range, "Expand": _expand, "Unique": _unique,
     "Constant": lambda node, x, opset: constant_value(node),
     "Shape": lambda node, x, opset: shape_value(node, x[0].shape if x[0] is not None else ()),
     "Size": lambda node, x, opset: np.array(_present(x)[0].size, np.int64),

@@ -141,9 +141,6 @@ class Importer:
     def fold(self, node: onnx.NodeProto, operands: Sequence[Any]) -> tuple[np.ndarray, ...] | None:
         """The outputs as arrays if they are constant, else None."""
         cx = self.cx
-        if node.op_type == "Identity" and cx.is_const(operands[0]):
-            self.folded += 1
-            return None
         if node.op_type in _SHAPE_OPS and not cx.counts(operands[0]):
             shape = tensor(_some(operands[0])).shape
             arrays: tuple[np.ndarray, ...] = (
@@ -174,11 +171,12 @@ class Importer:
     def settle(self, node: onnx.NodeProto) -> None:
         """Bind what a lowered node with constant operands gives to constants, as far as it can be evaluated."""
         cx = self.cx
-        values = [cx.bound(name) if name in cx.names() else None for name in node.output]
-        arrays = [cx.evaluated(v) if isinstance(v, Value) else None for v in values]
-        known = {name: a for name, a in zip(node.output, arrays, strict=True) if name and a is not None}
+        values = {name: v for name in node.output if name and isinstance(v := cx.find(name), Value)}
+        made = {name for name, v in values.items() if not cx.is_const(v)}  # Identity's operand stays one constant
+        known = {name: a for name, v in values.items() if (a := cx.evaluated(v)) is not None}
         for name, array in known.items():
-            cx.bind(name, cx.const(array, name))
+            if name in made:
+                cx.bind(name, cx.const(array, name))
         if known:
             self.folded += 1
             self.folded_bytes += sum(a.nbytes for a in known.values())
