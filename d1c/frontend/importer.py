@@ -16,7 +16,7 @@ from d1c.errors import D1Error, ImportFailed, UnsupportedOp
 from d1c.frontend import bounded, bounded_ops, consteval, functions
 from d1c.frontend.context import MISFIT, ImportContext, Item, tensor
 from d1c.frontend.interface import bind_inputs, results_of
-from d1c.frontend.load import attribute, load_model, outer_names, sort_nodes, tensor_array
+from d1c.frontend.load import attribute, graphs_of, load_model, outer_names, sort_nodes, tensor_array
 from d1c.frontend.refusals import Rules, check_form, described, newest, refuse_unknown
 from d1c.frontend.shapes import frozen_inputs, input_types, type_proto
 from d1c.ir.core import Module, Value
@@ -159,7 +159,7 @@ class Importer:
 
     def folds(self, node: onnx.NodeProto) -> bool:
         """Whether the node is evaluated as it is once its operands are known: others are lowered, then evaluated."""
-        if not consteval.foldable(node) or _has_graph(node):
+        if not consteval.foldable(node) or graphs_of(node):
             return False
         lowered = newest(self.rules, node, self.cx.opsets) or functions.has_body(node, self.cx.opsets, self.functions)
         return consteval.direct(node) or not lowered
@@ -272,7 +272,3 @@ def _gives_lists(node: onnx.NodeProto) -> bool:
     """Whether a branch of an If gives a sequence or an optional, of which the compiler must know which it is."""
     outputs = (o for a in node.attribute for o in a.g.output)
     return any(o.type.WhichOneof("value") in ("sequence_type", "optional_type") for o in outputs)
-
-
-def _has_graph(node: onnx.NodeProto) -> bool:
-    return any(a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS) for a in node.attribute)

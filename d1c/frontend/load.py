@@ -200,18 +200,22 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
     return default
 
 
+def graphs_of(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """The graphs that the node holds: branches, the body of a loop."""
+    return [g for a in node.attribute for g in ([a.g] if a.type == onnx.AttributeProto.GRAPH else a.graphs)]
+
+
 def outer_names(node: onnx.NodeProto) -> Iterator[str]:
     """Every tensor that the node reads, also by name (Gradient) or in its subgraphs; empty names left out."""
     yield from (name for name in node.input if name)
     if node.op_type == "Gradient" and plain_domain(node.domain):
         yield attribute(node, "y", "")
-    for a in node.attribute:
-        for graph in [a.g] if a.type == onnx.AttributeProto.GRAPH else a.graphs:
-            inner = {i.name for i in graph.input} | {t.name for t in graph.initializer}
-            inner |= {o for n in graph.node for o in n.output}
-            for n in graph.node:
-                yield from (name for name in outer_names(n) if name not in inner)
-            yield from (o.name for o in graph.output if o.name not in inner)
+    for graph in graphs_of(node):
+        inner = {i.name for i in graph.input} | {t.name for t in graph.initializer}
+        inner |= {o for n in graph.node for o in n.output}
+        for n in graph.node:
+            yield from (name for name in outer_names(n) if name not in inner)
+        yield from (o.name for o in graph.output if o.name not in inner)
 
 
 def sort_nodes(graph: onnx.GraphProto, known: set[str]) -> tuple[onnx.NodeProto, ...]:

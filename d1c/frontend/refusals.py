@@ -9,7 +9,7 @@ import onnx
 from d1c.errors import ImportFailed, UnsupportedOp
 from d1c.frontend import consteval
 from d1c.frontend.functions import Functions, body, has_body, plain_domain
-from d1c.frontend.load import outer_names
+from d1c.frontend.load import graphs_of, outer_names
 from d1c.ops.opdef import OnnxRule
 
 Rules = Mapping[tuple[str, str], Sequence[OnnxRule]]
@@ -29,6 +29,16 @@ def described(node: onnx.NodeProto, opsets: Mapping[str, int]) -> str:
     return f"{domain + '.' if domain else ''}{node.op_type} (opset {opsets.get(domain, 1)})"
 
 
+def label(node: onnx.NodeProto) -> str:
+    """The node's name, or what it gives."""
+    return node.name or f"(no name, gives {', '.join(map(repr, node.output[:1])) or 'nothing'})"
+
+
+def is_known(node: onnx.NodeProto, constant: set[str]) -> bool:
+    """Whether the node's results are known at import if those tensors are."""
+    return node.op_type in ("Shape", "Size") or (consteval.foldable(node) and constant.issuperset(outer_names(node)))
+
+
 def unknown_nodes(
     nodes: Sequence[onnx.NodeProto],
     known: set[str],
@@ -45,12 +55,11 @@ def unknown_nodes(
     """
     constant = set(known)
     for node in nodes:
-        where = f"{prefix}{node.name or f'(no name, gives {node.output[0]!r})'}"
+        where = f"{prefix}{label(node)}"
         if reason := _refused(node):
             yield where, described(node, opsets), reason
             continue
-        reads = list(outer_names(node))
-        if node.op_type in ("Shape", "Size") or (consteval.foldable(node) and constant.issuperset(reads)):
+        if is_known(node, constant):
             constant.update(node.output)
             continue
         if node.op_type == "If" and constant.issuperset(node.input):
@@ -61,7 +70,7 @@ def unknown_nodes(
             wrong = rule.check(node, opsets.get(key[0], 1)) if rule.check is not None else None
             if wrong:
                 yield where, described(node, opsets), wrong
-            for graph in (g for a in node.attribute for g in ([a.g] if a.HasField("g") else a.graphs)):
+            for graph in graphs_of(node):
                 names = constant | {t.name for t in graph.initializer}
                 yield from unknown_nodes(
                     graph.node, names - {i.name for i in graph.input}, rules, opsets, own, f"{where}/", inside

@@ -13,11 +13,10 @@ import onnx
 from onnx import AttributeProto, TensorProto
 
 from d1c.errors import ShapeUnbound, UnsupportedOp
-from d1c.frontend import consteval
 from d1c.frontend.functions import has_body, plain_domain
 from d1c.frontend.importer import collect_rules
-from d1c.frontend.load import Loaded, load_model, outer_names
-from d1c.frontend.refusals import Rules, described, newest, unknown_nodes
+from d1c.frontend.load import Loaded, graphs_of, load_model, outer_names
+from d1c.frontend.refusals import Rules, described, is_known, label, newest, unknown_nodes
 from d1c.frontend.shapes import frozen_inputs, input_types
 from d1c.ir.types import TensorType
 
@@ -104,14 +103,15 @@ def survey(
     except UnsupportedOp as error:
         refused.append(Refused(error.where, "input", error.message))
     weights = [(a.nbytes, a.dtype == np.float32) for a in (*loaded.initializers.values(), *frozen.values())]
-    inner = [t for node in _every(loaded.nodes) for graph in _graphs(node) for t in graph.initializer]
-    for tensor in (*inner, *filter(None, map(_weight, _every(loaded.nodes)))):
+    nodes = [node for _, node in _every(loaded.nodes)]
+    inner = [t for node in nodes for graph in graphs_of(node) for t in graph.initializer]
+    for tensor in (*inner, *filter(None, map(_weight, nodes))):
         if tensor.data_type != TensorProto.STRING:
             element = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
             weights.append((math.prod(tensor.dims) * element.itemsize, element == np.float32))
     largest, uninferred = _largest(loaded, frozen, bound) if bound is not None else (None, 0)
     return Survey(
-        sum(1 for _ in _every(loaded.nodes)),
+        len(nodes),
         _uses(loaded, fixed, rules, refused),
         tuple(refused),
         loaded.strings,
@@ -125,35 +125,28 @@ def survey(
     )
 
 
-def _every(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """The nodes, and those of the graphs that they hold (branches, bodies of loops)."""
+def _every(nodes: Iterable[onnx.NodeProto], prefix: str = "") -> Iterator[tuple[str, onnx.NodeProto]]:
+    """The nodes, and those of the graphs that they hold (branches, bodies of loops), each behind where it is."""
     for node in nodes:
-        yield node
-        for graph in _graphs(node):
-            yield from _every(graph.node)
-
-
-def _graphs(node: onnx.NodeProto) -> Iterator[onnx.GraphProto]:
-    for a in node.attribute:
-        if a.type in (AttributeProto.GRAPH, AttributeProto.GRAPHS):
-            yield from (a.g, *a.graphs)
+        where = f"{prefix}{label(node)}"
+        yield where, node
+        for graph in graphs_of(node):
+            yield from _every(graph.node, f"{where}/")
 
 
 def _uses(loaded: Loaded, fixed: set[str], rules: Rules, refused: Sequence[Refused]) -> tuple[OpUse, ...]:
-    refused_nodes = {r.node.split("/")[0] for r in refused}
     constant = _constants(loaded, fixed)
     counts: dict[tuple[str, str], dict[str, int]] = {}
-    for node in _every(loaded.nodes):
-        where = node.name or f"(no name, gives {node.output[0]!r})"
-        if where in refused_nodes:
+    for where, node in _every(loaded.nodes):
+        function = newest(rules, node, loaded.opsets) is None and has_body(node, loaded.opsets, loaded.functions)
+        holds = function or graphs_of(node)  # names have slashes of their own
+        if any(r.node == where or (holds and r.node.startswith(f"{where}/")) for r in refused):
             place = "refused"
-        elif node.op_type in ("Shape", "Size") or (consteval.foldable(node) and constant.issuperset(outer_names(node))):
+        elif is_known(node, constant):
             place = "constant"
-            constant.update(node.output)
-        elif newest(rules, node, loaded.opsets) is not None:
-            place = "cores"
+            constant.update(filter(None, node.output))
         else:
-            place = "function" if has_body(node, loaded.opsets, loaded.functions) else "cores"
+            place = "function" if function else "cores"
         row = counts.setdefault((plain_domain(node.domain), node.op_type), dict.fromkeys(PLACES, 0))
         row[place] += 1
     return tuple(
@@ -166,7 +159,7 @@ def _constants(loaded: Loaded, fixed: set[str]) -> set[str]:
     """The tensors that are known at compile time."""
     constant = set(fixed)
     for node in loaded.nodes:
-        if node.op_type in ("Shape", "Size") or (consteval.foldable(node) and constant.issuperset(outer_names(node))):
+        if is_known(node, constant):
             constant.update(filter(None, node.output))
     return constant
 

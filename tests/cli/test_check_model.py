@@ -55,7 +55,7 @@ def test_dimensions_to_bind(cli: Cli, tmp_path: Path) -> None:
 
 def test_all_refused_nodes_are_named_before_open_dimensions(cli: Cli, tmp_path: Path) -> None:
     nodes = [
-        helper.make_node("Fancy", ["x"], ["a"], "first", domain="acme"),
+        helper.make_node("Fancy", ["x"], ["a"], "/first/Fancy", domain="acme"),
         helper.make_node("Relu", ["a"], ["b"], "second"),
         helper.make_node("Plain", ["b"], ["y"], "third", domain="acme"),
     ]
@@ -65,7 +65,7 @@ def test_all_refused_nodes_are_named_before_open_dimensions(cli: Cli, tmp_path: 
     assert "first" in done.stdout and "third" in done.stdout and "second" not in done.stdout
     assert "--dim n=1" in done.stdout, "everything at once"
     report = json.loads((tmp_path / "r.json").read_text())
-    assert [r["node"] for r in report["refused"]] == ["first", "third"]
+    assert [r["node"] for r in report["refused"]] == ["/first/Fancy", "third"]
     assert {u["op"]: u["refused"] for u in report["ops"]} == {"Fancy": 1, "Plain": 1, "Relu": 0}
 
 
