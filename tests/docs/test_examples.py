@@ -3,7 +3,8 @@
 In a page, `>>>` examples and fenced blocks of `python` run from top to bottom in one namespace. Fenced blocks of `d1`
 that are whole modules are parsed, verified and printed again. Command lines, in fenced blocks of `sh` and in indented
 ones of the README, are read with the command line's own parser; they are not run. Indented lines of other pages that
-start with `d1c` are synopses: their commands and options exist.
+start with `d1c` are synopses: their commands and options exist. What the README says that its first command prints,
+that command prints.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 import typer
+from typer.testing import CliRunner
 
 from d1c.cli import app
 from d1c.ir.attributes import ATTRIBUTES
@@ -145,3 +147,15 @@ def test_command_lines_are_accepted(words: list[str]) -> None:
 
 def test_there_are_command_lines() -> None:
     assert any(Path(p.values[0][0]).name == "d1c" for p in COMMANDS)
+
+
+def test_the_readme_shows_what_its_command_prints() -> None:
+    """All but the lines with the host's times: the program and its bits are the same on every host."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = [line[4:] for line in text.split("\n## ")[0].split("\n") if line.startswith("    ")]
+    words = next(words for _, words in commands(ROOT / "README.md") if words[1] == "compile")[1:]
+    del words[words.index("-o") : words.index("-o") + 2]
+    done = CliRunner().invoke(app, [str(ROOT / w) if w.startswith("examples/") else w for w in words])
+    assert done.exit_code == 0, done.stderr
+    lines = [line for line in shown if not line.startswith(("compiled in", "loaded in", "d1rt "))]
+    assert len(lines) == 5 and set(lines) <= set(done.stdout.splitlines())
