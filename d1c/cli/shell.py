@@ -214,7 +214,7 @@ def freeze_of(flags: Sequence[str]) -> dict[str, Any]:
                 out[name] = np.load(text, allow_pickle=False)
             else:
                 out[name] = json.loads(f"[{text}]" if "," in text and not text.startswith("[") else text)
-        except (OSError, ValueError) as error:
+        except (OSError, EOFError, ValueError) as error:
             raise UsageError(
                 f"--freeze {flag!r} is not NAME=FILE.npy or NAME=NUMBERS: {error}",
                 remedy="for example --freeze axes=0,1 or --freeze k=[3] or --freeze table=table.npy",

@@ -85,6 +85,12 @@ def frozen_inputs(inputs: Sequence[onnx.ValueInfoProto], freeze: Mapping[str, An
                 f"the frozen input {name!r} has elements of type {array.dtype}, the model's input {want}",
                 rule="types are never converted silently",
             )
+        dims = types[name].shape.dim
+        if types[name].HasField("shape") and len(dims) != array.ndim:
+            raise UsageError(
+                f"the frozen input {name!r} has {array.ndim} dimensions, the model's input has {_dims(dims)}",
+                where=name, remedy=f"give it as that, for example --freeze {name}=[[1,2]] for two dimensions",
+            )  # fmt: skip
         out[name] = array
     return out
 
@@ -152,7 +158,7 @@ def input_types(
             if tensor.HasField("shape") and len(shape) != len(tensor.shape.dim):
                 raise UsageError(
                     f"--shape {info.name}={_commas(shape)} has {len(shape)} dimensions, the model's input has "
-                    f"{len(tensor.shape.dim)}: {_commas([_symbol(d) or d.dim_value or '?' for d in tensor.shape.dim])}",
+                    f"{_dims(tensor.shape.dim)}",
                     where=info.name,
                     remedy="give every dimension of the input, the batch too",
                 )
@@ -203,6 +209,11 @@ def _symbol(dim: onnx.TensorShapeProto.Dimension) -> str:
     """The dimension's usable name, '' if none: '?' and the like name nothing."""
     name = dim.dim_param.strip() if dim.HasField("dim_param") else ""
     return "" if name in ("?", "-1", "None") else name
+
+
+def _dims(dims: Sequence[onnx.TensorShapeProto.Dimension]) -> str:
+    """How many there are, and what the file says of each."""
+    return f"{len(dims)}: {_commas([_symbol(d) or d.dim_value or '?' for d in dims])}"
 
 
 def _element(name: str) -> str:

@@ -246,8 +246,9 @@ def test_freeze(cli: Cli, tmp_path: Path) -> None:
     refused = cli("compile", path, "--target", "test")
     assert refused.exit_code == 4 and "--freeze shape=..." in refused.stderr
     np.save(tmp_path / "s.npy", np.array([3, 4]))
+    (tmp_path / "empty.npy").touch()
     for value in ("3,4", "[3,-1]", tmp_path / "s.npy"):
         done = cli("compile", path, "--target", "test", "--freeze", f"shape={value}", "--stop-after", "import")
         assert done.exit_code == 0 and "tensor<3x4xf32>" in done.stdout, done.stderr
-    for value in ("3,x", "none.npy", "3.5,1"):
+    for value in ("3,x", "none.npy", "3.5,1", "[[3,4]]", tmp_path / "empty.npy"):
         assert cli("compile", path, "--target", "test", "--freeze", f"shape={value}").exit_code == 2
