@@ -79,6 +79,7 @@ class ImportContext:
         self._producers: dict[Value, Op] = {}
         self._ops: list[Op] = []
         self._names: dict[Value, str] = {}
+        self._named: set[Value] = set()
         self._constants: dict[str, np.ndarray] = {}
         self._wishes: dict[str, str] = {}
         self._streams = 0
@@ -95,8 +96,10 @@ class ImportContext:
     def bind(self, name: str, value: Any) -> None:
         """Tensor (or sequence) `name` of the ONNX graph is `value` from here on."""
         self._env[name] = value
-        if not self._inside and isinstance(value, Value):
-            self._names.setdefault(value, name)
+        if isinstance(value, Value):
+            self._named.add(value)
+            if not self._inside:
+                self._names.setdefault(value, name)
 
     def bound(self, name: str) -> Any:
         return self._env[name]
@@ -272,12 +275,12 @@ class ImportContext:
     def limit(self, value: Value, dim: int, count: Value) -> Value:
         """The value of which only the first `count` (i64 [1]) along `dim` are real; the others are unspecified.
 
-        It is `value` itself where that is the result of an op and nothing else is known of it, otherwise a view."""
+        It is `value` itself where that is the result of an op that no name stands for yet, otherwise a view."""
         count = self._alike.of(count)
         known = self._counts.get(value, {})
         if known.get(dim) is count:
             return value
-        if dim in known or value in self._names or value in self._arrays or value not in self._producers:
+        if dim in known or value in self._named or value in self._arrays or value not in self._producers:
             value = self._one(self.emit("graph.reshape", [value], shape=tensor(value).shape))
         self._counts[value] = {**known, dim: count}
         return value

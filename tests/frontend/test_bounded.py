@@ -325,3 +325,26 @@ def test_check_compares_what_is_real(tmp_path: Path, model: Build) -> None:
     checked = {x.name: x.accumulated for x in report.layers if x.accumulated is not None}
     assert "r" in checked and all(d.error < 1e-6 for d in checked.values())
     assert not any(x.diverges for x in report.layers)
+
+
+def test_a_branch_keeps_what_it_broadcasts() -> None:
+    """`whole`, as large as a bounded shape is at most, is the operand of Expand and stays whole for the others."""
+    text = """
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[1, 4] x, bool[1] c, bool p) => (float y) {
+            y = If (p) <then_branch = a () => (float s) {
+                whole = Abs(x)
+                some = Compress <axis = 0> (x, c)
+                shape = Shape(some)
+                cut = Expand(whole, shape)
+                first = ReduceSum <keepdims = 0> (cut)
+                second = ReduceSum <keepdims = 0> (whole)
+                s = Sub(second, first)
+            }, else_branch = b () => (float t) { t = ReduceMin <keepdims = 0> (x) }>
+        }"""
+    x = np.array([[1, -2, 3, -4]], np.float32)
+    for chosen, want in ((False, 10), (True, 0)):
+        (y,) = backend.prepare(onnx.parser.parse_model(text), target="test", engine="numpy").run(
+            [x, np.array([chosen]), np.array(True)]
+        )
+        assert y == want
