@@ -40,6 +40,20 @@ def build(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
 
+def present(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The feeds without those whose names begin with "_": they stand for operands that are left out."""
+    return {name: a for name, a in feeds.items() if not name.startswith("_")}
+
+
+def node_model(
+    op: str, feeds: Mapping[str, np.ndarray], opset: int, outputs: int = 1, **attributes: Any
+) -> onnx.ModelProto:
+    """A model of one node that reads the feeds in order (`present` says which are left out) and gives y0, y1, ..."""
+    names = [f"y{i}" for i in range(outputs)]
+    node = helper.make_node(op, ["" if n.startswith("_") else n for n in feeds], names, name="n", **attributes)
+    return build([node], present(feeds), names, opset=opset)
+
+
 @pytest.fixture
 def model() -> Callable[..., onnx.ModelProto]:
     """`build`: (nodes, inputs, outputs, constants, opset) -> ModelProto."""

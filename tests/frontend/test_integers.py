@@ -9,19 +9,14 @@ from onnx import helper
 
 import d1c
 
+from .conftest import build
+
 INTEGERS = [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64]
 
 
 def run(nodes: list[Any], inputs: dict[str, Any], outputs: list[str], opset: int = 28) -> list[np.ndarray]:
     """The outputs of a model of these nodes. The engines must agree; types of no other compute type are left out."""
-    infos = [
-        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in inputs.items()
-    ]
-    graph = helper.make_graph(nodes, "g", infos, [onnx.ValueInfoProto(name=n) for n in outputs])
-    program = d1c.compile(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10),
-        target="test", precision="f32",
-    )  # fmt: skip
+    program = d1c.compile(build(nodes, inputs, outputs, opset=opset), target="test", precision="f32")
     a = program.run(inputs, engine="numpy")
     if next(iter(inputs.values())).dtype not in (np.uint8, np.int16, np.uint16, np.int64):
         b = program.run(inputs, engine="jit")

@@ -6,10 +6,12 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 
 import d1c
 from d1rt.loader import load
+
+from .conftest import build
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -18,14 +20,7 @@ def model(
     nodes: list[Any], inputs: dict[str, Any], constants: dict[str, Any], outputs: list[str], opset: int = 21
 ) -> Any:
     """A model; the types of its outputs are left to inference."""
-    infos = [
-        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape) for n, a in inputs.items()
-    ]
-    data = [numpy_helper.from_array(np.asarray(a), n) for n, a in constants.items()]
-    graph = helper.make_graph(nodes, "g", infos, [onnx.ValueInfoProto(name=n) for n in outputs], data)
-    return onnx.shape_inference.infer_shapes(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
-    )
+    return onnx.shape_inference.infer_shapes(build(nodes, inputs, outputs, constants, opset))
 
 
 def both(m: Any, inputs: dict[str, Any], **options: Any) -> list[np.ndarray]:

@@ -14,7 +14,7 @@ from d1c.errors import D1Error
 from d1c.frontend.importer import import_onnx
 from d1c.interp import evaluate
 
-ort = pytest.importorskip("onnxruntime")
+from .conftest import run_ort
 
 MODES = ("nearest", "linear", "cubic")
 TRANSFORMS = ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "align_corners", "asymmetric")
@@ -50,9 +50,7 @@ def by_reference(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
 
 
 def by_ort(model: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 4
-    return np.asarray(ort.InferenceSession(model.SerializeToString(), options).run(None, {"x": x})[0])
+    return run_ort(model, {"x": x})[0]
 
 
 def image(*shape: int) -> np.ndarray:

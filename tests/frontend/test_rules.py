@@ -13,21 +13,13 @@ from onnx import helper
 from d1c.frontend.importer import import_onnx
 from d1c.interp import evaluate
 
-ort = pytest.importorskip("onnxruntime")
+from .conftest import run_ort
 
 Build = Callable[..., onnx.ModelProto]
 
 
 def rand(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
-
-
-def run_ort(proto: onnx.ModelProto, feeds: dict[str, np.ndarray]) -> list[np.ndarray]:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    return list(session.run(None, feeds))
 
 
 def check(proto: onnx.ModelProto, feeds: dict[str, np.ndarray], tolerance: float = 3e-6) -> Any:

@@ -7,12 +7,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
 from onnx.reference import ReferenceEvaluator
 
 from d1c.errors import D1Error
 from d1c.frontend.importer import import_onnx
 from d1c.interp import evaluate
+
+from .conftest import node_model, present
 
 Feeds = dict[str, np.ndarray]
 
@@ -21,23 +22,11 @@ def signal(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def node_model(op: str, feeds: Feeds, opset: int, **attributes: Any) -> onnx.ModelProto:
-    """A model of one node that reads the feeds in order; "_" stands for an operand that is left out."""
-    node = helper.make_node(op, ["" if n.startswith("_") else n for n in feeds], ["y"], name="n", **attributes)
-    infos = [
-        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
-        for n, a in feeds.items()
-        if not n.startswith("_")
-    ]
-    graph = helper.make_graph([node], "g", infos, [onnx.ValueInfoProto(name="y")])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-
-
 def run(model: onnx.ModelProto, feeds: Feeds, runtime: tuple[str, ...] = ("x",)) -> np.ndarray:
     """The result; feeds that are not read at run time are frozen."""
-    fixed = {n: a for n, a in feeds.items() if n not in runtime and not n.startswith("_")}
+    fixed = {n: a for n, a in present(feeds).items() if n not in runtime}
     given = {n: feeds[n] for n in runtime}
-    return evaluate(import_onnx(model, {n: a.shape for n, a in given.items()}, freeze=fixed), given)["y"]
+    return evaluate(import_onnx(model, {n: a.shape for n, a in given.items()}, freeze=fixed), given)["y0"]
 
 
 def planes(z: np.ndarray) -> np.ndarray:

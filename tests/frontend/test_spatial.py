@@ -15,7 +15,7 @@ from d1c.frontend.importer import import_onnx
 from d1c.interp import evaluate
 from d1c.pipeline import PIPELINE, run_pipeline
 
-ort = pytest.importorskip("onnxruntime")
+from .conftest import node_model, present, run_ort
 
 Feeds = dict[str, np.ndarray]
 
@@ -24,35 +24,15 @@ def rand(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-def node_model(op: str, feeds: Feeds, opset: int, outputs: int = 1, **attributes: Any) -> onnx.ModelProto:
-    """A model of one node that reads the feeds in order; "_" stands for an operand that is left out."""
-    names = [f"y{i}" for i in range(outputs)]
-    node = helper.make_node(op, ["" if n.startswith("_") else n for n in feeds], names, name="n", **attributes)
-    infos = [
-        helper.make_tensor_value_info(n, helper.np_dtype_to_tensor_dtype(a.dtype), a.shape)
-        for n, a in feeds.items()
-        if not n.startswith("_")
-    ]
-    graph = helper.make_graph([node], "g", infos, [onnx.ValueInfoProto(name=n) for n in names])
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-
-
 def run(model: onnx.ModelProto, feeds: Feeds, freeze: tuple[str, ...] = ()) -> list[np.ndarray]:
-    feeds = {n: a for n, a in feeds.items() if not n.startswith("_")}
+    feeds = present(feeds)
     fixed = {n: feeds[n] for n in freeze}
     given = {n: a for n, a in feeds.items() if n not in freeze}
     return list(evaluate(import_onnx(model, {n: a.shape for n, a in given.items()}, freeze=fixed), given).values())
 
 
-def by_ort(model: onnx.ModelProto, feeds: Feeds) -> list[np.ndarray]:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = 1, 4
-    session = ort.InferenceSession(model.SerializeToString(), options)
-    return list(session.run(None, {n: a for n, a in feeds.items() if not n.startswith("_")}))
-
-
 def by_reference(model: onnx.ModelProto, feeds: Feeds) -> list[np.ndarray]:
-    outputs: Any = ReferenceEvaluator(model).run(None, {n: a for n, a in feeds.items() if not n.startswith("_")})
+    outputs: Any = ReferenceEvaluator(model).run(None, present(feeds))
     return list(outputs)
 
 
@@ -92,7 +72,7 @@ def test_conv_transpose(x: tuple[int, ...], w: tuple[int, ...], attributes: dict
     width = w[1] * attributes.get("group", 1)
     feeds = {"x": rand(*x), "w": rand(*w, seed=1), "b": rand(width, seed=2)}
     model = node_model("ConvTranspose", feeds, 17, **attributes)
-    same(run(model, feeds, ("w", "b") if constant else ()), by_ort(model, feeds))
+    same(run(model, feeds, ("w", "b") if constant else ()), run_ort(model, present(feeds)))
 
 
 def test_conv_transpose_is_one_convolution() -> None:
@@ -128,7 +108,7 @@ def test_max_pool_places(
     low = np.iinfo(kind).min if kind is not np.float32 else -3
     feeds = {"x": (np.random.default_rng(3).integers(0, 3, shape) + low).astype(kind)}
     model = node_model(op, feeds, 12, 2, storage_order=column_major, **attributes)
-    same(run(model, feeds), by_ort(model, feeds))
+    same(run(model, feeds), run_ort(model, present(feeds)))
 
 
 def test_max_pool_place_of_minus_infinity() -> None:
@@ -146,7 +126,7 @@ def test_lp_pool(op: str, p: int) -> None:
         {} if op == "GlobalLpPool" else {"kernel_shape": [3, 2], "strides": [2, 1], "pads": [1, 0, 1, 1]}
     )
     model = node_model(op, feeds, 11, p=p, **window)
-    same(run(model, feeds), by_ort(model, feeds))
+    same(run(model, feeds), run_ort(model, present(feeds)))
 
 
 AVERAGES: list[dict[str, Any]] = [
@@ -168,10 +148,10 @@ def test_average_pool(attributes: dict[str, Any]) -> None:
 
 def test_max_unpool() -> None:
     x = rand(2, 3, 6, 8)
-    values, places = by_ort(node_model("MaxPool", {"x": x}, 12, 2, kernel_shape=[2, 2], strides=[2, 2]), {"x": x})
+    values, places = run_ort(node_model("MaxPool", {"x": x}, 12, 2, kernel_shape=[2, 2], strides=[2, 2]), {"x": x})
     feeds = {"x": values, "i": places}
     model = node_model("MaxUnpool", feeds, 11, kernel_shape=[2, 2], strides=[2, 2])
-    same(run(model, feeds), by_ort(model, feeds))
+    same(run(model, feeds), run_ort(model, present(feeds)))
     feeds["s"] = np.array([2, 3, 7, 8])
     model = node_model("MaxUnpool", feeds, 11, kernel_shape=[2, 2], strides=[2, 2])
     same(run(model, feeds, ("s",)), by_reference(model, feeds))
@@ -186,7 +166,7 @@ def test_lrn(size: int) -> None:
     near = [square[:, max(0, c - (size - 1) // 2) : c + size // 2 + 1].sum(1) for c in range(6)]
     same(got, [(feeds["x"] / (1.5 + 0.02 / size * np.stack(near, 1)) ** 0.6).astype(np.float32)])
     if size % 2:  # onnxruntime takes no others
-        same(got, by_ort(model, feeds))
+        same(got, run_ort(model, present(feeds)))
 
 
 def test_max_roi_pool() -> None:
@@ -194,7 +174,7 @@ def test_max_roi_pool() -> None:
     feeds = {"x": rand(2, 3, 8, 10), "r": rois}
     for scale in (1.0, 0.7):
         model = node_model("MaxRoiPool", feeds, 17, pooled_shape=[3, 2], spatial_scale=scale)
-        same(run(model, feeds), by_ort(model, feeds))
+        same(run(model, feeds), run_ort(model, present(feeds)))
 
 
 @pytest.mark.parametrize("align", [0, 1])
@@ -203,7 +183,7 @@ def test_max_roi_pool() -> None:
 def test_grid_sample(mode: str, padding: str, align: int) -> None:
     feeds = {"x": rand(2, 3, 5, 4), "g": (1.3 * rand(2, 6, 7, 2, seed=1)).astype(np.float32)}
     model = node_model("GridSample", feeds, 20, mode=mode, padding_mode=padding, align_corners=align)
-    same(run(model, feeds), by_ort(model, feeds))
+    same(run(model, feeds), run_ort(model, present(feeds)))
 
 
 @pytest.mark.parametrize("align", [0, 1])
@@ -212,14 +192,14 @@ def test_grid_sample(mode: str, padding: str, align: int) -> None:
 def test_grid_sample_of_volumes(mode: str, padding: str, align: int) -> None:
     feeds = {"x": rand(1, 2, 3, 4, 5), "g": (1.3 * rand(1, 2, 3, 4, 3, seed=1)).astype(np.float32)}
     model = node_model("GridSample", feeds, 20, mode=mode, padding_mode=padding, align_corners=align)
-    same(run(model, feeds), by_ort(model, feeds))
+    same(run(model, feeds), run_ort(model, present(feeds)))
 
 
 def test_grid_sample_opset_16_and_one_row() -> None:
     feeds = {"x": rand(1, 2, 1, 6), "g": rand(1, 3, 3, 2, seed=1)}
     for mode in ("bilinear", "bicubic", "nearest"):
         model = node_model("GridSample", feeds, 16, mode=mode, padding_mode="border")
-        same(run(model, feeds), by_ort(model, feeds))
+        same(run(model, feeds), run_ort(model, present(feeds)))
 
 
 DEFORMED: list[tuple[int, int, dict[str, Any]]] = [
@@ -261,7 +241,7 @@ def test_roi_align(opset: int, shift: str | None, ratio: int, mode: str) -> None
         with pytest.raises(D1Error, match="adaptive"):
             run(model, feeds)
         return
-    same(run(model, feeds), by_ort(model, feeds))
+    same(run(model, feeds), run_ort(model, present(feeds)))
 
 
 COLUMNS: list[tuple[tuple[int, ...], tuple[int, ...], dict[str, Any], int]] = [
@@ -294,4 +274,4 @@ def test_positions_are_not_rounded_to_bf16() -> None:
     module = run_pipeline(import_onnx(model), PIPELINE, options={"policy": "bf16"}, stop_after="pack-operands").module
     got = evaluate(module, {"x": x, "g": grid})["y"]
     # bf16 keeps 0.4 of an element at position 199; the weights' own rounding is 1 in 256.
-    np.testing.assert_allclose(got, by_ort(model, {"x": x, "g": grid})[0], rtol=0, atol=0.06)
+    np.testing.assert_allclose(got, run_ort(model, {"x": x, "g": grid})[0], rtol=0, atol=0.06)
