@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import onnx
 
 from d1c import api, backend
 from d1c.errors import D1Error, VerifyError
@@ -185,9 +184,3 @@ def _shown(value: Any) -> str:
     if value is None:
         return "nothing"
     return f"{value.dtype.name}{list(value.shape)}" if isinstance(value, np.ndarray) else f"a {type(value).__name__}"
-
-
-def graph_inputs(model: onnx.ModelProto) -> list[str]:
-    """The inputs that a caller gives."""
-    fixed = {t.name for t in model.graph.initializer}
-    return [i.name for i in model.graph.input if i.name not in fixed]

@@ -11,7 +11,8 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 import d1c.backend
-from tests.fuzz.check import BAD, Verdict, check, make, shrink
+from d1c.errors import UnsupportedOp
+from tests.fuzz.check import BAD, check, make, shrink
 from tests.fuzz.found import FOLDER, load
 from tests.fuzz.ops import OPS
 from tests.fuzz.oracle import evaluate_graph, mismatch
@@ -98,7 +99,17 @@ def _pretended(graph: Graph) -> bool:
     return any(n.op == "Neg" and (values[n.outputs[0]].value > 0).any() for n in graph.nodes)
 
 
-def test_verdicts_tell_refusals_from_bugs() -> None:
-    graph = Graph(21, (Node("Det", ("x",), ("y",)),), {"x": np.eye(2, dtype=np.float32)}, {}, ("y",))
-    assert check(graph).status in ("same", "refused")
-    assert Verdict("refused").status not in BAD
+def test_verdicts_tell_refusals_from_bugs(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = Graph(21, (Node("Neg", ("x",), ("y",)),), {"x": np.ones(2, np.float32)}, {}, ("y",))
+    assert check(graph).status == "same"
+    answers = {"refused": UnsupportedOp("no"), "crash": KeyError("no"), "wrong": None}
+    for status, error in answers.items():
+
+        def run(self: object, inputs: object, error: Exception | None = error) -> list[np.ndarray]:
+            if error is not None:
+                raise error
+            return [np.ones(2, np.float32)]
+
+        monkeypatch.setattr(d1c.backend.D1Rep, "run", run)
+        assert check(graph).status == status
+    assert "refused" not in BAD and {"crash", "wrong"} <= set(BAD)
