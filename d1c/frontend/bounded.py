@@ -8,18 +8,15 @@ masked. The default is refusal, never a wrong value.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import onnx
 
 from d1c.frontend.context import ImportContext, ValueList
 from d1c.frontend.indexing import iota, op, shape_of
 from d1c.frontend.load import outer_names
 from d1c.ir.core import Value
-from d1c.target.dtypes import BOOL, DType
 
 Counts = Mapping[int, Value]
 
@@ -89,20 +86,6 @@ def masked(cx: ImportContext, value: Value, dims: Sequence[int], fill: float | i
         if dim in counts:
             out = op(cx, "where", real(cx, out, dim, counts[dim]), out, cx.scalar(fill, out))
     return limit(cx, out, {d: c for d, c in counts.items() if d not in dims})
-
-
-def lowest(kind: DType) -> float | int | bool:
-    """What every value is at least."""
-    if kind == BOOL:
-        return False
-    return -math.inf if kind.is_float else int(np.iinfo(kind.numpy).min)
-
-
-def highest(kind: DType) -> float | int | bool:
-    """What every value is at most."""
-    if kind == BOOL:
-        return True
-    return math.inf if kind.is_float else int(np.iinfo(kind.numpy).max)
 
 
 def limit(cx: ImportContext, value: Value, counts: Counts) -> Value:

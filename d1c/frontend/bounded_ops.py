@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import onnx
 
-from d1c.frontend.bounded import Counts, highest, limit, lowest, masked, real, refusal
+from d1c.frontend.bounded import Counts, limit, masked, real, refusal
 from d1c.frontend.bounded_shapes import expanded, extents
 from d1c.frontend.consteval import normal_axis, slice_plan
 from d1c.frontend.context import ImportContext, Item, tensor
+from d1c.frontend.empty import highest, lowest
 from d1c.frontend.indexing import (
     from_front,
     from_last,

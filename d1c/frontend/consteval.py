@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 
 from d1c.errors import ImportFailed
+from d1c.frontend.context import MISFIT
 from d1c.frontend.load import attribute, tensor_array
 from d1c.frontend.shapes import element_type
 from d1c.ops.graph.cast import cast_array
@@ -31,7 +32,6 @@ _NOT_FOLDED = frozenset(
     "SequenceLength SequenceMap SplitToSequence ConcatFromSequence ImageDecoder StringConcat "
     "StringNormalizer StringSplit RegexFullMatch TfIdfVectorizer LabelEncoder".split()
 )
-_CHECK = "check --shape and --dim, and the model with onnx.checker and its shape inference"
 
 
 def foldable(node: onnx.NodeProto) -> bool:
@@ -67,7 +67,7 @@ def evaluate(node: onnx.NodeProto, inputs: Arrays, opsets: dict[str, int]) -> tu
             f"{node.op_type} on constants fails: {type(error).__name__}: {error}",
             where=node.name,
             rule="ONNX's definition of the op",
-            remedy=_CHECK,
+            remedy=MISFIT,
         ) from error
     arrays = result if isinstance(result, tuple) else (result,)
     return tuple(np.asarray(a) for a in arrays)
@@ -117,7 +117,7 @@ def normal_axis(axis: int, rank: int, where: str) -> int:
     if not -rank <= axis < max(rank, 1):
         raise ImportFailed(
             f"axis {axis} of a tensor of rank {rank}", where=where, rule=f"-{rank} <= axis < {rank}",
-            remedy=_CHECK,
+            remedy=MISFIT,
         )  # fmt: skip
     return axis + rank if axis < 0 else axis
 
@@ -154,7 +154,7 @@ def slice_plan(
     for a, lo, hi, s in zip(axes, starts, ends, steps, strict=True):
         d = normal_axis(int(a), rank, where)
         if s == 0:
-            raise ImportFailed("Slice with step 0", where=where, rule="steps are not 0", remedy=_CHECK)
+            raise ImportFailed("Slice with step 0", where=where, rule="steps are not 0", remedy=MISFIT)
         lo, hi, s = slice(int(lo), int(hi), int(s)).indices(shape[d])
         # Python reads an end below -extent as "before the first", as ONNX does for negative steps; a start not.
         lo = 0 if lo < 0 < shape[d] else lo
@@ -174,7 +174,7 @@ def squeezed(shape: tuple[int, ...], axes: Sequence[int] | None, where: str) -> 
             f"Squeeze of axes {sorted(gone)} of shape {list(shape)}",
             where=where,
             rule="they have size 1",
-            remedy=_CHECK,
+            remedy=MISFIT,
         )
     return tuple(d for i, d in enumerate(shape) if i not in gone)
 
@@ -183,6 +183,10 @@ def unsqueezed(shape: tuple[int, ...], axes: Sequence[int], where: str) -> tuple
     """The shape with dims of size 1 put in at `axes` (positions in the result)."""
     rank = len(shape) + len(axes)
     new = {normal_axis(int(a), rank, where) for a in axes}
+    if len(new) < len(axes):
+        raise ImportFailed(
+            f"Unsqueeze at {list(axes)}: an axis twice", where=where, rule="axes are different", remedy=MISFIT
+        )
     rest = iter(shape)
     return tuple(1 if i in new else next(rest) for i in range(rank))
 

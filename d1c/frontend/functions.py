@@ -16,16 +16,12 @@ Functions = Mapping[tuple[str, str, str], onnx.FunctionProto]
 
 @dataclass(frozen=True)
 class Body:
-    """A function's body for one node: formal names, nodes with the node's attributes put in, and the op sets of them.
-
-    own   whether the model defines it (else ONNX does).
-    """
+    """A function's body for one node: formal names, nodes with the node's attributes put in, their op sets."""
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     nodes: tuple[onnx.NodeProto, ...]
     opsets: Mapping[str, int]
-    own: bool = False
 
 
 def plain_domain(domain: str) -> str:
@@ -69,7 +65,6 @@ def body(
     """
     domain = plain_domain(node.domain)
     function = functions.get((domain, node.op_type, node.overload))
-    own = function is not None
     defaults: dict[str, onnx.AttributeProto] = {}
     if function is not None:
         defaults = {a.name: a for a in function.attribute_proto}
@@ -99,8 +94,7 @@ def body(
         tuple(function.input),
         tuple(function.output),
         tuple(_substituted(n, given) for n in function.node),
-        {**{k: v for k, v in opsets.items() if own or k not in opsets_inside}, **opsets_inside},
-        own,
+        {**opsets, **opsets_inside},
     )
 
 

@@ -8,7 +8,7 @@ import onnx
 
 from d1c.errors import ImportFailed, UnsupportedOp
 from d1c.frontend import consteval
-from d1c.frontend.functions import Functions, body, has_body, plain_domain
+from d1c.frontend.functions import Functions, body, has_body, plain_domain, schema_of
 from d1c.frontend.load import graphs_of, outer_names
 from d1c.ops.opdef import OnnxRule
 
@@ -87,10 +87,8 @@ def unknown_nodes(
 
 def check_form(node: onnx.NodeProto, opsets: Mapping[str, int], where: str) -> None:
     """Raise ImportFailed if a node of ONNX's own ops lacks operands or attributes that it must have."""
-    domain = plain_domain(node.domain)
-    try:
-        schema = onnx.defs.get_schema(node.op_type, opsets.get(domain, 1), domain)
-    except onnx.defs.SchemaError:
+    schema = schema_of(node, opsets)
+    if schema is None:
         return
     wrong = ""
     if len(node.input) < schema.min_input:
