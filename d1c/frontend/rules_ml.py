@@ -230,7 +230,11 @@ def _weighted(cx: ImportContext, node: onnx.NodeProto, counts: Value) -> Value:
     number = cx.cast(counts, F32)
     if mode == "IDF":
         number = cx.cast(op(cx, "less", cx.scalar(0, counts), counts), F32)
-    return number if mode == "TF" or not weights else op(cx, "mul", number, cx.const(np.array(weights, np.float32)))
+    if mode == "TF" or not weights:
+        return number
+    scale = np.zeros(tensor(counts).shape[1], np.float32)
+    scale[list(cx.attr(node, "ngram_indexes"))] = weights  # they are listed by gram, counts stand by column
+    return op(cx, "mul", number, cx.const(scale))
 
 
 def _text_grams(node: onnx.NodeProto, opset: int) -> str | None:

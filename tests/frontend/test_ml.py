@@ -67,16 +67,21 @@ def test_tree_ensemble(rng: np.random.Generator, aggregate: int) -> None:
 @pytest.mark.parametrize("mode", ["TF", "IDF", "TFIDF"])
 @pytest.mark.parametrize("shape", [(11,), (3, 9), (2, 2)])
 def test_tfidf(rng: np.random.Generator, mode: str, shape: tuple[int, ...]) -> None:
-    """Grams of one, two and three items; gaps in the columns."""
+    """Grams of one, two and three items; gaps in the columns. The counts against the reference; weights are listed in
+    the order of the grams, which the reference takes for that of the columns."""
     x = rng.integers(1, 4, shape)
     grams = {1: [[1], [3]], 2: [[1, 2], [2, 2], [3, 1]], 3: [[1, 1, 1], [2, 1, 3]]}
     starts = np.cumsum([0, *(n * len(g) for n, g in grams.items())])[:-1]
-    check(
-        "TfIdfVectorizer", x, "", mode=mode, min_gram_length=1, max_gram_length=3, max_skip_count=2,
-        ngram_counts=starts.tolist(), ngram_indexes=[0, 3, 1, 8, 5, 6, 2],
-        pool_int64s=[i for g in grams.values() for row in g for i in row],
-        weights=rng.uniform(0.5, 2, 9).astype(f32).tolist(),
-    )  # fmt: skip
+    columns, weights = [0, 3, 1, 8, 5, 6, 2], rng.uniform(0.5, 2, 7).astype(f32)
+    fields: dict[str, Any] = {
+        "min_gram_length": 1, "max_gram_length": 3, "max_skip_count": 2, "ngram_counts": starts.tolist(),
+        "ngram_indexes": columns, "pool_int64s": [i for g in grams.values() for row in g for i in row],
+    }  # fmt: skip
+    counts = check("TfIdfVectorizer", x, "", mode="TF", **fields)
+    factor = np.zeros(9, f32)
+    factor[columns] = weights
+    want = {"TF": counts, "IDF": (counts > 0) * factor, "TFIDF": counts * factor}[mode]
+    check("TfIdfVectorizer", x, "", want, mode=mode, weights=weights.tolist(), **fields)
 
 
 def test_features_and_binarizer(rng: np.random.Generator) -> None:
