@@ -159,11 +159,18 @@ class Engine:
 
     def _stretch(self, number: int) -> None:
         threads, run = self._job.reset(number), self._job.run
-        others = [self._pool.submit(run, i, number) for i in range(1, threads)] if self._pool else []
-        if threads:
-            run(0, number)
-        for o in others:
-            o.result()
+        try:
+            others = [self._pool.submit(run, i, number) for i in range(1, threads)] if self._pool else []
+            if threads:
+                run(0, number)
+            for o in others:
+                o.result()
+        except BaseException:  # Ctrl-C: those that have started must not wait for those that have not
+            self._job.abandon(number)
+            if self._pool is not None:
+                self._pool.shutdown()
+                self._pool = ThreadPoolExecutor(self.threads - 1)
+            raise
 
     def _goes_on(self, c: Loop) -> bool:
         """Whether a loop has another round. Trap where the cores do not say the same."""

@@ -210,6 +210,10 @@ class Job:
         counters[:] = 0
         return int(job[3]) if job[2] else 0
 
+    def abandon(self, part: int = 0) -> None:
+        """Let the threads that run a part find neither work nor anybody to wait for."""
+        self._parts[part][1][:] = 0x3F
+
     def run(self, thread: int, part: int = 0) -> None:
         """One thread's share of a part; returns when all of the part is done. Releases the interpreter lock."""
         self.native.run(self._parts[part][0].ctypes.data, thread)

@@ -96,6 +96,26 @@ def test_short_stretches_run_on_one_thread(alone: int, monkeypatch: pytest.Monke
         np.testing.assert_array_equal(run(halo_loop(4), "jit", shuffle, 3, x=X), halo_reference(X, 4))
 
 
+@pytest.mark.parametrize("at", [1, 2, 7])
+def test_an_interrupt_leaves_no_thread_waiting(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_jit, "ALONE", 0)
+    engine = engine_jit.Engine(nested(3, 2), threads=3)
+    run, calls = engine._job.run, 0
+
+    def interrupted(thread: int, part: int = 0) -> None:
+        nonlocal calls
+        calls += thread == 0
+        if thread == 0 and calls == at:
+            raise KeyboardInterrupt  # after the other threads have started
+        run(thread, part)
+
+    monkeypatch.setattr(engine._job, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        engine.run({"x": X})
+    np.testing.assert_array_equal(engine.run({"x": X}).outputs["y"], nested_reference(X, 3, 2))
+    engine.close()
+
+
 def test_large_programs_are_followed_by_whole_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_jit, "SMALL_EVENTS", 0)
     c = np.array([300, 0, 0, 0], np.float32)
