@@ -8,7 +8,8 @@ from d1c.ir.core import Block, Function, Op, Value
 
 
 def dead_code(function: Function) -> Function:
-    """The function without the ops that have results, none of them read. Ops without results are effects and stay."""
+    """The function without the ops that have results, none of them read. Ops without results are effects and stay;
+    what does not change is shared."""
     return replace(function, block=_live(function.block, set()))
 
 
@@ -18,7 +19,9 @@ def _live(block: Block, needed: set[Value]) -> Block:
         if op.results and not any(r in needed for r in op.results):
             continue
         if op.regions:
-            op = replace(op, regions=tuple([_live(r, needed) for r in op.regions]))
+            regions = tuple([_live(r, needed) for r in op.regions])
+            if [r.ops for r in regions] != [r.ops for r in op.regions]:
+                op = replace(op, regions=regions)
         needed.update(op.operands)
         kept.append(op)
     return Block(block.args, tuple(reversed(kept)))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from d1c.ir.core import Block, Module, Op, Value
+from d1c.ir.rewrite import dead_code
 from d1c.ir.types import TensorType
 from d1c.ops.opdef import opdef
 from d1c.target.dtypes import from_numpy
@@ -146,13 +147,8 @@ class Rebuild:
 
     def finish(self, attrs: Mapping[str, Any] | None = None) -> Module:
         """The new module: operations that the terminator needs, constants that they name, `attrs` added."""
-        needed: set[Value] = set()
-        kept: list[Op] = []
-        for op in reversed(self.ops):
-            if op.name == RETURN or any(r in needed for r in op.results):
-                needed.update(op.operands)
-                kept.append(op)
-        kept.reverse()
+        f = self.module.function()
+        kept = dead_code(replace(f, block=Block(f.block.args, tuple(self.ops)))).block.ops
         names = [o.attrs.name for o in kept if o.name == CONST]
         final = {n: n for n in names if n not in self._wishes}
         taken = set(final)
@@ -160,10 +156,11 @@ class Rebuild:
             if n not in final:
                 final[n] = n if self._wishes[n] in taken else self._wishes[n]
                 taken.add(final[n])
-        kept = [o if o.name != CONST or final[o.attrs.name] == o.attrs.name else self._renamed(o, final) for o in kept]
+        ops = tuple(
+            o if o.name != CONST or final[o.attrs.name] == o.attrs.name else self._renamed(o, final) for o in kept
+        )
         constants = {final[n]: self.constants[n] for n in names if n in self.constants}
-        f = self.module.function()
-        block = Block(f.block.args, tuple(kept))
+        block = Block(f.block.args, ops)
         functions = tuple(replace(g, block=block) if g is f else g for g in self.module.functions)
         return replace(
             self.module, functions=functions, constants=constants, attrs={**self.module.attrs, **(attrs or {})}
