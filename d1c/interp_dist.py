@@ -24,7 +24,6 @@ from d1c.target.numerics import run_nest
 
 Held = Mapping[int, np.ndarray]
 """What cores hold of a value: core (of a window: the first core that holds the same) -> elements."""
-_AT_ONCE = 1 << 22  # elements of messages that are moved by one numpy call
 
 
 def _whole(held: Mapping[int, np.ndarray], t: TensorType, mesh: Mesh) -> np.ndarray:

@@ -107,7 +107,7 @@ class _Lowering:
         info = {
             "precision": self.module.attrs.get("precision", "f32"), "numerics": VERSION, "epochs": epochs,
             "sram_data_bytes": peak, "sram_code_bytes": overhead, "sram_peak_bytes": peak + overhead,
-            **{k: v for k, v in self.module.attrs.items() 
+            **{k: v for k, v in self.module.attrs.items()
                if k.startswith(("folded", "empty_")) or k in ("model", "frozen", "lists")},
         }  # fmt: skip
         scalars = self.module.attrs.get("scalars", ())

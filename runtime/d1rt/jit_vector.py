@@ -34,7 +34,6 @@ SIZE = {
 """Bytes of one element in SRAM."""
 LLVM = {"f32": "float", "f64": "double", "i32": "i32", "i64": "i64", "mask": "i1"}
 """LLVM element types of the types of bodies."""
-QUIET = 0x7FC00000
 _NARROW = {d.name: d for d in NARROW}
 
 

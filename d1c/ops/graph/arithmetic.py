@@ -62,8 +62,8 @@ def _mod_infer(types: tuple[Type, ...], attrs: Any) -> tuple[Type, ...]:
 
 
 def _int_pow(b: Any, attrs: Any, x: Any, y: Any) -> Any:
-    """Square and multiply over six bits of the exponent, exact modulo 2^bits. From 2^64 on powers of even numbers are
-    0; those of 1 and -1 need the last bit only."""
+    """Square and multiply over six bits of the exponent, exact modulo 2^bits for exponents below 64. Beyond, powers
+    of even numbers are 0, those of 1 and -1 need the last bit only, and those of other odd numbers mean nothing."""
     power, square = b.const(1, b.type_of(x)), x
     for i in range(6):
         power = b.select(b.eq(b.and_(b.shr(y, i), 1), 1), b.mul(power, square), power)
