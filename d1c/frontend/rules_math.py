@@ -58,18 +58,24 @@ def gemm(cx: ImportContext, node: onnx.NodeProto) -> Value:
         a = cx.transpose(a, (1, 0))
     if cx.attr(node, "transB", 0):
         b = cx.transpose(b, (1, 0))
-    y = product(cx, a, b)
     alpha, beta = cx.attr(node, "alpha", 1.0), cx.attr(node, "beta", 1.0)
-    if alpha != 1.0:
-        y = cx.emit("graph.mul", [y, cx.scalar(alpha, y)])
+    y = _times(cx, product(cx, a, b), alpha, "alpha")
     if c is None or beta == 0.0:
         return y
-    if beta != 1.0 and cx.is_const(c):
-        c = cx.const((cx.array(c) * np.asarray(beta, cx.array(c).dtype)).astype(cx.array(c).dtype))
-    elif beta != 1.0:
-        c = cx.emit("graph.mul", [c, cx.scalar(beta, c)])
-    total: Value = cx.emit("graph.add", [y, c])
+    total: Value = cx.emit("graph.add", [y, _times(cx, c, beta, "beta")])
     return total
+
+
+def _times(cx: ImportContext, x: Value, factor: float, name: str) -> Value:
+    """x times an attribute of Gemm."""
+    if factor == 1.0:
+        return x
+    if not tensor(x).dtype.is_float and factor != int(factor):
+        raise cx.refuse(f"Gemm of {tensor(x).dtype} with {name} = {factor:g}", rule="integers have integer factors")
+    if cx.is_const(x):
+        return cx.const(cx.array(x) * np.asarray(factor, cx.array(x).dtype))
+    out: Value = cx.emit("graph.mul", [x, cx.scalar(factor, x)])
+    return out
 
 
 def reduce(cx: ImportContext, kind: str, x: Value, axes: tuple[int, ...], keepdims: bool) -> Value:
@@ -83,11 +89,10 @@ def reduce(cx: ImportContext, kind: str, x: Value, axes: tuple[int, ...], keepdi
 
 
 def mean(cx: ImportContext, x: Value, axes: tuple[int, ...], keepdims: bool) -> Value:
-    """Sum divided by the count (a division, not a product with the reciprocal: N8)."""
-    total = reduce(cx, "sum", x, axes, keepdims)
+    """Sum divided by the count (a division, not a product with the reciprocal: N8), in the type that accumulates."""
+    total = cx.emit("graph.reduce_sum", [x], axes=tuple(sorted(axes)), keepdims=keepdims) if axes else x
     count = math.prod(tensor(x).shape[a] for a in axes)
-    out: Value = cx.emit("graph.div", [total, cx.scalar(count, total)])
-    return out
+    return cx.cast(cx.emit("graph.div", [total, cx.scalar(count, total)]), tensor(x).dtype)
 
 
 def _axes(cx: ImportContext, node: onnx.NodeProto, rank: int) -> tuple[int, ...]:
@@ -110,6 +115,18 @@ def _reduction(
 def _square(cx: ImportContext, x: Value) -> Value:
     out: Value = cx.emit("graph.mul", [x, x])
     return out
+
+
+def _real(
+    build: Callable[[ImportContext, Value, tuple[int, ...], bool], Value],
+) -> Importer:
+    """A reduction with a root or a logarithm: of integers in f64, whose result is truncated."""
+
+    def rule(cx: ImportContext, x: Value, axes: tuple[int, ...], keepdims: bool) -> Value:
+        kind = tensor(x).dtype
+        return cx.cast(build(cx, x if kind.is_float else cx.cast(x, F64), axes, keepdims), kind)
+
+    return _reduction(rule)
 
 
 def _log_sum_exp(cx: ImportContext, x: Value, axes: tuple[int, ...], keepdims: bool) -> Value:
@@ -157,25 +174,31 @@ def log_softmax(cx: ImportContext, node: onnx.NodeProto) -> Value:
     return out
 
 
-def normalise(cx: ImportContext, x: Value, axes: tuple[int, ...], epsilon: float) -> tuple[Value, Value, Value]:
-    """(d / sqrt(var + eps), mean, sqrt(var + eps)) with d = x - mean and var = mean(d d): two passes (N8)."""
+def normalise(cx: ImportContext, x: Value, axes: tuple[int, ...], epsilon: float) -> tuple[Value, ...]:
+    """(d / sqrt(var + eps), mean, var, sqrt(var + eps)) with d = x - mean and var = mean(d d): two passes (N8). In f32,
+    also of narrower floats."""
+    x = cx.cast(x, wide(x))
     m = mean(cx, x, axes, True)
     d = cx.emit("graph.sub", [x, m])
     var = mean(cx, _square(cx, d), axes, True)
     deviation = cx.emit("graph.sqrt", [cx.emit("graph.add", [var, cx.scalar(epsilon, var)])])
-    return cx.emit("graph.div", [d, deviation]), m, deviation
+    return cx.emit("graph.div", [d, deviation]), m, var, deviation
 
 
 def layer_norm(cx: ImportContext, node: onnx.NodeProto) -> tuple[Value, ...]:
     x, scale, bias = given(cx, node), cx.input(node, 1), cx.input(node, 2)
-    rank = len(tensor(x).shape)
+    kind, rank = tensor(x).dtype, len(tensor(x).shape)
     axes = tuple(range(normal_axis(cx.attr(node, "axis", -1), rank, cx.origin), rank))
-    y, m, deviation = normalise(cx, x, axes, cx.attr(node, "epsilon", 1e-5))
+    y, m, _, deviation = normalise(cx, x, axes, cx.attr(node, "epsilon", 1e-5))
+    y = cx.cast(y, kind)
     if scale is not None:
         y = cx.emit("graph.mul", [y, scale])
     if bias is not None:
         y = cx.emit("graph.add", [y, bias])
-    return (y, m, cx.emit("graph.reciprocal", [deviation])) if cx.wants(node, 1) or cx.wants(node, 2) else (y,)
+    if not (cx.wants(node, 1) or cx.wants(node, 2)):
+        return (y,)
+    stash = cx.element_type(cx.attr(node, "stash_type", onnx.TensorProto.FLOAT))
+    return y, cx.cast(m, stash), cx.cast(cx.emit("graph.reciprocal", [deviation]), stash)
 
 
 def gelu(cx: ImportContext, node: onnx.NodeProto) -> Value:
@@ -200,7 +223,8 @@ def clip(cx: ImportContext, node: onnx.NodeProto) -> Value:
     if fixed and tensor(x).dtype.is_float:
         numbers: list[float | None] = [None if b is None else float(cx.array(b).reshape(-1)[0]) for b in bounds]
         if cx.opset < 11:
-            numbers = [cx.attr(node, "min"), cx.attr(node, "max")]
+            most = float(np.finfo(np.float32).max) if cx.opset >= 6 else None  # what opset 6 to 10 names as default
+            numbers = [cx.attr(node, "min", None if most is None else -most), cx.attr(node, "max", most)]
         lo, hi = numbers
         if lo is None and hi is None:
             return x
@@ -352,9 +376,9 @@ RULES = (
         lambda cx, x, axes, keep: reduce(cx, "sum", _square(cx, x), axes, keep)), static=(1,)),
     OnnxRule("ReduceL1", _reduction(
         lambda cx, x, axes, keep: reduce(cx, "sum", cx.emit("graph.abs", [x]), axes, keep)), static=(1,)),
-    OnnxRule("ReduceL2", _reduction(
+    OnnxRule("ReduceL2", _real(
         lambda cx, x, axes, keep: cx.emit("graph.sqrt", [reduce(cx, "sum", _square(cx, x), axes, keep)])), static=(1,)),
-    OnnxRule("ReduceLogSum", _reduction(
+    OnnxRule("ReduceLogSum", _real(
         lambda cx, x, axes, keep: cx.emit("graph.log", [reduce(cx, "sum", x, axes, keep)])), static=(1,)),
-    OnnxRule("ReduceLogSumExp", _reduction(_log_sum_exp), static=(1,)),
+    OnnxRule("ReduceLogSumExp", _real(_log_sum_exp), static=(1,)),
 )  # fmt: skip

@@ -14,7 +14,7 @@ import onnx
 
 from d1c.frontend.consteval import normal_axis
 from d1c.frontend.context import ImportContext, tensor
-from d1c.frontend.rules_math import given, mean, normalise, reduce
+from d1c.frontend.rules_math import given, normalise, reduce
 from d1c.ir.core import Value
 from d1c.ops.opdef import OnnxRule
 
@@ -138,20 +138,17 @@ def _per_channel(cx: ImportContext, x: Value) -> tuple[Value, bool]:
 
 def _batch_norm_training(cx: ImportContext, node: onnx.NodeProto, x: Value) -> tuple[Value, ...]:
     """By the batch's own mean and variance; the running ones move towards them."""
-    rank, momentum = len(tensor(x).shape), cx.attr(node, "momentum", 0.9)
+    rank, kind, momentum = len(tensor(x).shape), tensor(x).dtype, cx.attr(node, "momentum", 0.9)
     axes = (0, *range(2, rank))
     shape = (tensor(x).shape[1], *(1,) * (rank - 2))
-    m = mean(cx, x, axes, True)
-    d = cx.emit("graph.sub", [x, m])
-    var = mean(cx, cx.emit("graph.mul", [d, d]), axes, True)
-    deviation = cx.emit("graph.sqrt", [cx.emit("graph.add", [var, cx.scalar(cx.attr(node, "epsilon", 1e-5), var)])])
-    y = cx.emit("graph.div", [d, deviation])
+    y, m, var, _ = normalise(cx, x, axes, cx.attr(node, "epsilon", 1e-5))
     y = cx.emit("graph.mul", [y, cx.reshape(given(cx, node, 1), shape)])
-    out = [cx.emit("graph.add", [y, cx.reshape(given(cx, node, 2), shape)])]
+    out = [cx.cast(cx.emit("graph.add", [y, cx.reshape(given(cx, node, 2), shape)]), kind)]
     for index, now in ((3, m), (4, var)):
         old, new = given(cx, node, index), cx.reshape(now, shape[:1])
         kept = cx.emit("graph.mul", [old, cx.scalar(momentum, old)])
-        out.append(cx.emit("graph.add", [kept, cx.emit("graph.mul", [new, cx.scalar(1 - momentum, new)])]))
+        moved = cx.emit("graph.add", [kept, cx.emit("graph.mul", [new, cx.scalar(1 - momentum, new)])])
+        out.append(cx.cast(moved, tensor(old).dtype))
     return tuple(out)
 
 
@@ -177,16 +174,16 @@ def batch_norm(cx: ImportContext, node: onnx.NodeProto) -> Value | tuple[Value, 
         scale, bias, center, variance = (cx.reshape(p, shape) for p in parameters)
         deviation = cx.emit("graph.sqrt", [cx.emit("graph.add", [variance, cx.scalar(epsilon, variance)])])
         y = cx.emit("graph.div", [cx.emit("graph.sub", [last, center]), deviation])
-        y = cx.emit("graph.add", [cx.emit("graph.mul", [y, scale]), bias])
+        y = cx.cast(cx.emit("graph.add", [cx.emit("graph.mul", [y, scale]), bias]), tensor(x).dtype)
     return to_first(cx, y) if is_last else y
 
 
 def instance_norm(cx: ImportContext, node: onnx.NodeProto) -> Value:
     """Every channel of every sample normalised over its spatial dims."""
     x = to_last(cx, given(cx, node))
-    y, _, _ = normalise(cx, x, tuple(range(1, len(tensor(x).shape) - 1)), cx.attr(node, "epsilon", 1e-5))
+    y, *_ = normalise(cx, x, tuple(range(1, len(tensor(x).shape) - 1)), cx.attr(node, "epsilon", 1e-5))
     y = cx.emit("graph.add", [cx.emit("graph.mul", [y, given(cx, node, 1)]), given(cx, node, 2)])
-    return to_first(cx, y)
+    return to_first(cx, cx.cast(y, tensor(x).dtype))
 
 
 def prelu(cx: ImportContext, node: onnx.NodeProto) -> Value:
@@ -229,7 +226,10 @@ def space_to_depth(cx: ImportContext, node: onnx.NodeProto) -> Value:
 def lp_normalization(cx: ImportContext, node: onnx.NodeProto) -> Value:
     x = given(cx, node)
     axes = (normal_axis(cx.attr(node, "axis", -1), len(tensor(x).shape), cx.origin),)
-    if cx.attr(node, "p", 2) == 1:
+    p = cx.attr(node, "p", 2)
+    if p not in (1, 2):
+        raise cx.refuse(f"LpNormalization with p = {p}", rule="p is 1 or 2")
+    if p == 1:
         length = reduce(cx, "sum", cx.emit("graph.abs", [x]), axes, True)
     else:
         length = cx.emit("graph.sqrt", [reduce(cx, "sum", cx.emit("graph.mul", [x, x]), axes, True)])

@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from d1c.frontend.context import ImportContext, tensor
-from d1c.frontend.rules_math import given, reduce
+from d1c.frontend.rules_math import given, mean, reduce
 from d1c.frontend.rules_nn import Window, to_first, to_last, window
 from d1c.ir.core import Value
 from d1c.ops.opdef import OnnxRule
@@ -120,9 +120,8 @@ def average_pool(cx: ImportContext, node: onnx.NodeProto) -> Value:
     win = window(cx, node, tensor(x).shape[2:], cx.attr(node, "kernel_shape"))
     y = _pool(cx, "graph.sum_pool", to_last(cx, x), win)
     padded = bool(cx.attr(node, "count_include_pad", 0))
-    stated = cx.attr(node, "pads") or (0,) * 2 * r
-    if cx.attr(node, "auto_pad", "NOTSET") != "NOTSET":
-        stated = win.pads
+    auto = cx.attr(node, "auto_pad", "NOTSET")
+    stated = win.pads if auto.startswith("SAME") else (auto == "NOTSET" and cx.attr(node, "pads")) or (0,) * 2 * r
     counts = np.ones((1,) * (r + 2))
     for i in range(r):
         first, last = (-win.lo[i], win.extent[i] + stated[r + i]) if padded else (0, win.extent[i])
@@ -173,9 +172,7 @@ def _spatial(cx: ImportContext, node: onnx.NodeProto) -> tuple[Value, tuple[int,
 def global_average_pool(cx: ImportContext, node: onnx.NodeProto) -> Value:
     """The mean over the spatial dims."""
     x, axes = _spatial(cx, node)
-    total = reduce(cx, "sum", x, axes, True)
-    count = math.prod(tensor(x).shape[a] for a in axes)
-    return to_first(cx, cx.emit("graph.div", [total, cx.scalar(count, total)]))
+    return to_first(cx, mean(cx, x, axes, True))
 
 
 def global_max_pool(cx: ImportContext, node: onnx.NodeProto) -> Value:
