@@ -13,7 +13,7 @@ from d1c.frontend.expr import Expr
 from d1c.frontend.rules_math import given
 from d1c.ir.core import Value
 from d1c.ops.opdef import Importer, OnnxRule
-from d1c.target.dtypes import F16
+from d1c.target.dtypes import F16, F32
 
 LARGE = 1e15
 """Beyond, x^2 + 1 is x^2 in both f32 and f64, and far below the overflow of f32's squares."""
@@ -76,8 +76,14 @@ def _acos(x: Expr) -> Expr:
     return ((1.0 - x) / (x + 1.0)).sqrt().atan() * 2.0
 
 
-def is_inf(cx: ImportContext, node: onnx.NodeProto) -> Value:
+def _float(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    """The operand; a minifloat, of which nothing is computed, as f32, which has all its values."""
     x = given(cx, node)
+    return cx.cast(x, F32) if tensor(x).dtype.kind == "minifloat" else x
+
+
+def is_inf(cx: ImportContext, node: onnx.NodeProto) -> Value:
+    x = _float(cx, node)
     up, down = (bool(cx.attr(node, f"detect_{side}", 1)) for side in ("positive", "negative"))
     if up and down:
         x = cx.emit("graph.abs", [x])
@@ -88,7 +94,7 @@ def is_inf(cx: ImportContext, node: onnx.NodeProto) -> Value:
 
 
 def is_nan(cx: ImportContext, node: onnx.NodeProto) -> Value:
-    x = given(cx, node)
+    x = _float(cx, node)
     out: Value = cx.emit("graph.not", [cx.emit("graph.equal", [x, x])])
     return out
 

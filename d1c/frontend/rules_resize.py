@@ -133,7 +133,7 @@ def _axes(cx: ImportContext, node: onnx.NodeProto) -> list[_Axis]:
     if roi is not None and roi.size:
         r = roi.reshape(2, -1).astype(np.float64)
         regions = [(float(r[0, i]), float(r[1, i])) for i in range(len(out))]
-    if min(out, default=1) < 1:
+    if any(o < 1 <= n for o, n in zip(out, extents, strict=True)):
         raise cx.refuse(f"Resize to {out}", rule="extents are positive")
     return [_Axis(*row) for row in zip(numbers, extents, out, scales, regions, strict=True)]
 

@@ -52,7 +52,11 @@ def unsqueeze(cx: ImportContext, node: onnx.NodeProto) -> Value:
 
 def transpose(cx: ImportContext, node: onnx.NodeProto) -> Value:
     x = given(cx, node)
-    return cx.transpose(x, cx.attr(node, "perm", tuple(reversed(range(len(tensor(x).shape))))))
+    rank = len(tensor(x).shape)
+    perm = cx.attr(node, "perm", tuple(reversed(range(rank))))
+    if sorted(perm) != list(range(rank)):
+        raise ValueError(f"perm {list(perm)} is no order of {rank} dims")
+    return cx.transpose(x, perm)
 
 
 def expand(cx: ImportContext, node: onnx.NodeProto) -> Value:
@@ -113,7 +117,8 @@ def gather(cx: ImportContext, node: onnx.NodeProto) -> Value:
         at = cx.array(index).astype(np.int64)
         at = np.where(at < 0, at + rows, at)
         if at.size and (at.min() < 0 or at.max() >= rows):
-            raise ValueError(f"index {int(at.max())} of {rows} rows")
+            bad = [i for i in cx.array(index).reshape(-1).tolist() if not -rows <= i < rows]
+            raise ValueError(f"index {bad[0]} of {rows} rows")
         out = shape[:axis] + at.shape + shape[axis + 1 :]
         taken = take(cx, x, axis, at.reshape(-1).tolist())
         if taken is not None:
