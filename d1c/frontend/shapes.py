@@ -107,8 +107,9 @@ def input_types(
     or `dims` that the model does not have.
     """
     names = [i.name for i in inputs]
+    lists = {i.name for i in inputs if _is_list(i.type)}
     for name in shapes:
-        if name not in names and _element(name) not in names:
+        if name not in names and _element(name) not in lists:
             raise UsageError(f"--shape names {name!r}, which is no input", remedy=f"inputs: {', '.join(names)}")
     for symbol, value in dims.items():
         if value < 0:
@@ -143,6 +144,11 @@ def input_types(
             found: list[TensorType] = []
             while (key := f"{info.name}.{len(found)}") in shapes:
                 found.append(TensorType(_checked(key, shapes[key]), element))
+            if sum(_element(name) == info.name for name in shapes) > len(found):
+                raise UsageError(
+                    f"--shape names elements of {info.name!r}, but not {info.name}.{len(found)}",
+                    rule="elements of a sequence count from 0", where=info.name,
+                )  # fmt: skip
             if found:
                 types[info.name] = ListType(tuple(found), element)
             else:
@@ -203,6 +209,13 @@ def input_types(
             remedy="add " + " ".join(flags) + " (with your own numbers)",
         )
     return types
+
+
+def _is_list(type_: onnx.TypeProto) -> bool:
+    """Whether it is a sequence, or an optional one."""
+    if type_.WhichOneof("value") == "optional_type":
+        type_ = type_.optional_type.elem_type
+    return bool(type_.WhichOneof("value") == "sequence_type")
 
 
 def _symbol(dim: onnx.TensorShapeProto.Dimension) -> str:

@@ -44,6 +44,18 @@ CASES: list[tuple[list[onnx.NodeProto], dict[str, tuple[int, ...]], np.ndarray]]
 ]
 
 
+@pytest.mark.parametrize("n", [3, 0])
+@pytest.mark.parametrize(("lo", "hi"), [(5, -4), (-4, 5), (5, -5), (-1, 2)])
+def test_a_cut_that_takes_padding_too(model: Build, n: int, lo: int, hi: int) -> None:
+    """A negative pad may be larger than the extent, as long as the other end makes up for it."""
+    x = np.arange(1, n + 1, dtype=np.float32)
+    pads = {"p": np.array([lo, hi]), "v": np.array(7, np.float32)}
+    proto = model([helper.make_node("Pad", ["x", "p", "v"], ["y"])], {"x": x}, ["y"], pads, opset=18)
+    out = d1c.compile(proto, target="test", precision="f32").run({"x": x}, engine="numpy")["y"]
+    whole = np.pad(x, [(max(lo, 0), max(hi, 0))], constant_values=7)
+    assert np.array_equal(out, whole[max(-lo, 0) : len(whole) - max(-hi, 0)])
+
+
 @pytest.mark.parametrize("engine", ["numpy", "jit"])
 @pytest.mark.parametrize(("nodes", "inputs", "want"), CASES, ids=[c[0][0].op_type for c in CASES])
 def test_ops_without_elements(model: Build, nodes: Any, inputs: Any, want: np.ndarray, engine: str) -> None:
@@ -147,3 +159,17 @@ def test_the_value_of_a_pad_decides_no_shape() -> None:
     )
     (y,) = backend.run_model(constant, [np.array([3, 4])], target="test", engine="numpy")
     assert y.tolist() == [2**60 + 1, 3, 4]
+
+
+def test_shapes_of_what_is_no_element_are_refused() -> None:
+    """A sequence's elements count from 0, a tensor has none."""
+    text = """
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (seq(float) s, float[2] x) => (float[2] y) { one = ConcatFromSequence <axis = 0> (s) y = Add(one, x) }"""
+    proto = onnx.parser.parse_model(text)
+    assert [a.name for a in d1c.import_onnx(proto, shapes={"s.0": (1,), "s.1": (1,)}).function().block.args] == [
+        "s.0", "s.1", "x",
+    ]  # fmt: skip
+    for shapes, word in (({"s.0": (2,), "s.2": (1,)}, "not s.1"), ({"s.0": (2,), "x.0": (2,)}, "no input")):
+        with pytest.raises(UsageError, match=word):
+            d1c.import_onnx(proto, shapes=shapes)
