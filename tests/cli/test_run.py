@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from typer.testing import Result
 
@@ -133,6 +134,17 @@ def test_check_with_another_model(cli: Cli, program: Path, inputs: Path, tmp_pat
     onnx.save(other, tmp_path / "other.onnx")
     done = cli(*run, tmp_path / "other.onnx")
     assert done.exit_code == 2 and "other.onnx" in done.stderr and "compiled from" in done.stderr
+
+
+def test_check_of_a_model_with_a_frozen_input(cli: Cli, tmp_path: Path) -> None:
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    graph = onnx.parser.parse_graph("g (float[2, 3] x, int64[1] to) => (float[6] y) { y = Reshape(x, to) }")
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", x=np.ones((2, 3), np.float32))
+    out = tmp_path / "m.d1x"
+    assert not cli("compile", tmp_path / "m.onnx", "--target", "test", "--freeze", "to=6", "-o", out).exit_code
+    done = cli("run", out, "--inputs", tmp_path / "x.npz", "--check", tmp_path / "m.onnx")
+    assert done.exit_code == 2 and "no input to" in done.stderr and "initializers" in done.stderr
 
 
 def test_wrong_flags(cli: Cli, program: Path, inputs: Path) -> None:
