@@ -61,12 +61,11 @@ def _pad_structure(types: tuple[Type, ...], attrs: PadAttrs, results: tuple[Type
 
 
 def _pad_eval(attrs: PadAttrs, results: tuple[Type, ...], x: np.ndarray) -> np.ndarray:
-    keep = tuple(slice(max(0, -lo), n - max(0, -hi)) for lo, n, hi in zip(attrs.lo, x.shape, attrs.hi, strict=True))
-    widths = [(max(0, lo), max(0, hi)) for lo, hi in zip(attrs.lo, attrs.hi, strict=True)]
-    out = np.full([n + a + b for n, (a, b) in zip(x[keep].shape, widths, strict=True)], attrs.value, x.dtype)
-    inside = tuple(slice(a, a + n) for n, (a, _) in zip(x[keep].shape, widths, strict=True))
-    out[inside] = x[keep]
-    return out
+    sides = list(zip(attrs.lo, attrs.hi, strict=True))
+    widths = [(max(0, lo), max(0, hi)) for lo, hi in sides]
+    out = np.full([n + a + b for n, (a, b) in zip(x.shape, widths, strict=True)], attrs.value, x.dtype)
+    out[tuple(slice(a, a + n) for n, (a, _) in zip(x.shape, widths, strict=True))] = x
+    return out[tuple(slice(max(0, -lo), n - max(0, -hi)) for n, (lo, hi) in zip(out.shape, sides, strict=True))]
 
 
 def _concat_infer(types: tuple[Type, ...], attrs: ConcatAttrs) -> tuple[Type, ...]:
@@ -140,9 +139,7 @@ def _lookup_structure(types: tuple[Type, ...], attrs: LookupAttrs, results: tupl
     return Structured(dims, "lookup", (own[:r], (*own[:n], Entry(((rank, 1),)), *own[r:])), (None, None), 2, rank, 1)
 
 
-def _lookup_eval(
-    attrs: LookupAttrs, results: tuple[Type, ...], indices: np.ndarray, table: np.ndarray
-) -> np.ndarray:
+def _lookup_eval(attrs: LookupAttrs, results: tuple[Type, ...], indices: np.ndarray, table: np.ndarray) -> np.ndarray:
     inside = (indices >= 0) & (indices < table.shape[attrs.batch])
     grid = np.ix_(*(np.arange(n) for n in indices.shape[: attrs.batch]), *([[0]] * (indices.ndim - attrs.batch)))
     out = table[(*grid[: attrs.batch], np.where(inside, indices, 0))]
@@ -153,6 +150,11 @@ def _lookup_eval(
 def _pad_case(rng: np.random.Generator) -> Any:
     x = rng.normal(size=(3, 4)).astype(np.float32)
     return PadAttrs((1, -1), (0, 2), 0.5), [x], np.pad(x[:, 1:], ((1, 0), (0, 2)), constant_values=0.5)
+
+
+def _cut_off_case(rng: np.random.Generator) -> Any:
+    x = rng.normal(size=(3, 4)).astype(np.float32)
+    return PadAttrs((-5, 2), (4, -5), 0.5), [x], np.array([[0.5], [0.5]], np.float32)
 
 
 def _concat_case(dtype: Any) -> Any:
@@ -183,7 +185,7 @@ def _batched_lookup_case(rng: np.random.Generator) -> Any:
 
 
 register(OpDef(
-    "graph.pad", "map", _pad_infer, PadAttrs, _pad_eval, structure=_pad_structure, cases=(_pad_case,),
+    "graph.pad", "map", _pad_infer, PadAttrs, _pad_eval, structure=_pad_structure, cases=(_pad_case, _cut_off_case),
     doc="A constant border.",
 ))  # fmt: skip
 register(OpDef(
