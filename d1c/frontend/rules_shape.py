@@ -177,9 +177,12 @@ def pad(cx: ImportContext, node: onnx.NodeProto) -> Value:
     mode = cx.attr(node, "mode", "constant")
     for a in range(rank):
         if lo[a] < 0 or hi[a] < 0:
-            size = tensor(x).shape[a] + min(lo[a], 0) + min(hi[a], 0)
-            x = cx.part(x, a, max(-lo[a], 0), size)
-            lo[a], hi[a] = max(lo[a], 0), max(hi[a], 0)
+            n = tensor(x).shape[a]
+            size = n + min(lo[a], 0) + min(hi[a], 0)  # below 0, the cut at one end takes padding of the other
+            if size < 0 and (mode != "constant" or n + lo[a] + hi[a] < 0):
+                raise ValueError(f"pads {lo[a]} and {hi[a]} cut more than an extent of {n}")
+            x = cx.part(x, a, min(max(-lo[a], 0), n), max(size, 0))
+            lo[a], hi[a] = max(lo[a] + min(size, 0), 0), max(hi[a] + min(size, 0), 0)
     if not any(lo) and not any(hi):
         return x
     if mode == "constant":
