@@ -61,6 +61,11 @@ def import_onnx(
         raise ImportFailed(
             "the graph has no outputs", rule="a model computes something", remedy="list its results as outputs"
         )
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise ImportFailed(
+            f"output {twice[0]!r} occurs twice", where=twice[0], rule="outputs have names of their own",
+            remedy="list it once, or give its second name to an Identity of it",
+        )  # fmt: skip
     run.cx.origin = ""
     results, attrs = results_of(run.cx, names)
     attrs |= {"folded": run.folded, "folded_bytes": run.folded_bytes, **interface}
@@ -141,15 +146,19 @@ class Importer:
     def fold(self, node: onnx.NodeProto, operands: Sequence[Any]) -> tuple[np.ndarray, ...] | None:
         """The outputs as arrays if they are constant, else None."""
         cx = self.cx
-        if node.op_type in _SHAPE_OPS and not cx.counts(operands[0]):
-            shape = tensor(_some(operands[0])).shape
+        if node.op_type in _SHAPE_OPS and isinstance(operands[0], Value) and not cx.counts(operands[0]):
+            shape = tensor(operands[0]).shape
             arrays: tuple[np.ndarray, ...] = (
                 consteval.shape_value(node, shape)
                 if node.op_type == "Shape"
                 else np.array(np.prod(shape, dtype=np.int64)),
             )
         elif self.folds(node) and self.constant(operands):
-            arrays = consteval.evaluate(node, [None if v is None else cx.array(v) for v in operands], cx.opsets)
+            try:
+                arrays = consteval.evaluate(node, [None if v is None else cx.array(v) for v in operands], cx.opsets)
+            except ImportFailed as error:
+                error.where = cx.origin  # which has a name for every node
+                raise
         else:
             return None
         if node.op_type != "Constant":

@@ -129,6 +129,11 @@ def counted() -> Model:
 
 
 # name: the model, the class of the refusal, and what its text names
+def shape_of_a_sequence() -> onnx.ModelProto:
+    nodes = [helper.make_node("SequenceConstruct", ["x", "x"], ["s"]), node("Shape", "s")]
+    return build(nodes, {"x": (2,)}, ["y"])
+
+
 CASES: dict[str, tuple[Callable[[], Model], type[D1Error], tuple[str, ...]]] = {
     "string tensors": (lambda: typed(one("Identity"), 0, TensorProto.STRING), UnsupportedOp, ("x", "string")),
     "image decoder": (lambda: typed(one("ImageDecoder", {"x": (9,)}), 0, 2), UnsupportedOp, ("my_imagedecoder",)),
@@ -170,6 +175,12 @@ CASES: dict[str, tuple[Callable[[], Model], type[D1Error], tuple[str, ...]]] = {
         D1Error, ("my_resize", "'foo'"),
     ),
     "ragged sequence": (ragged, D1Error, ("my_concatfromsequence",)),
+    "Shape of a sequence": (shape_of_a_sequence, ImportFailed, ("Shape", "my_shape")),
+    "constants that do not fit": (
+        lambda: build([helper.make_node("Concat", ["c", "c"], ["y"], axis=3)], {}, ["y"], {"c": np.ones(2, f32)}),
+        ImportFailed, ("Concat_0", "axis 3"),
+    ),
+    "output twice": (lambda: build([node("Neg")], {"x": (2,)}, ["y", "y"]), ImportFailed, ("'y'", "twice")),
     "too big": (too_big, DoesNotFit, ("my_matmul", "SRAM")),
     "unknown type": (lambda: typed(one("Neg"), 0, 99), UnsupportedOp, ("x", "99")),
 }  # fmt: skip
