@@ -157,8 +157,8 @@ class Fill:
 @dataclass(frozen=True, slots=True)
 class Barrier:
     """All cores of the mesh meet. A tree: along every axis of the mesh in turn (the factors that share a name before
-    the dot, last axis first) the cores post to coordinate 0, each axis on its semaphore of `up` (first axis first); the
-    last one multicasts the release on `release`. Counts go on from barrier to barrier."""
+    the dot, last axis first) the cores post to the one at position n // 2 of n, each axis on its semaphore of `up`
+    (first axis first); the last one multicasts the release on `release`. Counts go on from barrier to barrier."""
 
     up: tuple[int, ...]
     release: int

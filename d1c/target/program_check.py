@@ -14,6 +14,7 @@ import numpy as np
 
 from d1c.errors import LoadError, UsageError
 from d1c.target import loops, numerics
+from d1c.target.barrier import barrier_axes
 from d1c.target.dtypes import DType, dtype
 from d1c.target.machine import Machine
 from d1c.target.mesh import CoreInt, LayoutError, Mesh
@@ -52,15 +53,6 @@ REMEDY = "compile the model again with this version of d1c; if that does not hel
 def check(program: Program, where: str = "program") -> None:
     """Raises LoadError for the first rule that `program` breaks: what, where, and what to do."""
     _Check(program, where).run()
-
-
-def barrier_axes(mesh: Mesh) -> tuple[tuple[str, ...], ...]:
-    """The mesh's axes, first first: each the factors that share a name before the dot."""
-    axes: dict[str, tuple[str, ...]] = {}
-    for name in mesh.names:
-        base = name.partition(".")[0]
-        axes[base] = (*axes.get(base, ()), name)
-    return tuple(axes.values())
 
 
 def role_cores(role: Role, mesh: Mesh) -> np.ndarray:

@@ -17,6 +17,7 @@ from typing import TypeVar
 import numpy as np
 
 from d1c.errors import Trap
+from d1c.target.barrier import barrier_axes, middle
 from d1c.target.dtypes import dtype, fill_value
 from d1c.target.kernel import Nest, Operand
 from d1c.target.mesh import Mesh, place, whole
@@ -39,7 +40,7 @@ from d1c.target.program import (
     numbered,
     place_text,
 )
-from d1c.target.program_check import barrier_axes, role_cores
+from d1c.target.program_check import role_cores
 from d1rt.loader import Kept, Result
 from d1rt.state import FILLING, FULL, Core, Movement
 from d1rt.traps import WRITTEN_BYTES, Fault, command_text, core_text, deadlock, rounds_text, trap
@@ -334,10 +335,10 @@ class _Run:
         axes = barrier_axes(self.mesh)
         here = np.array([core.number])
         for factors, semaphore in reversed(list(zip(axes, c.up, strict=True))):
-            position = self.mesh.position(factors, here)
-            if position[0]:
-                head = core.number - int(self.mesh.core_offset(factors, position)[0])
-                self.remote_post(core, head, semaphore, c)
+            position, center = self.mesh.position(factors, here), middle(self.mesh, factors)
+            if position[0] != center:
+                own, head = self.mesh.core_offset(factors, np.array([position[0], center]))
+                self.remote_post(core, core.number + int(head - own), semaphore, c)
                 break
             core.waited[semaphore] += self.mesh.parts(factors) - 1
             yield from wait(core, semaphore, core.waited[semaphore])

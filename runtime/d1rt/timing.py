@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from d1c.target import barrier
 from d1c.target.dtypes import dtype
 from d1c.target.isa import body_cycles, nest_pipes
 from d1c.target.kernel import Nest
@@ -300,20 +301,12 @@ def _barriers(program: Program) -> list[tuple[int, _Place]]:
 
 
 def _barrier_cycles(mesh: Mesh, fabric: Fabric) -> int:
-    """Latency of a barrier's tree: up along each axis in turn, last axis first, then the release from core 0 to all.
+    """Latency of a barrier's tree: up along each axis in turn, last axis first, then the release from its root to all.
     A core takes in one post a cycle."""
-    axes: list[list[str]] = []
-    for name in mesh.names:
-        if axes and axes[-1][0].partition(".")[0] == name.partition(".")[0]:
-            axes[-1].append(name)
-        else:
-            axes.append([name])
-    waiting, cycles = np.arange(mesh.cores), 0
-    for axis in reversed(axes):
-        own = mesh.core_offset(tuple(axis), mesh.position(tuple(axis), waiting))
-        cycles += int(fabric.distance(waiting, waiting - own).max()) + mesh.parts(tuple(axis)) - 1
-        waiting = waiting[own == 0]
-    release = fabric.distance(np.zeros(mesh.cores, np.int64), np.arange(mesh.cores))
+    cycles, axes = 0, barrier.barrier_axes(mesh)
+    for axis, cores, to in barrier.levels(mesh):
+        cycles += int(fabric.distance(cores, to).max()) + mesh.parts(axes[axis]) - 1
+    release = fabric.distance(np.full(mesh.cores, barrier.root(mesh)), np.arange(mesh.cores))
     return cycles + int(release.max()) if mesh.cores > 1 else 0
 
 
