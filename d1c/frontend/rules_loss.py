@@ -6,7 +6,7 @@ import onnx
 
 from d1c.frontend.context import ImportContext, tensor
 from d1c.frontend.indexing import flag, iota, op, shape_of
-from d1c.frontend.rules_math import given, mean, reduce
+from d1c.frontend.rules_math import given, log_shares, mean, reduce
 from d1c.ir.core import Value
 from d1c.ops.opdef import OnnxRule
 
@@ -50,10 +50,7 @@ def negative_log_likelihood(cx: ImportContext, node: onnx.NodeProto) -> Value:
 
 def softmax_cross_entropy(cx: ImportContext, node: onnx.NodeProto) -> tuple[Value, Value]:
     """The loss of log softmax over the classes, and that."""
-    x = given(cx, node)
-    d = op(cx, "sub", x, reduce(cx, "max", x, (1,), True))
-    total = reduce(cx, "sum", op(cx, "exp", d), (1,), True)
-    scores = op(cx, "sub", d, op(cx, "log", total))
+    scores = log_shares(cx, given(cx, node), (1,))
     return _loss(cx, node, scores), scores
 
 

@@ -167,7 +167,11 @@ def softmax(cx: ImportContext, node: onnx.NodeProto) -> Value:
 
 
 def log_softmax(cx: ImportContext, node: onnx.NodeProto) -> Value:
-    x, axes = _softmax_parts(cx, node)
+    return log_shares(cx, *_softmax_parts(cx, node))
+
+
+def log_shares(cx: ImportContext, x: Value, axes: tuple[int, ...]) -> Value:
+    """x - m - log(sum(exp(x - m))), m the maximum over `axes`."""
     d = cx.emit("graph.sub", [x, reduce(cx, "max", x, axes, True)])
     total = reduce(cx, "sum", cx.emit("graph.exp", [d]), axes, True)
     out: Value = cx.emit("graph.sub", [d, cx.emit("graph.log", [total])])
@@ -337,9 +341,9 @@ def selu(cx: ImportContext, node: onnx.NodeProto) -> Any:
 
 def _bent(cx: ImportContext, x: Value, alpha: float, over: float = 1.0) -> Value:
     """x < 0: alpha (exp(x / over) - 1), otherwise x."""
-    below = x if over == 1.0 else cx.emit("graph.div", [x, cx.scalar(over, x)])
-    below = cx.emit("graph.expm1", [cx.emit("graph.min", [below, cx.scalar(0.0, x)])])
-    below = cx.emit("graph.mul", [below, cx.scalar(alpha, x)])
+    below = cx.emit("graph.min", [x, cx.scalar(0.0, x)])
+    below = below if over == 1.0 else cx.emit("graph.div", [below, cx.scalar(over, x)])
+    below = cx.emit("graph.mul", [cx.emit("graph.expm1", [below]), cx.scalar(alpha, x)])
     out: Value = cx.emit("graph.where", [cx.emit("graph.less", [x, cx.scalar(0.0, x)]), below, x])
     return out
 

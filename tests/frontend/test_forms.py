@@ -31,6 +31,7 @@ COUNTS = np.array([[1, 2, 3], [4, 5, 6]], np.int32)
         ("BatchNormalization", {"x": HALF, **PARAMETERS}, {}, {"training_mode": 1}, 3, 21),
         ("InstanceNormalization", {"x": HALF},
          {"s": np.ones(3, np.float16), "b": np.zeros(3, np.float16)}, {}, 1, 21),
+        ("Celu", {"x": np.array([-3, -0.5, 0, 2], np.float32)}, {}, {"alpha": -1.5}, 1, 21),
         ("ReduceL2", {"x": COUNTS}, {"a": np.array([1])}, {}, 1, 18),
         ("ReduceLogSum", {"x": COUNTS}, {"a": np.array([1])}, {}, 1, 18),
         ("ReduceLogSumExp", {"x": COUNTS}, {"a": np.array([1])}, {}, 1, 18),
