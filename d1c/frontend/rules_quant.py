@@ -14,16 +14,12 @@ import onnx
 
 from d1c.frontend.consteval import normal_axis
 from d1c.frontend.context import ImportContext, tensor
+from d1c.frontend.indexing import op
 from d1c.frontend.rules_math import given, product, reduce
 from d1c.frontend.rules_nn import convolution, to_first
 from d1c.ir.core import Value
 from d1c.ops.opdef import OnnxRule
 from d1c.target.dtypes import F32, I8, I16, I32, U8, DType
-
-
-def _op(cx: ImportContext, name: str, *operands: Value) -> Value:
-    out: Value = cx.emit(f"graph.{name}", operands)
-    return out
 
 
 def _limits(t: DType) -> tuple[int, int]:
@@ -79,12 +75,12 @@ def _code(cx: ImportContext, ratio: Value, zero: Value | None, t: DType, saturat
     """saturate(round(ratio) + zero) as type `t`; a float type rounds in its cast."""
     ratio = cx.cast(ratio, F32)
     if t.kind == "minifloat":
-        shifted = ratio if zero is None or _is_zero(cx, zero) else _op(cx, "add", ratio, cx.cast(zero, F32))
+        shifted = ratio if zero is None or _is_zero(cx, zero) else op(cx, "add", ratio, cx.cast(zero, F32))
         return cx.cast(shifted, t, saturate)
     lo, hi = _limits(t)
-    value = _op(cx, "round", ratio)
+    value = op(cx, "round", ratio)
     if zero is not None and not _is_zero(cx, zero):
-        value = _op(cx, "add", value, cx.cast(zero, F32))
+        value = op(cx, "add", value, cx.cast(zero, F32))
     clipped: Value = cx.emit("graph.clip", [value], lo=float(lo), hi=float(hi))
     return cx.cast(clipped, t)
 
@@ -101,7 +97,7 @@ def quantize(cx: ImportContext, node: onnx.NodeProto) -> Value:
         precision = tensor(x).dtype if tensor(x).dtype.is_float else F32
     scale = _spread(cx, node, _in_precision(cx, scale, precision), x)
     zero = None if zero is None or _is_zero(cx, zero) else _spread(cx, node, zero, x)
-    ratio = _in_precision(cx, _op(cx, "div", _in_precision(cx, x, precision), scale), precision)
+    ratio = _in_precision(cx, op(cx, "div", _in_precision(cx, x, precision), scale), precision)
     return _code(cx, ratio, zero, t, bool(cx.attr(node, "saturate", 1)))
 
 
@@ -113,9 +109,9 @@ def dequantize(cx: ImportContext, node: onnx.NodeProto) -> Value:
     number = F32 if tensor(x).dtype.kind == "minifloat" else I32
     value = cx.cast(x, number)
     if zero is not None and not _is_zero(cx, zero):
-        value = _op(cx, "sub", value, cx.cast(_spread(cx, node, zero, x), number))
+        value = op(cx, "sub", value, cx.cast(_spread(cx, node, zero, x), number))
     wide = F32 if t.bits <= 32 else t
-    return cx.cast(_op(cx, "mul", cx.cast(value, wide), _spread(cx, node, cx.cast(scale, wide), x)), t)
+    return cx.cast(op(cx, "mul", cx.cast(value, wide), _spread(cx, node, cx.cast(scale, wide), x)), t)
 
 
 def dynamic_quantize(cx: ImportContext, node: onnx.NodeProto) -> tuple[Value, Value, Value]:
@@ -123,12 +119,12 @@ def dynamic_quantize(cx: ImportContext, node: onnx.NodeProto) -> tuple[Value, Va
     x = given(cx, node)
     axes = tuple(range(len(tensor(x).shape)))
     nothing = cx.scalar(0, x)
-    top = _op(cx, "max", reduce(cx, "max", x, axes, False), nothing)
-    bottom = _op(cx, "min", reduce(cx, "min", x, axes, False), nothing)
-    width = _op(cx, "div", _op(cx, "sub", top, bottom), cx.scalar(255, x))
-    scale = _op(cx, "where", _op(cx, "equal", top, bottom), cx.scalar(1, x), width)
-    zero = _code(cx, _op(cx, "div", _op(cx, "neg", bottom), scale), None, U8)
-    return _code(cx, _op(cx, "div", x, scale), zero, U8), scale, zero
+    top = op(cx, "max", reduce(cx, "max", x, axes, False), nothing)
+    bottom = op(cx, "min", reduce(cx, "min", x, axes, False), nothing)
+    width = op(cx, "div", op(cx, "sub", top, bottom), cx.scalar(255, x))
+    scale = op(cx, "where", op(cx, "equal", top, bottom), cx.scalar(1, x), width)
+    zero = _code(cx, op(cx, "div", op(cx, "neg", bottom), scale), None, U8)
+    return _code(cx, op(cx, "div", x, scale), zero, U8), scale, zero
 
 
 # ---- products -------------------------------------------------------------------------------------------------------
@@ -139,7 +135,7 @@ def _shifted(cx: ImportContext, x: Value, zero: Value | None) -> Value:
     t = tensor(x).dtype
     if t.kind == "minifloat":
         value = cx.cast(x, F32)
-        return value if _is_zero(cx, zero) or zero is None else _op(cx, "sub", value, cx.cast(zero, F32))
+        return value if _is_zero(cx, zero) or zero is None else op(cx, "sub", value, cx.cast(zero, F32))
     if zero is None or _is_zero(cx, zero):
         return x
     if cx.is_const(x) and cx.is_const(zero):
@@ -147,7 +143,7 @@ def _shifted(cx: ImportContext, x: Value, zero: Value | None) -> Value:
         least, most = data.min(initial=0), data.max(initial=0)
         fits = (f for f in (I8, U8, I16, I32) if _limits(f)[0] <= least and most <= _limits(f)[1])
         return cx.const(data.astype(next(fits).numpy))
-    difference = _op(cx, "sub", cx.cast(x, I32), cx.cast(zero, I32))
+    difference = op(cx, "sub", cx.cast(x, I32), cx.cast(zero, I32))
     return cx.cast(difference, I16 if t.bits <= 8 else I32)
 
 
@@ -171,8 +167,8 @@ def matmul_integer(cx: ImportContext, node: onnx.NodeProto) -> Value:
 def _requantized(cx: ImportContext, total: Value, scales: Sequence[Value], zero: Value) -> Value:
     """The accumulators times scale a scale b / scale y, as the type of the zero point."""
     of_a, of_b, of_y = (cx.cast(s, F32) for s in scales)
-    factor = _op(cx, "div", _op(cx, "mul", of_a, of_b), of_y)
-    return _code(cx, _op(cx, "mul", cx.cast(total, F32), factor), zero, tensor(zero).dtype)
+    factor = op(cx, "div", op(cx, "mul", of_a, of_b), of_y)
+    return _code(cx, op(cx, "mul", cx.cast(total, F32), factor), zero, tensor(zero).dtype)
 
 
 def qlinear_matmul(cx: ImportContext, node: onnx.NodeProto) -> Value:
@@ -208,7 +204,7 @@ def qlinear_conv(cx: ImportContext, node: onnx.NodeProto) -> Value:
     x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero = (given(cx, node, i) for i in range(8))
     total = _conv_total(cx, node, x, x_zero, w, w_zero)
     if (bias := cx.input(node, 8)) is not None:
-        total = _op(cx, "add", total, bias)
+        total = op(cx, "add", total, bias)
     scales = [cx.reshape(s, ()) if math.prod(tensor(s).shape) == 1 else s for s in (x_scale, w_scale, y_scale)]
     return to_first(cx, _requantized(cx, total, scales, cx.reshape(y_zero, ())))
 

@@ -14,6 +14,7 @@ import onnx
 
 from d1c.frontend.context import ImportContext, tensor
 from d1c.frontend.expr import Expr
+from d1c.frontend.indexing import prefix
 from d1c.frontend.rules_math import given
 from d1c.ir.core import Value
 from d1c.ops.opdef import Importer, OnnxRule
@@ -78,9 +79,7 @@ def multinomial(cx: ImportContext, node: onnx.NodeProto) -> Value:
     code, size = cx.attr(node, "dtype", onnx.TensorProto.INT32), int(cx.attr(node, "sample_size", 1))
     x = Expr(cx, cx.cast(logits, F32))
     weight = (x - Expr(cx, cx.emit("graph.reduce_max", [x.value], axes=(1,), keepdims=True))).exp().value
-    below = cx.const(np.tri(classes, dtype=np.bool_)[None])
-    spread = cx.emit("graph.where", [below, cx.reshape(weight, (rows, 1, classes)), cx.scalar(0.0, weight)])
-    cumulative = cx.emit("graph.reduce_sum", [spread], axes=(2,), keepdims=False)
+    cumulative = prefix(cx, weight, 1, "sum")
     total = cx.part(cumulative, 1, classes - 1, 1)
     u = words(cx, node, (rows, size))[0] * Expr(cx, total)
     sums, drawn = cx.reshape(cumulative, (rows, 1, classes)), cx.reshape(u.value, (rows, size, 1))

@@ -12,6 +12,7 @@ import onnx
 from d1c.frontend import bounded_shapes
 from d1c.frontend.consteval import normal_axis, reshape_target, slice_plan, squeezed, unsqueezed
 from d1c.frontend.context import ImportContext, Item, tensor
+from d1c.frontend.indexing import wrap
 from d1c.frontend.rules_math import given
 from d1c.ir.core import Value
 from d1c.ops.opdef import OnnxRule
@@ -125,10 +126,7 @@ def gather(cx: ImportContext, node: onnx.NodeProto) -> Value:
             return cx.reshape(taken, out)
         index = cx.const(at)
     else:
-        # ONNX counts negative indices from the end; the table lookup of the machine does not.
-        negative = cx.emit("graph.less", [index, cx.scalar(0, index)])
-        wrapped = cx.emit("graph.add", [index, cx.scalar(rows, index)])
-        index = cx.emit("graph.where", [negative, wrapped, index])
+        index = wrap(cx, index, rows)
     rank, inner = len(shape), len(tensor(index).shape)
     front = cx.transpose(x, (axis, *(d for d in range(rank) if d != axis)))
     found = cx.emit("graph.lookup", [index, front])
