@@ -418,7 +418,7 @@ def _total(
     seconds = machine.seconds(cycles)
     on_matrix = any(layer.matrix_flops for layer in found.values())
     peak = machine.peak_flops_bf16 if on_matrix else machine.peak_flops_f32
-    batch = int(program.info.get("batch", 0)) or (program.inputs[0].shape or (1,))[0] if program.inputs else 1
+    batch = int(program.info.get("batch", 0)) or ((program.inputs[0].shape or (1,))[0] if program.inputs else 1)
     weights = sum(
         program.buffers[p.buffer].bytes * len({v for v in p.index.values if v >= 0}) for p in program.placements
     )
