@@ -255,8 +255,10 @@ def power(cx: ImportContext, node: onnx.NodeProto) -> Value:
             case 4.0:
                 return _square(cx, _square(cx, x))
             case 0.5 if tensor(x).dtype.is_float:
-                root: Value = cx.emit("graph.sqrt", [x])
-                return root
+                # unlike a root, the power of -inf is inf and that of -0 is 0
+                root = cx.emit("graph.sqrt", [cx.emit("graph.add", [x, cx.scalar(0.0, x)])])
+                lowest = cx.emit("graph.equal", [x, cx.scalar(-math.inf, x)])
+                return cx.emit("graph.where", [lowest, cx.scalar(math.inf, x), root])  # type: ignore[no-any-return]
             case -1.0 if tensor(x).dtype.is_float:
                 inverse: Value = cx.emit("graph.reciprocal", [x])
                 return inverse

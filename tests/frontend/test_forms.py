@@ -39,6 +39,8 @@ COUNTS = np.array([[1, 2, 3], [4, 5, 6]], np.int32)
         ("AveragePool", {"x": RNG.standard_normal((1, 1, 6, 6)).astype(np.float32)}, {},
          {"kernel_shape": [3, 3], "strides": [2, 2], "auto_pad": "VALID", "ceil_mode": 1, "count_include_pad": 1},
          1, 21),
+        ("Pow", {"x": np.array([4, 2, -0.0, 0, -np.inf, np.inf, -1, np.nan], np.float32)},
+         {"y": np.array(0.5, np.float32)}, {}, 1, 21),
         ("Resize", {"x": np.zeros((0, 1, 4, 5), np.float32)},
          {"roi": np.zeros(0, np.float32), "s": np.array([1, 1, 2, 2], np.float32)}, {"mode": "linear"}, 1, 21),
         ("TfIdfVectorizer", {"x": np.array([[1, 2, 3, 1, 2]])}, {},
