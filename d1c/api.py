@@ -202,6 +202,7 @@ class _Run:
 
         failure: DoesNotFit | None = None
         names = [n for n in LOWERINGS if module.level == "graph" or PASSES[n].level_in != "graph"]
+        module = self.bounded(module) if module.level == "graph" else module
         for resident, window in ATTEMPTS if module.level == "graph" else ATTEMPTS[-1:]:
             try:
                 done = self.passes_over(module, names, machine=self.machine, resident=resident, window=window)
@@ -213,6 +214,13 @@ class _Run:
                 self.modules[done.module.level] = done.module
                 self.compiled = done.program
                 return
+
+    def bounded(self, module: Module) -> Module:
+        """The graph module with its lower bounds on the machine as the attribute `bounds`: (name, value) pairs."""
+        from d1c.analysis.bounds import lower_bounds
+
+        found = lower_bounds(module, self.machine)
+        return replace(module, attrs={**module.attrs, "bounds": tuple(found.items())})
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,25 @@ def resnet50(batch: int = 1) -> onnx.ModelProto:
     return f.model({"image": np.zeros((batch, 3, 224, 224), np.float32)}, x)[0]
 
 
+def resnet18(batch: int = 1) -> onnx.ModelProto:
+    """ResNet-18 with folded normalisations. `image` [batch, 3, 224, 224] to [batch, 1000]."""
+    f = Net(18)
+
+    def unit(x: str, c: int, o: int, kernel: int, stride: int = 1) -> str:
+        return f.conv(x, c, o, kernel, kernel, bias=True, strides=[stride] * 2, pads=[kernel // 2] * 4)
+
+    x = f("Relu", unit("image", 3, 64, 7, 2))
+    x = f("MaxPool", x, kernel_shape=[3, 3], strides=[2, 2], pads=[1, 1, 1, 1])
+    c = 64
+    for o in (64, 128, 256, 512):
+        for i in range(2):
+            stride = 2 if i == 0 and o > 64 else 1
+            y = unit(f("Relu", unit(x, c, o, 3, stride)), o, o, 3)
+            x, c = f("Relu", f("Add", y, x if c == o else unit(x, c, o, 1, stride))), o
+    x = f("Gemm", f("Flatten", f("GlobalAveragePool", x)), f.random(c, 1000, fan=c), f.random(1000, fan=100))
+    return f.model({"image": np.zeros((batch, 3, 224, 224), np.float32)}, x)[0]
+
+
 def vit_b16(batch: int = 1) -> onnx.ModelProto:
     """ViT-B/16 with a class token. `image` [batch, 3, 224, 224] to [batch, 1000]."""
     f, t, d, heads = Net(16), 197, 768, 12
@@ -118,8 +137,9 @@ def vit_b16(batch: int = 1) -> onnx.ModelProto:
     return f.model({"image": np.zeros((batch, 3, 224, 224), np.float32)}, f.linear(x, d, 1000))[0]
 
 
-def gpt2_small(batch: int = 1, tokens: int = 64) -> onnx.ModelProto:
-    """GPT-2's decoder stack, embedding and head tied. `ids` [batch, tokens] (i64) to logits [batch, tokens, 50257]."""
+def gpt2_small(batch: int = 1, tokens: int = 64, last: bool = False) -> onnx.ModelProto:
+    """GPT-2's decoder stack, embedding and head tied. `ids` [batch, tokens] (i64) to logits [batch, tokens, 50257];
+    `last`: of the last token alone, [batch, 50257], as in prefill."""
     f, d, heads, words = Net(2), 768, 12, 50257
 
     def norm(x: str) -> str:
@@ -137,7 +157,8 @@ def gpt2_small(batch: int = 1, tokens: int = 64) -> onnx.ModelProto:
         o = f("MatMul", f("Softmax", f("Add", scores, mask), axis=-1), v)
         x = f("Add", x, f.linear(f("Reshape", f("Transpose", o, perm=[0, 2, 1, 3]), f.ints(0, tokens, d)), d, d))
         x = f("Add", x, f.linear(f("Gelu", f.linear(norm(x), d, 4 * d), approximate="tanh"), 4 * d, d))
-    logits = f("MatMul", norm(x), f.const(embedding.T))
+    x = f("Gather", norm(x), f.const(np.array(tokens - 1)), axis=1) if last else norm(x)
+    logits = f("MatMul", x, f.const(embedding.T))
     return f.model({"ids": np.zeros((batch, tokens), np.int64)}, logits)[0]
 
 

@@ -109,6 +109,7 @@ class _Lowering:
             "sram_data_bytes": peak, "sram_code_bytes": overhead, "sram_peak_bytes": peak + overhead,
             **{k: v for k, v in self.module.attrs.items()
                if k.startswith(("folded", "empty_")) or k in ("model", "frozen", "lists")},
+            **{k: dict(v) for k, v in self.module.attrs.items() if k == "bounds"},
         }  # fmt: skip
         scalars = self.module.attrs.get("scalars", ())
         counts = by_output(self.module.attrs.get("counts", ()))
