@@ -138,6 +138,9 @@ class Machine:
     # Network
     link_bytes_per_cycle: int = _n(64, "B/cycle", f"{_NOTES}: 64 B packets; conflict noted", "one mesh link, each way")
     packet_bytes: int = _n(64, "B", _NOTES, "payload of one packet")
+    run_header_bytes: int = _n(
+        8, "B", "assumed: one 8 B granule of the gather engine", "place and length of a run in a packet of several runs"
+    )
     hop_cycles: int = _n(1, "cycles", _AIDAY, "one router to the next")
     inject_cycles: int = _n(4, "cycles", "assumed", "SRAM to the first router")
     eject_cycles: int = _n(4, "cycles", "assumed", "last router to SRAM")
@@ -291,7 +294,7 @@ _MAX_SIDE = 1024
 _SIDES = ("die_rows", "die_cols", "site_rows", "site_cols", "grid_rows", "grid_cols")
 _MAY_BE_ZERO = ("hop_cycles", "inject_cycles", "eject_cycles", "launch_cycles", "call_cycles", "loop_cycles",
                 "die_crossing_cycles", "code_reserve_bytes", "icache_miss_cycles", "branch_cycles", "dip_count",
-                "dip_latency_cycles", "hbm_latency_cycles")  # fmt: skip
+                "dip_latency_cycles", "hbm_latency_cycles", "run_header_bytes")  # fmt: skip
 
 
 def _check_field(machine: str, name: str, kind: str, value: object) -> None:

@@ -13,6 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
+from d1c.target.machine import Machine
 from d1c.target.mesh import Mesh
 
 
@@ -202,3 +203,32 @@ class Messages:
     @cached_property
     def elements(self) -> np.ndarray:
         return np.asarray(self.sizes.prod(axis=0)) if len(self.sizes) else np.ones(len(self.cls), np.int64)
+
+    @cached_property
+    def run(self) -> np.ndarray:
+        """[messages] elements of the longest runs that are contiguous on both sides; a message consists of them."""
+        run = np.ones(len(self), np.int64)
+        whole = np.ones(len(self), bool)
+        for size, s, d in zip(self.sizes, self.sstride, self.dstride, strict=True):
+            joins = whole & (s == run) & (d == run)
+            whole &= joins | (size == 1)
+            run = np.where(joins, run * size, run)
+        return run
+
+    def packets(self, width: int, machine: Machine) -> tuple[np.ndarray, np.ndarray]:
+        """`packed` for elements of `width` bytes: [messages] packets, cycles of the SRAM ports."""
+        return packed(self.elements * width, self.run * width, machine)
+
+
+def packed(size: np.ndarray, run: np.ndarray, machine: Machine) -> tuple[np.ndarray, np.ndarray]:
+    """How messages of `size` bytes in runs of `run` bytes (both [n]) travel: packets on every link, and the cycles for
+    which each holds the SRAM ports at its ends.
+
+    A run has packets to itself, or a header of `run_header_bytes` in packets that it shares: whichever takes fewer. A
+    port reads or writes one run a cycle, of a long run `packet_bytes` a cycle.
+    """
+    run = np.maximum(run, 1)
+    count = size // run
+    accesses = count * -(-run // machine.packet_bytes)
+    shared = -(-(size + count * machine.run_header_bytes) // machine.packet_bytes)
+    return np.minimum(accesses, shared), accesses

@@ -1,4 +1,4 @@
-"""What a set of messages puts on the network: packets through every core's ports, over every link and every die edge.
+"""What a set of messages puts on the network: cycles of every core's ports, packets over every link and die edge.
 
 Routes go along the row first, then along the column, on physical coordinates. A message to several cores is one tree:
 the row of its sender as far as the outermost columns of the receivers, then each of those columns; every link carries
@@ -14,7 +14,7 @@ import numpy as np
 
 from d1c.target.embedding import global_position
 from d1c.target.machine import Machine
-from d1c.target.movement import Messages, ragged
+from d1c.target.movement import ragged
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,14 @@ class Fabric:
 
 @dataclass(frozen=True, slots=True)
 class Flows:
-    """Messages from core src[m] to every core of class cls[m]: packets, payload bytes. Core targets[i] belongs to class
-    classes[i]; both ascend by class. A message to its own sender uses the ports, but no link."""
+    """Messages from core src[m] to every core of class cls[m]: packets, cycles of the SRAM ports at both ends, payload
+    bytes. Core targets[i] belongs to class classes[i]; both ascend by class. A message to its own sender uses the
+    ports, but no link."""
 
     src: np.ndarray
     cls: np.ndarray
     packets: np.ndarray
+    accesses: np.ndarray
     payload: np.ndarray
     targets: np.ndarray
     classes: np.ndarray
@@ -71,9 +73,9 @@ class Flows:
 
 @dataclass(frozen=True)
 class Load:
-    """Packets through each core's ports (`sent`, `received` [cores]) and over each link: `right` [rows, cols] those
-    from column c to c + 1, `left` back, `down` from row r to r + 1, `up` back. `distance`: cycles of the longest way.
-    `bytes`: payload that leaves a core, counted once for all receivers of a tree."""
+    """Cycles of each core's SRAM ports (`sent`, `received` [cores]) and packets over each link: `right` [rows, cols]
+    those from column c to c + 1, `left` back, `down` from row r to r + 1, `up` back. `distance`: cycles of the longest
+    way. `bytes`: payload that leaves a core, counted once for all receivers of a tree."""
 
     machine: Machine
     sent: np.ndarray
@@ -97,7 +99,7 @@ class Load:
 
     @property
     def port_cycles(self) -> float:
-        """The busiest port: one packet a cycle out of SRAM, one into it."""
+        """The busiest port: one packet or run a cycle out of SRAM, one into it."""
         return float(max(self.sent.max(initial=0), self.received.max(initial=0)))
 
     @property
@@ -137,17 +139,6 @@ class Load:
         return max(self.port_cycles, self.row_cycles, self.column_cycles, self.edge_cycles) + self.distance
 
 
-def runs(messages: Messages) -> np.ndarray:
-    """[messages] elements of the longest runs that are contiguous on both sides."""
-    run = np.ones(len(messages), np.int64)
-    whole = np.ones(len(messages), bool)
-    for size, s, d in zip(messages.sizes, messages.sstride, messages.dstride, strict=True):
-        joins = whole & (s == run) & (d == run)
-        whole &= joins | (size == 1)
-        run = np.where(joins, run * size, run)
-    return run
-
-
 def load(flows: Flows, fabric: Fabric) -> Load:
     """The load of all the messages at once. Where the machine's multicast is not `tree`, every receiver gets a message
     of its own."""
@@ -160,7 +151,7 @@ def load(flows: Flows, fabric: Fabric) -> Load:
     own = np.isin(cls * cores + src, flows.classes * cores + flows.targets)
     copies = np.ones(len(src), np.int64) if tree else fan[cls]
     leaving = np.minimum(copies, fan[cls] - own)
-    received = np.bincount(cls, packets, count)[flows.classes]
+    received = np.bincount(cls, flows.accesses, count)[flows.classes]
 
     tr, tc = fabric.row[flows.targets], fabric.col[flows.targets]
     column = _columns(flows.classes, tr, tc, fabric.shape[1])
@@ -188,7 +179,7 @@ def load(flows: Flows, fabric: Fabric) -> Load:
     down = _segments(fabric.shape, r, np.maximum(to.high[i], r), col, col + 1, weight)
     up = _segments(fabric.shape, np.minimum(to.low[i], r), r, col, col + 1, weight)
     return Load(
-        machine, np.bincount(src, packets * copies, cores), np.bincount(flows.targets, received, cores),
+        machine, np.bincount(src, flows.accesses * copies, cores), np.bincount(flows.targets, received, cores),
         right, left, down, up, _longest(flows, fabric, first), len(src), int((packets * copies).sum()),
         int((flows.payload * leaving).sum()),
     )  # fmt: skip

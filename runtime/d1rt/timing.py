@@ -23,7 +23,7 @@ from d1c.target.machine import Machine
 from d1c.target.mesh import Mesh
 from d1c.target.movement import Exchange
 from d1c.target.program import Arrive, Barrier, Call, Command, Fill, Loop, Port, Program, Push, Role, Send
-from d1rt.linkload import Fabric, Flows, Load, load, runs
+from d1rt.linkload import Fabric, Flows, Load, load
 
 __all__ = ["Times", "layer_times"]
 
@@ -249,15 +249,15 @@ def _fingerprint(exchange: Exchange) -> tuple[object, ...]:
 def _pushed(exchange: Exchange, width: int, cores: np.ndarray, machine: Machine) -> Flows:
     """The messages that `cores` send in a movement of elements of `width` bytes."""
     mesh, messages = exchange.mesh, exchange.messages()
-    run = runs(messages)
-    packets = messages.elements // np.maximum(run, 1) * -(-run * width // machine.packet_bytes)
+    packets, accesses = messages.packets(width, machine)
     fan = mesh.core_offset(exchange.fan_axes, np.arange(mesh.parts(exchange.fan_axes)))
     targets = (messages.classes[:, None] + fan).reshape(-1)
     classes = np.repeat(np.arange(len(messages.classes)), len(fan))
     keep = cores[messages.src] & (messages.elements > 0)
     return Flows(
-        messages.src[keep], messages.cls[keep], packets[keep], messages.elements[keep] * width, targets, classes
-    )
+        messages.src[keep], messages.cls[keep], packets[keep], accesses[keep], messages.elements[keep] * width, targets,
+        classes,
+    )  # fmt: skip
 
 
 def _sent(program: Program, send: Send, cores: np.ndarray, machine: Machine) -> Flows:
@@ -280,7 +280,7 @@ def _sent(program: Program, send: Send, cores: np.ndarray, machine: Machine) -> 
     targets = (base[src][:, None] + fan).reshape(-1)
     cls = np.arange(len(src))
     packets = -(-size_bytes // machine.packet_bytes)
-    return Flows(src, cls, packets, size_bytes, targets, np.repeat(cls, len(fan)))
+    return Flows(src, cls, packets, packets, size_bytes, targets, np.repeat(cls, len(fan)))
 
 
 def _barriers(program: Program) -> list[tuple[int, _Place]]:

@@ -16,7 +16,7 @@ from d1c.target.kernel import Loop as Extent
 from d1c.target.kernel import Nest, Operand
 from d1c.target.machine import PRESETS, Machine, random_mask
 from d1c.target.mesh import CoreInt, Group, Layout, Mesh
-from d1c.target.movement import Exchange
+from d1c.target.movement import Exchange, packed
 from d1c.target.program import (
     Arrive,
     Barrier,
@@ -33,7 +33,7 @@ from d1c.target.program import (
     Send,
     To,
 )
-from d1rt.linkload import Fabric, Flows, Load, load, runs
+from d1rt.linkload import Fabric, Flows, Load, load
 from d1rt.timing import Times, layer_times
 
 # One die of 4 x 4 sites, all alive: logical and physical coordinates agree.
@@ -89,8 +89,8 @@ def some_flows(rng: np.random.Generator, cores: int, messages: int, classes: int
     targets = np.concatenate([rng.choice(cores, fan, replace=False) for _ in range(classes)])
     packets = rng.integers(1, 9, messages)
     return Flows(
-        rng.integers(0, cores, messages), rng.integers(0, classes, messages), packets, packets * 64 - 3, targets,
-        np.repeat(np.arange(classes), fan),
+        rng.integers(0, cores, messages), rng.integers(0, classes, messages), packets, packets + messages % 3,
+        packets * 64 - 3, targets, np.repeat(np.arange(classes), fan),
     )  # fmt: skip
 
 
@@ -108,10 +108,10 @@ def test_links_carry_what_a_router_would_send(rng, fan, multicast):
         sent = np.zeros(machine.cores)
         received = np.zeros(machine.cores)
         payload = 0
-        for src, cls, packets, size in zip(flows.src, flows.cls, flows.packets, flows.payload, strict=True):
+        for src, cls, cycles, size in zip(flows.src, flows.cls, flows.accesses, flows.payload, strict=True):
             to = flows.targets[flows.classes == cls]
-            sent[src] += packets * (1 if multicast == "tree" else len(to))
-            received[to] += packets
+            sent[src] += cycles * (1 if multicast == "tree" else len(to))
+            received[to] += cycles
             away = sum(t != src for t in to)
             payload += size * (min(1, away) if multicast == "tree" else away)
         assert np.array_equal(found.sent, sent) and np.array_equal(found.received, received)
@@ -190,9 +190,9 @@ def test_neighbour_shift():
 
 
 def test_transpose():
-    # A 64 x 64 f32 matrix, 16 x 16 on each core; core (c, r) then needs the block of core (r, c). A block is 16 runs of
-    # 16 elements, a packet each. Core (r, c) sends along row r to column r, then along that column to row c. Over the
-    # link from column r + 1 to column r pass all blocks of row r with c > r: 3 where r = 0, so 48 packets; the columns
+    # A 64 x 64 f32 matrix, 16 x 16 on each core; core (c, r) then needs the block of core (r, c). A block is one run
+    # of 1,024 B, 16 packets. Core (r, c) sends along row r to column r, then along that column to row c. Over the link
+    # from column r + 1 to column r pass all blocks of row r with c > r: 3 where r = 0, so 48 packets; the columns
     # mirror that. The longest way is (0, 3) -> (3, 0): 6 hops, 14 cycles.
     source = Layout((Group(1, ("nr",), 16), Group(1, ("nc",), 16)))
     x = movement((64, 64), source, (COL, ROW), (64, 64), source)
@@ -227,9 +227,38 @@ def test_runs_join_what_is_contiguous_on_both_sides():
     # A whole row-major block is one run; a block out of wider rows is a run per row.
     whole = Layout((Group(1, ("nr", "nc"), 4), Group()))
     x = movement((64, 64), whole, (ROW, COL), (64, 64), Layout((Group(1, ("nr",), 16), Group())))
-    assert set(runs(x.messages())) == {4 * 64}
+    assert set(x.messages().run) == {4 * 64}
     cut = movement((64, 64), whole, (ROW, COL), (64, 64), Layout((Group(1, ("nr",), 16), Group(1, ("nc",), 16))))
-    assert set(runs(cut.messages())) == {16}
+    assert set(cut.messages().run) == {16}
+
+
+@pytest.mark.parametrize("header, packets", [(0, 2), (8, 2), (9, 3), (24, 3), (41, 4), (64, 4)])
+def test_short_runs_share_packets(header, packets):
+    # 4 rows of 24 f32 on each core; then core (r, c) needs columns 6c to 6c + 5 of the rows of all four cores of its
+    # row: messages of 4 runs of 24 B. With a header of 8 B that is 128 B, two packets instead of four; never more than
+    # four. Over the middle link of a row pass 2 x 2 messages each way; a port handles a run a cycle, 4 x 4 of them.
+    rows = Layout((Group(1, ("nr", "nc"), 4), Group()))
+    x = movement((64, 24), rows, (ROW, COL), (64, 24), Layout((Group(1, ("nr",), 16), Group(1, ("nc",), 6))))
+    machine = dataclasses.replace(SQUARE, run_header_bytes=header)
+    r = only(layer_times(program(Push(0, 1, 0, 3, 0), exchanges=(x,), machine=machine)))
+    assert (r["messages"], r["packets"], r["noc_bytes"]) == (64, 64 * packets, 48 * 96)
+    assert r["terms"]["SRAM port"] == 16 and r["terms"]["row link"] == 4 * packets
+    assert r["terms"]["column link"] == 0 and r["move_cycles"] == 16 + 11
+
+
+def test_packets_of_runs_laid_one_behind_the_other(rng):
+    for _ in range(300):
+        run, count, header = int(rng.integers(1, 300)), int(rng.integers(1, 40)), int(rng.integers(0, 40))
+        machine = dataclasses.replace(SQUARE, run_header_bytes=header)
+        at = alone = 0
+        for _ in range(count):
+            at += header + run
+            left = run
+            while left > 0:
+                alone, left = alone + 1, left - 64
+        stream = {byte // 64 for byte in range(at)}
+        packets, accesses = packed(np.array([run * count]), np.array([run]), machine)
+        assert accesses == alone and packets == min(alone, len(stream))
 
 
 def test_compute_of_uneven_cores():
