@@ -7,13 +7,14 @@ kernel calls, semaphores. What depends on the order of events (credits, uninitia
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import NoReturn
 
 import numpy as np
 
 from d1c.errors import LoadError, UsageError
-from d1c.target import loops, numerics
+from d1c.target import loops, numerics, order
 from d1c.target.barrier import barrier_axes
 from d1c.target.dtypes import DType, dtype
 from d1c.target.machine import Machine
@@ -431,29 +432,49 @@ class _Check:
         self.targets = {x: target for x, (target, _) in pushed.items()}
 
     def shared_semaphores(self) -> None:
-        """Between two barriers of a thread a semaphore counts the arrivals of one buffer; from the end of a loop's body
-        it goes on at its start. A thread without barriers is
-        one stretch if the program has none; else its pushes are seen where the thread with barriers waits for them."""
+        """At any time a semaphore counts the arrivals of one buffer: what one movement brings has come on all cores
+        before a barrier, behind which the next one is sent. Rounds of a loop follow each other in the same way. In a
+        program without barriers a thread names one buffer only."""
         barriers = any(True for _ in self.commands(lambda c: isinstance(c, Barrier)))
-        for r in self.p.roles:
-            for t, thread in enumerate(r.threads):
-                if barriers and not any(isinstance(c, Barrier) for c in thread):
-                    continue
-                used: dict[int, int] = {}
-                for path, c in loops.twice(thread):
-                    if isinstance(c, Barrier):
-                        used = {}
-                    if not isinstance(c, (Push, Send, Arrive)):
-                        continue
-                    target = self.targets[c.exchange] if isinstance(c, Arrive) else c.target
-                    first = used.setdefault(c.semaphore, target)
-                    if first != target:
-                        self.at = f"role {r.name!r} thread {t} command {place_text(path)} ({type(c).__name__})"
-                        a, b = self.p.buffers[first].name, self.p.buffers[target].name
+        for k, r in enumerate(self.p.roles):
+            found = list(order.events(r, [*self.p.roles[:k], *self.p.roles[k + 1 :]]))
+            groups = [found] if barriers else [[e for e in found if e.thread == t] for t in range(len(r.threads))]
+            for group in groups:
+                self.spans(r, group)
+
+    def spans(self, r: Role, events: list[order.Event]) -> None:
+        """The uses of a semaphore for different buffers must not overlap. A use lasts from a push to the Arrive that
+        waits for it where the role has both, equally often; otherwise every command is a use."""
+        sent: dict[int, list[order.Event]] = defaultdict(list)
+        come: dict[int, list[order.Event]] = defaultdict(list)
+        uses: dict[int, list[tuple[int, int, int, order.Event]]] = defaultdict(list)
+        for e in events:
+            match e.command:
+                case Push():
+                    sent[e.command.exchange].append(e)
+                case Arrive():
+                    come[e.command.exchange].append(e)
+                case Send():
+                    uses[e.command.semaphore].append((e.after, e.before, e.command.target, e))
+        for x in {*sent, *come}:
+            pairs = list(zip(sent[x], come[x], strict=False)) if len(sent[x]) == len(come[x]) else []
+            for first, last in pairs or ((e, e) for e in (*sent[x], *come[x])):
+                assert isinstance(last.command, Push | Arrive)
+                uses[last.command.semaphore].append((first.after, last.before, self.targets[x], last))
+        for semaphore, spans in uses.items():
+            ends: dict[int, int] = {}  # per buffer when its last use is over
+            for start, end, target, e in sorted(spans, key=lambda s: (s[0], s[1])):
+                for other, over in ends.items():
+                    if other != target and over >= start:
+                        self.at = f"role {r.name!r} thread {e.thread} command {place_text(e.path)} "
+                        self.at += f"({type(e.command).__name__})"
+                        a, b = self.p.buffers[other].name, self.p.buffers[target].name
                         self.bad(
-                            f"semaphore shared: {c.semaphore} counts arrivals for buffers {a} and {b}",
+                            f"semaphore shared: {semaphore} counts arrivals for buffers {a} and {b}",
                             rule="between two barriers, an arrival semaphore belongs to one target buffer",
                         )
+                ends = {k: v for k, v in ends.items() if v >= start}
+                ends[target] = max(ends.get(target, -1), end)
 
 
 def _range(values: np.ndarray, end: int) -> np.ndarray:

@@ -118,7 +118,8 @@ def late_fills(steps: list[Step]) -> list[Step]:
         if isinstance(step.command, Fill):
             old = waiting.get(id(step.command))
             cores = step.cores if old is None else np.union1d(old.cores, step.cores)
-            waiting[id(step.command)] = Step(step.command, cores)
+            late = step.late or (old is not None and old.late)
+            waiting[id(step.command)] = Step(step.command, cores, late=late)
             continue
         uses = touches(step)
         now = [f for f in waiting.values() if written(f) in uses]

@@ -47,12 +47,14 @@ SHOWN, POSTERS = 10, 3
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
     """`cores` (ascending) perform `command` together. Calls: only the cores that have work. Pushes: `messages` are the
-    numbers of those they send (None: all of the movement). Sends: `targets` [n, 2], (index into cores, core)."""
+    numbers of those they send (None: all of the movement). Sends: `targets` [n, 2], (index into cores, core). Fills:
+    `late` if messages may have come first."""
 
     command: Call | Push | Send | Fill
     cores: np.ndarray
     messages: np.ndarray | None = None
     targets: np.ndarray | None = None
+    late: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -369,8 +371,7 @@ class Schedule:
                 if c.exchange >= 0:
                     cores = cores[self.moves[c.exchange].class_of[cores] >= 0]
                 if len(cores):
-                    self.memory.fill(c, cores)
-                    self.steps.append(Step(c, cores))
+                    self.steps.append(Step(c, cores, late=self.memory.fill(c, cores)))
 
     def push(self, c: Push, cores: np.ndarray) -> None:
         move = self.moves[c.exchange]

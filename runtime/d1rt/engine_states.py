@@ -74,7 +74,8 @@ class Memory(Protocol):
 
     def send(self, c: Send, cores: np.ndarray, who: np.ndarray, to: np.ndarray) -> None: ...
 
-    def fill(self, c: Fill, cores: np.ndarray) -> None: ...
+    def fill(self, c: Fill, cores: np.ndarray) -> bool:
+        """Whether messages may have come first."""
 
     def free(self, c: Free, cores: np.ndarray) -> None: ...
 
@@ -189,16 +190,18 @@ class Slots:
         self.live[b, to] = True
         self.written[b, to] = filled[to].all(axis=1)
 
-    def fill(self, c: Fill, cores: np.ndarray) -> None:
+    def fill(self, c: Fill, cores: np.ndarray) -> bool:
         b = c.buffer
-        self.require_free(c, b, self.mask(cores) & self.live[b])
+        early = (self.filling[b] == c.exchange) & ~self.filled[b] & (c.exchange >= 0)  # messages came first
+        self.require_free(c, b, self.mask(cores) & self.live[b] & ~early)
         self.require_near(c, b, self.mask(cores))
         self.live[b, cores] = self.filled[b, cores] = True
         if c.exchange < 0:
             self.written[b, cores] = True
             self.filled[b, cores] = False  # nothing is left for messages
         else:
-            self.written[b, cores] = self.moves[c.exchange].expected[cores] == 0
+            self.written[b, cores] = self.arrived[b, cores] == self.moves[c.exchange].expected[cores]
+        return bool(early[cores].any())
 
     def free(self, c: Free, cores: np.ndarray) -> None:
         at = np.ix_(np.array(c.buffers, np.int64), cores)
@@ -346,7 +349,7 @@ class Bytes:
         except Fault as f:
             self.fault(core, c, f)
 
-    def fill(self, c: Fill, cores: np.ndarray) -> None:
+    def fill(self, c: Fill, cores: np.ndarray) -> bool:
         window = self.buffers[c.buffer]
         for core in cores.tolist():
             offsets = np.arange(window.elements) if c.exchange < 0 else self.moves[c.exchange].padding(core)
@@ -355,6 +358,7 @@ class Bytes:
                 self.cores[core].mark(window, offsets, state.FULL)
             except Fault as f:
                 self.fault(core, c, f)
+        return True
 
     def free(self, c: Free, cores: np.ndarray) -> None:
         for core in cores.tolist():

@@ -183,7 +183,7 @@ class Units:
         pattern = np.full(b.elements, fill_value(c.value, d), d)
         self.held.append(pattern)
         rows = np.unique(room.row[step.cores])
-        if c.exchange < 0 or not self.memory.plain:  # nothing has been delivered yet
+        if c.exchange < 0 or not (step.late or self.memory.plain):  # nothing has been delivered yet
             lo = np.zeros(len(rows), np.int64)
             row, inner = rows, np.full(len(rows), b.bytes)
         else:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from d1c.errors import Deadlock, Trap
+from d1c.target.barrier import barrier_axes
 from d1c.target.mesh import Mesh
 from d1c.target.program import Arrive, Call, Command, Fill, Free, Loop, Post, Program, Push, Send, Wait
-from d1c.target.program_check import barrier_axes
 
 FREE_BYTES = "a message, a fill or a result is written into free bytes only; Free is the credit for the next writer"
 WRITTEN_BYTES = "bytes are read only after they have been written"
