@@ -3,7 +3,7 @@
     compute  multiply-adds over the peak of all live nodes, on the unit (matrix, vector) that needs longer
     sram     every constant of a product read once from SRAM
     noc      what a product must move between nodes however its work is shared out, over a node's four links
-    hbm      the inputs, once, from the interface processors
+    hbm      the inputs, and what of the products' constants has no place in SRAM, once from the interface processors
     depth    the longest chain of products that need each other, one launch each
 
 Work that a constant mask makes void counts in none of them: scores to which minus infinity is added, and their share of
@@ -71,11 +71,12 @@ def lower_bounds(module: Module, machine: Machine) -> dict[str, Any]:
         macs[p.matrix] += rounds * p.macs
     rate = machine.dip_count * min(machine.dip_bytes_per_cycle, machine.dip_edge_bytes_per_cycle)
     constants = {s.name: s for s in found.weights}
+    kept, room = sum(map(_bytes, constants.values())), nodes * machine.sram_bytes
     out = {
         "compute": max(macs[True] * 2 / machine.mma_flops_per_cycle, macs[False] / machine.f32_lanes) / nodes,
-        "sram": sum(_bytes(s) for s in constants.values()) / (nodes * machine.load_bytes_per_cycle),
+        "sram": kept / (nodes * machine.load_bytes_per_cycle),
         "noc": sum(r * moved_bytes(p, nodes) for p, r in found.products) / (LINKS * machine.link_bytes_per_cycle),
-        "hbm": sum(_bytes(s) for s in layers["main"].inputs) / rate if rate else 0.0,
+        "hbm": (sum(_bytes(s) for s in layers["main"].inputs) + max(0, kept - room)) / rate if rate else 0.0,
         "depth": float(found.chain * machine.launch_cycles),
     }
     binds = max(out, key=lambda k: out[k])

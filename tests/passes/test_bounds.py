@@ -107,6 +107,15 @@ def test_no_exact_algorithm_beats_it() -> None:
     assert found == pytest.approx(2 * (3 * (d**3 / p**2) ** (2 / 3) - 3 * d * d / p**2))
 
 
+def test_weights_beyond_sram_come_with_every_run() -> None:
+    f = networks.Net(0)
+    model = f.model({"x": f.data(4, 1024)}, f("MatMul", "x", f.random(1024, 1024)))[0]
+    graph = api.compile(model, stop_after="pack-operands").module("graph")
+    small = machine("test")
+    found, rate = lower_bounds(graph, small), small.dip_count * small.dip_bytes_per_cycle
+    assert found["hbm"] == pytest.approx((4 * 4096 + 2 * 1024**2 - small.node_count * small.sram_bytes) / rate, abs=0.1)
+
+
 def test_the_program_holds_them() -> None:
     f = networks.Net(0)
     model = f.model({"x": f.data(8, 16)}, f.linear("x", 16, 32))[0]
