@@ -71,6 +71,10 @@ def window(b: Build, extents: tuple[int, ...], *, pool: bool) -> dict[str, Any]:
         attrs["dilations"] = dilations
     if b.chance(0.3):
         attrs["auto_pad"] = b.choice(("SAME_UPPER", "SAME_LOWER", "VALID"))
+        span = [(k - 1) * d + 1 for k, d in zip(kernel, attrs.get("dilations", [1] * len(kernel)), strict=True)]
+        steps = attrs.get("strides", [1] * len(kernel))
+        if any((-(-n // s) - 1) * s + k - n < -1 for n, s, k in zip(extents, steps, span, strict=True)):
+            raise Reject("SAME with strides beyond the window: no two oracles agree where it starts")
         attrs.pop("dilations", None)
     elif b.chance(0.6):
         most = [k - 1 for k in kernel] if pool else [2] * len(kernel)
