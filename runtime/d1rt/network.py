@@ -1,0 +1,208 @@
+"""The network between the cores at message level: who holds which port, link and die edge, and when messages arrive.
+
+A message of p packets holds its sender's port, every link of its route or tree, and each receiver's port for p packets'
+time. Whoever asks first is served first; the head goes on one hop later (cut-through), buffers have no bounds. A die
+edge is one server for all its links: it delays a message where it carries the packets later than the link does.
+docs/timing.md says how far that is from a network of flits.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from d1c.target.machine import Machine
+from d1c.target.movement import ragged
+from d1rt.event_loop import (
+    CONTEXT,
+    ENTRY,
+    FIELDS,
+    FREE,
+    FULL,
+    LOGGED,
+    NODE,
+    NOW,
+    PAUSED,
+    ROOM,
+    STATES,
+    WINDOW,
+    Code,
+    Net,
+    Queue,
+    Routes,
+    run,
+    start_all,
+)
+from d1rt.linkload import Fabric
+
+EVENTS = 4_000_000
+"""Events between two looks at signals: some tenths of a second."""
+
+
+class Network:
+    """The links of a machine and until when they are taken.
+
+    `fabric`: where its cores are. `net`: the state (see event_loop.Net), kept from call to call."""
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine, self.fabric = machine, Fabric.of(machine)
+        self.net = empty(self.fabric)
+
+    def reset(self) -> None:
+        """Nothing has been sent yet."""
+        self.net = empty(self.fabric)
+
+    def send(
+        self,
+        start: np.ndarray,
+        src: np.ndarray,
+        first: np.ndarray,
+        targets: np.ndarray,
+        packets: np.ndarray,
+        accesses: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """[targets] the cycle when each receiver has its whole message.
+
+        Message m starts at cycle start[m] (whole cycles) on core src[m], has packets[m] packets and goes to the cores
+        targets[first[m]:first[m + 1]], which differ. Messages that start in the same cycle start by their numbers. It
+        holds ports for accesses[m] cycles (default: a cycle a packet). What earlier calls have reserved stays so.
+        """
+        begin, size = np.asarray(start, np.int64), np.asarray(packets, np.int64)
+        ports = size if accesses is None else np.asarray(accesses, np.int64)
+        order = np.argsort(begin, kind="stable")
+        made, owner, at = routes(
+            self.fabric, np.asarray(src, np.int64)[order], order, size[order], ports[order],
+            np.asarray(first, np.int64), np.asarray(targets, np.int64),
+        )  # fmt: skip
+        times = begin[order][owner]
+        queue = new_queue(len(times) + 4096, int(times[0]) if len(times) else 0)
+        start_all(queue, times)
+        arrival = np.zeros(max(len(at), 1), np.int64)
+        handle(queue, self.net, made, no_code(), arrival)
+        out = np.zeros(len(at), np.int64)
+        out[at] = arrival[: len(at)]
+        return out
+
+    @property
+    def links(self) -> np.ndarray:
+        """[4, rows, columns] packets that have left each router to the right, left, down, up."""
+        return self.net.links[:, 1].reshape(4, *self.fabric.shape)
+
+    @property
+    def edges(self) -> np.ndarray:
+        """[edges] packets over each boundary of two dies, one direction each; see `die_edges`."""
+        return np.asarray(self.net.edges[:, 1])
+
+
+def die_edges(fabric: Fabric) -> tuple[np.ndarray, int]:
+    """([links] the die edge that each link crosses or -1, how many edges): right, left, down, up, row-major."""
+    m, (rows, cols) = fabric.machine, fabric.shape
+    r, c = np.indices((rows, cols))
+    down, right = m.die_rows - 1, m.die_cols - 1
+    of = np.full((4, rows, cols), -1)
+    total = 0
+    for way, (at, size, here, last) in enumerate(
+        ((c, m.site_cols, 1, right), (c, m.site_cols, 0, right), (r, m.site_rows, 1, down), (r, m.site_rows, 0, down))
+    ):
+        boundary = (at + here) // size - 1  # before which boundary of dies the link is, where it crosses one
+        crosses = ((at + here) % size == 0) & (boundary >= 0) & (boundary < last)
+        other = r // m.site_rows if way < 2 else c // m.site_cols
+        of[way][crosses] = (total + other * last + boundary)[crosses]
+        total += last * (m.die_rows if way < 2 else m.die_cols)
+    return of.reshape(-1), total
+
+
+def empty(fabric: Fabric) -> Net:
+    """The network with nothing on it."""
+    m, cores = fabric.machine, len(fabric.row)
+    edge_of, edges = die_edges(fabric)
+
+    return Net(
+        np.stack([fabric.row, fabric.col], 1), np.zeros((len(edge_of), 2)), edge_of, np.zeros((edges, 2)),
+        np.zeros((cores, 2), np.int64), np.zeros((cores, 2), np.int64),
+        np.array([m.hop_cycles, m.die_crossing_cycles, m.inject_cycles, m.eject_cycles]),
+        np.array([m.packet_bytes / m.link_bytes_per_cycle, m.packet_bytes / m.die_edge_bytes_per_cycle]),
+        np.array(fabric.shape),
+    )  # fmt: skip
+
+
+def routes(
+    fabric: Fabric, src: np.ndarray, cls: np.ndarray, packets: np.ndarray, accesses: np.ndarray, first: np.ndarray,
+    targets: np.ndarray,
+) -> tuple[Routes, np.ndarray, np.ndarray]:  # fmt: skip
+    """Routes of messages to classes of receivers, class c being targets[first[c]:first[c + 1]]; with them per message
+    the one it stands for (where the machine has no multicast tree every receiver gets its own), and the place in
+    `targets` of every receiver."""
+    owner = np.arange(len(src))
+    if fabric.machine.multicast != "tree":
+        owner, i = ragged(np.diff(first)[cls])
+        src, packets, accesses, cls = src[owner], packets[owner], accesses[owner], first[cls[owner]] + i
+        first = np.arange(len(targets) + 1)
+    count = len(first) - 1
+    of = np.repeat(np.arange(count), np.diff(first))
+    row, col = fabric.row[targets], fabric.col[targets]
+    at = np.arange(len(targets)) if len(targets) == count else np.lexsort((row, col, of))
+    row, col, of = row[at], col[at], of[at]
+    new = (np.diff(of, prepend=-1) != 0) | (np.diff(col, prepend=-1) != 0)
+    begin = np.flatnonzero(new)
+    ends = new + 2 * np.append(new[1:], True)[: len(at)]
+    columns = np.stack([np.append(col[begin], 0), np.append(begin, len(at))], 1)
+    made = Routes(
+        np.stack([src, packets, accesses, cls], 1).astype(np.int32), np.searchsorted(of[begin], np.arange(count + 1)),
+        columns.astype(np.int32), np.stack([row, col, targets[at], ends], 1).astype(np.int32),
+    )  # fmt: skip
+    return made, owner, at
+
+
+# ---- running the loop ----------------------------------------------------------------------------------------------
+
+
+def new_queue(room: int, now: int = 0) -> Queue:
+    """An empty queue at cycle `now` for `room` events."""
+    state = np.zeros(STATES, np.int64)
+    state[NOW] = now
+    queue = Queue(
+        state, np.full(WINDOW, -1, np.int32), np.full(WINDOW, -1, np.int32), np.zeros((0, NODE), np.int32),
+        np.zeros((0, 3), np.int64),
+    )  # fmt: skip
+    return _larger(queue, room)
+
+
+def _larger(q: Queue, room: int) -> Queue:
+    """The same queue with places for `room` events more."""
+    old = len(q.node)
+    node = np.zeros((old + room, NODE), np.int32)
+    node[:old] = q.node
+    node[old:, 0] = np.arange(old + 1, old + room + 1)
+    node[-1, 0] = q.state[FREE] if old else -1
+    q.state[FREE] = old
+    q.state[ROOM] += room
+    far = np.zeros((old + room, 3), np.int64)
+    far[:old] = q.far
+    return q._replace(node=node, far=far)
+
+
+def no_code() -> Code:
+    """No threads."""
+
+    def none(*shape: int) -> np.ndarray:
+        return np.zeros(shape, np.int64)
+
+    return Code(
+        none(1, FIELDS), none(1, 1), none(1, 1), none(1, CONTEXT), none(1, 1), none(2), none(1), none(1), none(1, 1),
+        none(1, 1), none(1), none(1), none(1, ENTRY), none(3),
+    )  # fmt: skip
+
+
+def handle(queue: Queue, net: Net, made: Routes, code: Code, arrival: np.ndarray) -> tuple[Queue, Code]:
+    """Run the event loop to the end; between portions of it Python looks at signals. The queue and the log as they are
+    in the end: they grow."""
+    while (result := run(queue, net, made, code, arrival, EVENTS)) in (PAUSED, FULL):
+        if result == FULL and queue.state[ROOM] < int(code.options[2]) + 16:
+            queue = _larger(queue, len(queue.node) + int(code.options[2]) + 16)
+        elif result == FULL:
+            log = np.zeros((math.ceil(len(code.log) * 1.5) + 1024, ENTRY), np.int64)
+            log[: queue.state[LOGGED]] = code.log[: queue.state[LOGGED]]
+            code = code._replace(log=log)
+    return queue, code
