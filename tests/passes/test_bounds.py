@@ -41,6 +41,14 @@ def test_resnet18_counts_every_convolution() -> None:
     assert (found["cycles"], found["binds"]) == (1800, "depth")
 
 
+def test_another_batch_by_shape_is_that_many_times_the_work() -> None:
+    given = {"image": (16, 3, 224, 224)}
+    graph = api.compile(networks.resnet18(), shapes=given, stop_after="pack-operands").module("graph")
+    found = lower_bounds(graph, TILE)
+    assert found["compute"] == pytest.approx(16 * resnet18_macs() / 256 / TILE.node_count, rel=1e-3)
+    assert (found["chain"], found["binds"]) == (18, "compute")
+
+
 def test_f32_counts_on_the_vector_unit() -> None:
     f = networks.Net(0)
     found = bounds(f.model({"x": f.data(1, 64, 32)}, f("MatMul", "x", f.random(32, 48)))[0], "f32")
