@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import math
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -69,7 +69,7 @@ class Machine:
     site_cols: int = _n(20, "sites", "assumed: nearest rectangle to 354 nodes", "columns of sites of a die")
     dead: Mask = _n(
         random_mask(0, 25, 18, 20, 6), "sites", f"count: {_MICRO} (354 usable); which: assumed, seeded",
-        "per die (row-major) the (row, col) sites without a working node; their routers forward",
+        "per die (row-major) the (row, col) sites without a working node",
     )  # fmt: skip
     grid_rows: int = _n(
         16, "nodes", "assumed: 16 x 22 <= 354 and both divide channel counts", "logical node rows of a die"
@@ -204,6 +204,8 @@ class Machine:
             )
         if self.multicast not in ("none", "row", "tree"):
             _fail(f"machine {self.name}: multicast is {self.multicast!r}; choose none, row or tree")
+        if any(self.dead) and not self.dead_router_forwards:
+            _check_routers(self)
 
     @property
     def axes(self) -> tuple[tuple[str, int], ...]:
@@ -285,6 +287,44 @@ class Machine:
             elif (rows, cols) != (base.die_rows, base.die_cols) and all(type(v) is int and v > 0 for v in (rows, cols)):
                 values["dead"] = random_mask(0, min(rows * cols, MAX_DIES), *sites, len(base.dead[0]))
         return dataclasses.replace(base, **values)
+
+
+def _check_routers(machine: Machine) -> None:
+    """Dead routers leave every die in one piece and joined to its neighbours, and there are channels for detours."""
+    rows, cols = machine.site_rows, machine.site_cols
+    if machine.virtual_channels < 3:
+        _fail(
+            f"machine {machine.name}: ways round dead routers need 3 virtual_channels, not {machine.virtual_channels}"
+        )
+    live = [{(r, c) for r in range(rows) for c in range(cols)} - set(sites) for sites in machine.dead]
+    for die, sites in enumerate(live):
+        front = [min(sites)]
+        seen = set(front)
+        while front:
+            r, c = front.pop()
+            near = {(r - 1, c), (r + 1, c), (r, c - 1), (r, c + 1)} & (sites - seen)
+            seen |= near
+            front += near
+        part = min(seen, sites - seen, key=lambda s: (len(s), sorted(s)))
+        if part:
+            _fail(
+                f"machine {machine.name}: dead routers cut die {die} in two: from {_named(part)} no way leads to its "
+                f"other sites; the dead ones are {_named(machine.dead[die])}"
+            )
+    for die, sites in enumerate(live):
+        beside, below = (die + 1, die % machine.die_cols + 1 < machine.die_cols), (die + machine.die_cols, True)
+        lanes = ([((r, cols - 1), (r, 0)) for r in range(rows)], [((rows - 1, c), (0, c)) for c in range(cols)])
+        for (other, is_one), pairs in zip((beside, below), lanes, strict=True):
+            if is_one and other < len(live) and not any(a in sites and b in live[other] for a, b in pairs):
+                _fail(
+                    f"machine {machine.name}: dead routers cut die {die} from die {other}: every link between them "
+                    "ends at one"
+                )
+
+
+def _named(sites: Iterable[Site]) -> str:
+    shown = [f"({r}, {c})" for r, c in sorted(sites)]
+    return ", ".join(shown if len(shown) < 9 else [*shown[:8], f"{len(shown) - 8} more"])
 
 
 MAX_DIES = 4096

@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from d1c.target.embedding import global_position
 from d1c.target.machine import Machine
 from d1c.target.movement import ragged
+
+if TYPE_CHECKING:
+    from d1rt.detours import Detours
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,24 @@ class Fabric:
             self.col * m.hop_cycles + self.col // m.site_cols * m.die_crossing_cycles,
         )
 
+    @cached_property
+    def detours(self) -> Detours | None:
+        """The ways round dead routers; None where there are none, and every way goes along the row, then the column."""
+        if self.machine.dead_router_forwards or not any(self.machine.dead):
+            return None
+        from d1rt.detours import Detours  # compiles
+
+        return Detours(self.machine, self.row * self.shape[1] + self.col)
+
     @property
     def overhead(self) -> int:
         return self.machine.inject_cycles + self.machine.eject_cycles
 
     def distance(self, src: np.ndarray, dst: np.ndarray) -> np.ndarray:
         """Cycles of one packet from cores `src` to cores `dst` on an empty network; 0 from a core to itself."""
+        if self.detours is not None:
+            cycles = self.detours.cycles(src, dst) + self.overhead
+            return np.where(src == dst, 0, cycles)
         y, x = self.depth
         cycles = np.abs(y[src] - y[dst]) + np.abs(x[src] - x[dst]) + self.overhead
         return np.where(src == dst, 0, cycles)
@@ -153,6 +169,13 @@ def load(flows: Flows, fabric: Fabric) -> Load:
     leaving = np.minimum(copies, fan[cls] - own)
     received = np.bincount(cls, flows.accesses, count)[flows.classes]
 
+    sent, got = np.bincount(src, flows.accesses * copies, cores), np.bincount(flows.targets, received, cores)
+    payload = int((flows.payload * leaving).sum())
+    if fabric.detours is not None:
+        right, left, down, up, longest = _along_detours(flows, fabric, fabric.detours, first)
+        return Load(
+            machine, sent, got, right, left, down, up, longest, len(src), int((packets * copies).sum()), payload
+        )
     tr, tc = fabric.row[flows.targets], fabric.col[flows.targets]
     column = _columns(flows.classes, tr, tc, fabric.shape[1])
     sr, sc = fabric.row[src], fabric.col[src]
@@ -179,9 +202,8 @@ def load(flows: Flows, fabric: Fabric) -> Load:
     down = _segments(fabric.shape, r, np.maximum(to.high[i], r), col, col + 1, weight)
     up = _segments(fabric.shape, np.minimum(to.low[i], r), r, col, col + 1, weight)
     return Load(
-        machine, np.bincount(src, flows.accesses * copies, cores), np.bincount(flows.targets, received, cores),
-        right, left, down, up, _longest(flows, fabric, first), len(src), int((packets * copies).sum()),
-        int((flows.payload * leaving).sum()),
+        machine, sent, got, right, left, down, up, _longest(flows, fabric, first), len(src),
+        int((packets * copies).sum()), payload,
     )  # fmt: skip
 
 
@@ -250,3 +272,21 @@ def _longest(flows: Flows, fabric: Fabric, first: np.ndarray) -> int:
         far = np.maximum.reduceat(-v[flows.targets], first[:-1])[cls[start]]
         longest = max(longest, int((np.maximum.reduceat(v[src], start) + far).max()))
     return longest + fabric.overhead
+
+
+def _along_detours(
+    flows: Flows, fabric: Fabric, detours: Detours, first: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
+    """right, left, down, up as in Load and the longest way, branch by branch."""
+    src, cls, packets, (rows, cols) = flows.src, flows.cls, flows.packets, fabric.shape
+    if fabric.machine.multicast != "tree":
+        at, i = ragged(np.diff(first)[cls])
+        src, packets, cls = src[at], packets[at], first[cls[at]] + i
+        first = np.arange(len(flows.targets) + 1)
+    total, longest = np.zeros(4 * rows * cols), -fabric.overhead if not len(src) else 0
+    for part, made in detours.branches(src, cls, first, flows.targets):
+        total += np.bincount(made.link, np.repeat(packets[part], np.diff(made.first)), len(total))
+        longest = max(longest, int(made.cycles.max(initial=0)))
+    right, left, down, up = total.reshape(4, rows, cols)
+    # Load counts a link back where it ends, branches where it begins.
+    return right, np.roll(left, -1, axis=1), down, np.roll(up, -1, axis=0), longest + fabric.overhead

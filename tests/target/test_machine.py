@@ -85,6 +85,7 @@ def test_toml(tmp_path: Path) -> None:
         ("base = 'test'\ndead = [[], [[1, 1], [1, 2]]]", "die 1 has 7"),
         ("code_reserve_bytes = 1310720", "leaves nothing"),
         ("multicast = 'star'", "choose none, row or tree"),
+        ("base = 'test'\ndead_router_forwards = false\nvirtual_channels = 2", "need 3 virtual_channels, not 2"),
         ("die_rows = 10000", "die_rows must be"),
         ("die_rows = 'a'", "die_rows must be"),
         ("name = ''", "name must be a non-empty string"),
@@ -97,6 +98,40 @@ def test_refusals(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(UsageError) as e:
         machine(path)
     assert message in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("dies", "dead", "message"),
+    [
+        (
+            (1, 1),
+            [[[0, 1], [1, 0]]],
+            "cut die 0 in two: from (0, 0) no way leads to its other sites; the dead ones are",
+        ),
+        (
+            (1, 2),
+            [[], [[1, 0], [1, 1], [1, 2], [1, 3]]],
+            "cut die 1 in two: from (0, 0), (0, 1), (0, 2), (0, 3) no way",
+        ),
+        ((2, 1), [[], [[0, 1], [1, 2], [2, 3]]], "cut die 1 in two: from (0, 2), (0, 3), (1, 3) no way"),
+        ((2, 2), [[], [[0, 3], [1, 3], [2, 3]], [], []], None),
+        ((2, 2), [[[0, 3], [1, 3]], [[2, 0]], [], []], "cut die 0 from die 1: every link between them ends at one"),
+        ((2, 2), [[[2, 0], [2, 2]], [], [[0, 1], [0, 3]], []], "cut die 0 from die 2: every link"),
+    ],
+)
+def test_dead_routers_that_cut(dies: tuple[int, int], dead: list[list[list[int]]], message: str | None) -> None:
+    fields = {
+        "name": "cut", "die_rows": dies[0], "die_cols": dies[1], "site_rows": 3, "site_cols": 4, "grid_rows": 2,
+        "grid_cols": 4, "row_factors": [2], "col_factors": [4], "dead": dead,
+    }  # fmt: skip
+    Machine.from_dict(fields, machine("test"))  # as long as they forward they cut nothing
+    fields["dead_router_forwards"] = False
+    if message is None:
+        Machine.from_dict(fields, machine("test"))
+        return
+    with pytest.raises(UsageError) as e:
+        Machine.from_dict(fields, machine("test"))
+    assert "machine cut: dead routers" in str(e.value) and message in str(e.value)
 
 
 def test_missing() -> None:
