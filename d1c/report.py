@@ -6,6 +6,7 @@ counts two), `*_us` microseconds. docs/cli.md lists the keys.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -121,13 +122,21 @@ def sram_of(program: Program) -> dict[int, int]:
     base = int(program.info.get("sram_code_bytes", 0))
     base += sum(b.bytes for b in program.buffers if b.kind in ("constant", "table"))
     out: dict[int, int] = {}
+    freed: dict[int, set[int]] = defaultdict(set)  # by threads that do not compute, before they are given out again
     threads = [tuple(every(thread)) for role in program.roles for thread in role.threads]
     windows = {c.exchange: c.target for thread in threads for c in thread if isinstance(c, Push)}
-    for thread in threads:
+    computing = [t for t in threads if any(isinstance(c, Call) for c in t)]
+    for free in (c for t in threads if t not in computing for c in t if isinstance(c, Free)):
+        freed[free.layer] |= set(free.buffers)
+    for thread in computing:
+        late = dict(freed)
         live = {p.buffer for p in program.inputs}
         used = sum(program.buffers[b].bytes for b in live)
         for c in thread:
             new: set[int] = set()
+            dead = late.pop(c.layer, set()) & live
+            used -= sum(program.buffers[b].bytes for b in dead)
+            live -= dead
             if isinstance(c, Call):
                 new = {c.out}
             elif isinstance(c, Arrive) and c.exchange in windows:
@@ -203,7 +212,8 @@ def totals(summary: Mapping[str, Any]) -> list[str]:
         f"time {'at most ' * bool(s.get('at_most'))}{s['time_us']:,.1f} us ({s['cycles']:,} cycles), "
         f"{s['inferences_per_second']:,.0f} inferences/s, "
         f"{s['percent_of_peak']:.2f} % of peak, {s['percent_of_bound']:.1f} % of the bound"
-        + "; loops that only their condition ends count with one round" * bool(s.get("open")),
+        + "; loops that only their condition ends count with one round"
+        * bool(s.get("open")),
         f"cold weight load apart: {_us(s['weight_load_us'])} for {s['weight_bytes']:,} B; "
         f"inputs start in {s['inputs_start']}, outputs end in {s['outputs_end']}",
         f"host ops: {', '.join(s['host_ops']) or 'none'}; "

@@ -1,4 +1,4 @@
-"""Memory over time: the epoch of every step, the epochs through which every buffer lives, and addresses.
+"""Memory over time: the epoch of every step, and the epochs through which every buffer lives.
 
 Within an epoch no byte is used twice. The body of a loop has epochs of its own: it begins and ends with one, what it
 reads of the values around it lives to its end, and its own values are free again in the next round.
@@ -18,7 +18,8 @@ ALIGN = 64
 
 @dataclass
 class Buffer:
-    """A buffer before it has an address: it lives from epoch `first` to epoch `last`."""
+    """A buffer before it has an address: its bytes are its own from epoch `first` to epoch `last`. It is used last in
+    epoch `died`: that before, where the bytes are given back while the next epoch runs."""
 
     name: str
     dtype: DType
@@ -26,6 +27,7 @@ class Buffer:
     kind: str
     first: int = 0
     last: int = 0
+    died: int = 0
 
     @property
     def bytes(self) -> int:
@@ -80,57 +82,63 @@ def last_uses(steps: Sequence[Step], outputs: Iterable[int]) -> dict[int, int]:
 def cut(
     steps: Sequence[Step], buffers: Sequence[Buffer], inputs: Iterable[int], outputs: Iterable[int], capacity: float,
     arrivals: int,
-) -> int | None:  # fmt: skip
+) -> tuple[bool, ...] | None:  # fmt: skip
     """Cut the steps into epochs whose buffers take at most `capacity` bytes and whose exchanges at most `arrivals`
-    semaphores, and say which epochs each buffer lives through; the number of epochs, None where one step alone does
-    not fit."""
+    semaphores, and say which epochs each buffer lives through. An epoch uses neither bytes nor semaphores of the one
+    before, which are given back while it runs; except where it would not fit otherwise, and at the borders of loops:
+    there it waits. Per epoch whether it does; None where one step alone does not fit."""
     last = last_uses(steps, outputs)
+    ahead = _ahead(steps, buffers)
     live = set(inputs)
-    epoch, used, count = 0, sum(buffers[b].bytes for b in live), 0
-    if used > capacity:
-        return None
     born = dict.fromkeys(live, 0)
+    sync = [True]
+    # Bytes in use; those of them that lived when the epoch began; bytes and semaphores that are new in it; semaphores
+    # of the epoch before that are not free yet.
+    used = carried = sum(buffers[b].bytes for b in live)
+    fresh = count = before = 0
     border = False
     for i, s in enumerate(steps):
         new = {b for b in s.new if b not in live}
-        size = sum(buffers[b].bytes for b in new)
-        if border or used + size > capacity or count + len(s.fetch) > arrivals:
-            live = {b for b in live if last.get(b, -1) >= i}
-            epoch, used, count = epoch + 1, sum(buffers[b].bytes for b in live), 0
-            if used + size > capacity or len(s.fetch) > arrivals:
-                return None
+        size, n = sum(buffers[b].bytes for b in new), len(s.fetch)
+        fits = used + size <= capacity and before + count + n <= arrivals
+        to_border = used + ahead[i][0] <= capacity and before + count + ahead[i][1] <= arrivals
+        half = fresh + size <= (capacity - carried) / 2 and count + n <= arrivals // 2
+        if border or not fits or not (to_border or half or not fresh + count):
+            gone = {b for b in live if last.get(b, -1) < i}
+            live -= gone
+            carried = sum(buffers[b].bytes for b in live)
+            used, before = carried + sum(buffers[b].bytes for b in gone), count
+            wait = border or used + size > capacity or before + n > arrivals
+            if wait:
+                used, before = carried, 0
+            sync.append(wait)
+            fresh = count = 0
+        if used + size > capacity or before + count + n > arrivals:
+            return None
         live |= new
         for b in new:
-            born.setdefault(b, epoch)
-        used, count, s.epoch = used + size, count + len(s.fetch), epoch
+            born.setdefault(b, len(sync) - 1)
+        used, fresh, count, s.epoch = used + size, fresh + size, count + n, len(sync) - 1
         border = s.kind in ("begin", "end")
+    end = len(sync) - 1
     for b, buffer in enumerate(buffers):
         if buffer.kind in ("constant", "table"):
-            buffer.first, buffer.last = 0, epoch
+            buffer.first, buffer.last, buffer.died = 0, end, end
         else:
-            end = last.get(b, -1)
+            use = last.get(b, -1)
             buffer.first = born.get(b, 0)
-            buffer.last = epoch if end >= len(steps) else steps[end].epoch if end >= 0 else buffer.first
-    return epoch + 1
+            buffer.died = end if use >= len(steps) else steps[use].epoch if use >= 0 else buffer.first
+            buffer.last = buffer.died + (buffer.died < end and not sync[buffer.died + 1])
+    return tuple(sync)
 
 
-def pack(buffers: Sequence[Buffer]) -> tuple[list[int], int]:
-    """Addresses by size, largest first, each in the lowest gap that is free over its epochs; and the peak."""
-    order = sorted(range(len(buffers)), key=lambda i: (-buffers[i].bytes * (buffers[i].last - buffers[i].first + 1), i))
-    address = [0] * len(buffers)
-    done: list[int] = []
-    for i in order:
-        b = buffers[i]
-        busy = sorted(
-            (address[j], address[j] + buffers[j].bytes)
-            for j in done
-            if buffers[j].first <= b.last and b.first <= buffers[j].last
-        )
-        at = 0
-        for lo, hi in busy:
-            if at + b.bytes <= lo:
-                break
-            at = max(at, hi)
-        address[i] = at
-        done.append(i)
-    return address, max((address[i] + b.bytes for i, b in enumerate(buffers)), default=0)
+def _ahead(steps: Sequence[Step], buffers: Sequence[Buffer]) -> list[tuple[int, int]]:
+    """Per step the bytes and movements that are new from it on to the next border of a loop."""
+    out: list[tuple[int, int]] = []
+    size = count = 0
+    for s in reversed(steps):
+        if s.kind in ("begin", "end"):
+            size = count = 0
+        size, count = size + sum(buffers[b].bytes for b in s.new), count + len(s.fetch)
+        out.append((size, count))
+    return out[::-1]

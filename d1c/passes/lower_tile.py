@@ -1,14 +1,16 @@
-"""A distributed module becomes what the cores do: buffers with addresses, commands of two threads, kernels.
+"""A distributed module becomes what the cores do: buffers with addresses, commands of their threads, kernels.
 
 All cores share one role. Thread 0 computes: it waits for its windows, calls the layer's kernel, says that the result is
 ready. Thread 1 sends: it waits until a tensor is ready and pushes it to where it is needed. Memory is recycled by
-epochs: within an epoch no byte is used twice; between epochs a core frees what is dead, fills the padding of the
-windows to come, and all cores meet at a barrier, which is the credit for everybody's next pushes.
+epochs: within an epoch no byte is used twice. Behind an epoch thread 2 frees what is dead and meets the other cores at
+a barrier, which is the credit for everybody's pushes, not of the next epoch but of the one after it, so that nobody
+waits for the barrier; where memory is too short for that, the next epoch waits. Thread 3 sends weights to where they
+are needed, some layers ahead.
 
-Both threads run a loop's body as often; each of its rounds begins like an epoch. Carried values have a buffer each, to
-which a call copies the new value when the round is over and thread 1 has sent what reads the old one. A condition is
-sent to a window on all cores, before the loop and at the end of every round; thread 1 looks at it once thread 0 has
-posted that it is there, and thread 0 frees it once thread 1 has posted that it is in the next round.
+All threads run a loop's body as often; each of its rounds begins like an epoch that waits. Carried values have a buffer
+each, to which a call copies the new value when the round is over and thread 1 has sent what reads the old one. A
+condition is sent to a window on all cores, before the loop and at the end of every round; the other threads look at it
+once thread 0 has posted that it is there, and thread 2 frees it once they have posted that they are in the next round.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from d1c.analysis import epochs as memory
 from d1c.analysis.delivery import fill_windows
 from d1c.analysis.epochs import Step
 from d1c.analysis.exchange import exchange_of
+from d1c.analysis.pack import live_bytes, pack
 from d1c.analysis.shares import Shares, compute_call
 from d1c.emit.tile_program import Movement, TileProgram
 from d1c.errors import DoesNotFit, UsageError
@@ -30,6 +33,8 @@ from d1c.ir.layout import Component, Need
 from d1c.ir.structured import Dim, Entry, Structured
 from d1c.ir.types import TensorType, WindowType
 from d1c.ops.dist.compute import ComputeAttrs, ExchangeAttrs
+from d1c.passes.tile_threads import Signals, Threads
+from d1c.target.barrier import barrier_axes
 from d1c.target.counts import Counts, by_output
 from d1c.target.dtypes import BOOL, U32, DType
 from d1c.target.encoding import code_bytes
@@ -38,25 +43,8 @@ from d1c.target.machine import Machine
 from d1c.target.mesh import CoreInt, Layout, Mesh, place
 from d1c.target.movement import Exchange
 from d1c.target.numerics import VERSION
-from d1c.target.program import (
-    Arrive,
-    Barrier,
-    Buffer,
-    Call,
-    Command,
-    Fill,
-    Free,
-    Loop,
-    Placement,
-    Port,
-    Post,
-    Program,
-    Push,
-    Role,
-    Wait,
-)
+from d1c.target.program import Buffer, Call, Placement, Port, Program, Role, every
 
-READY, SENT = 0, 1
 LIST_BYTES = 32
 """SRAM that one message or command of a thread's list takes: assumed, d1c's own list format."""
 FLOPS = {"mac": 2, "fma": 2, "map": 0, "lookup": 0, "or": 0, "scatter": 0}
@@ -64,13 +52,13 @@ FLOPS = {"mac": 2, "fma": 2, "map": 0, "lookup": 0, "or": 0, "scatter": 0}
 
 
 def run(module: Module, machine: Machine) -> TileProgram:
-    """The program of a dist module. DoesNotFit where a core cannot hold it, or has one thread only."""
-    if machine.threads < 2:
+    """The program of a dist module. DoesNotFit where a core cannot hold it, or has too few threads."""
+    if machine.threads < 3:
         raise DoesNotFit(
-            f"programs need 2 threads on a core, and machine {machine.name} has {machine.threads}",
-            rule="one thread computes, one sends",
+            f"programs need 3 threads on a core, and machine {machine.name} has {machine.threads}",
+            rule="one thread computes, one sends, one meets the other cores",
             amounts={"threads": machine.threads},
-            remedy="give the machine threads = 2 or more",
+            remedy="give the machine threads = 3 or more",
         )
     return _Lowering(module, machine).run()
 
@@ -90,6 +78,9 @@ class _Lowering:
         self.exchanges: list[Exchange] = []
         self.layers: list[dict[str, Any]] = []
         self.conditions: dict[Op, int] = {}
+        self.sync: tuple[bool, ...] = ()
+        self.signals = Signals.of(0, False, False, False)
+        self.fetches = False
 
     def run(self) -> TileProgram:
         main = self.module.function()
@@ -98,15 +89,26 @@ class _Lowering:
         outputs = self.walk(main.block)
         shares = [compute_call(s.op, self.mesh) if s.op.name == "dist.compute" else None for s in self.steps]
         tables = [() if c is None else self.tables(s.op, c) for s, c in zip(self.steps, shares, strict=True)]
-        overhead = self.overhead([c for c in shares if c is not None])
-        epochs, addresses, peak = self.schedule(outputs, overhead)
-        threads = self.threads(shares, tables)
+        least, commands = self.overhead([c for c in shares if c is not None]), 4 * len(self.steps) + 3 * len(self.moves)
+        calls = [
+            None if c is None else self.call(s.op, c, tab, s.layer)
+            for s, c, tab in zip(self.steps, shares, tables, strict=True)
+        ]
+        while True:
+            overhead = least + LIST_BYTES * commands
+            addresses, peak = self.schedule(outputs, overhead)
+            threads = Threads(self, self.machine.semaphores, self.fetches).run(calls)
+            need = sum(1 for t in threads for _ in every(t))
+            if need <= commands:
+                break
+            commands = need
         buffers = tuple(
             Buffer(b.name, b.dtype.name, b.elements, a, b.kind) for b, a in zip(self.buffers, addresses, strict=True)
         )
         info = {
-            "precision": self.module.attrs.get("precision", "f32"), "numerics": VERSION, "epochs": epochs,
-            "sram_data_bytes": peak, "sram_code_bytes": overhead, "sram_peak_bytes": peak + overhead,
+            "precision": self.module.attrs.get("precision", "f32"), "numerics": VERSION, "epochs": len(self.sync),
+            "sram_data_bytes": peak, "sram_live_bytes": live_bytes(self.buffers), "sram_code_bytes": overhead,
+            "sram_peak_bytes": peak + overhead,
             **{k: v for k, v in self.module.attrs.items()
                if k.startswith(("folded", "empty_")) or k in ("model", "frozen", "lists")},
             **{k: dict(v) for k, v in self.module.attrs.items() if k == "bounds"},
@@ -274,7 +276,7 @@ class _Lowering:
         return tuple(out)
 
     def overhead(self, shares: list[Shares]) -> int:
-        """SRAM of code and of the threads' lists, on the core that has most."""
+        """SRAM of code and of the messages' lists, on the core that has most."""
         for c in shares:
             if c.nest not in self.kernels:
                 number = len(self.kernels)
@@ -284,33 +286,40 @@ class _Lowering:
         messages = np.zeros(self.mesh.cores, np.int64)
         for x in self.exchanges:
             messages += np.bincount(x.messages().src, minlength=self.mesh.cores)
-        commands = 4 * len(self.steps) + 3 * len(self.exchanges)
-        return int(code + LIST_BYTES * (commands + messages.max(initial=0)))
+        return int(code + LIST_BYTES * messages.max(initial=0))
 
     # ---- epochs and addresses ---------------------------------------------------------------------------------------
 
-    def schedule(self, outputs: tuple[Value, ...], overhead: int) -> tuple[int, list[int], int]:
-        """Epochs of all steps and addresses of all buffers: (epochs, addresses, peak bytes)."""
+    def schedule(self, outputs: tuple[Value, ...], overhead: int) -> tuple[list[int], int]:
+        """Epochs of all steps and addresses of all buffers: (addresses, peak bytes)."""
         capacity = self.machine.sram_bytes - overhead
         fixed = sum(b.bytes for b in self.buffers if b.kind in ("constant", "table"))
-        pool = self.machine.semaphores - self.first_arrival
+        axes, loops = len(barrier_axes(self.mesh)), any(s.kind != "compute" for s in self.steps)
+        weights = any(self.buffers[self.of[f.operands[0]]].kind == "constant" for s in self.steps for f in s.fetch)
+        self.fetches = weights and self.machine.threads > 3
+        inputs, results = ([self.of[v] for v in vs] for vs in (self.module.function().block.args, outputs))
+        for share in (1.0, 0.95, 0.8, 0.65, 0.5):
+            for meets in (False, True):
+                self.signals = Signals.of(axes, meets, loops, self.fetches)
+                pool = self.machine.semaphores - self.signals.arrival
+                sync = memory.cut(self.steps, self.buffers, inputs, results, (capacity - fixed) * share, pool)
+                if sync is not None and (meets or len(sync) == 1):
+                    break
+            if sync is None:
+                continue
+            addresses, peak = pack(self.buffers)
+            if peak <= capacity:
+                self.sync = sync
+                return addresses, peak
         most = max(self.steps, key=lambda s: len(s.fetch), default=None)
         if most is not None and len(most.fetch) > pool:
             raise DoesNotFit(
                 f"a core of {self.machine.name} has too few semaphores for {most.op.origin or most.op.results[0].name}",
                 rule="every movement that a layer waits for counts its messages on a semaphore of its own",
                 amounts={"movements of the layer": len(most.fetch), "semaphores of a core": self.machine.semaphores,
-                         "of these for barriers and threads": self.first_arrival},
+                         "of these for barriers and threads": self.signals.arrival},
                 remedy="use a target with more semaphores",
             )  # fmt: skip
-        inputs, results = ([self.of[v] for v in vs] for vs in (self.module.function().block.args, outputs))
-        for share in (0.95, 0.8, 0.65, 0.5):
-            epochs = memory.cut(self.steps, self.buffers, inputs, results, (capacity - fixed) * share, pool)
-            if epochs is None:
-                continue
-            addresses, peak = memory.pack(self.buffers)
-            if peak <= capacity:
-                return epochs, addresses, peak
         sizes = sorted(self.buffers, key=lambda b: -b.bytes)[:6]
         raise DoesNotFit(
             f"the program does not fit {capacity:,} B of a core's SRAM",
@@ -322,35 +331,7 @@ class _Lowering:
             remedy="use a larger --target, a smaller batch, or --precision bf16",
         )  # fmt: skip
 
-    @property
-    def first_arrival(self) -> int:
-        return 2 + len({a.split(".")[0] for a in self.mesh.names}) + 1
-
     # ---- commands ---------------------------------------------------------------------------------------------------
-
-    def threads(
-        self, shares: list[Shares | None], tables: list[tuple[int, ...]]
-    ) -> tuple[tuple[Command, ...], ...]:  # fmt: skip
-        threads = _Threads(self)
-        for s, c, tab in zip(self.steps, shares, tables, strict=True):
-            threads.step(s, None if c is None else self.call(s.op, c, tab, s.layer))
-        compute, send = threads.compute, threads.send
-        return (tuple(compute), tuple(send)) if send else (tuple(compute),)
-
-    def dead(self, first: int, last: int) -> set[int]:
-        """The buffers that live from epoch `first` or later to epoch `last`."""
-        alive = ((b, x) for b, x in enumerate(self.buffers) if x.kind in ("owned", "window"))
-        return {b for b, x in alive if x.last == last and x.first >= first}
-
-    def fills(self, epoch: int, layer: int) -> list[Command]:
-        out: list[Command] = []
-        for s in self.steps:
-            if s.epoch == epoch:
-                for f in s.fetch:
-                    m = self.movements[f.result]
-                    if self.exchanges[m].padded:
-                        out.append(Fill(self.of[f.result], m, f.attrs.fill, layer, s.op.origin))
-        return out
 
     def call(self, op: Op, c: Shares, tables: tuple[int, ...], layer: int) -> Call:
         plan: Layout = op.attrs.plan
@@ -376,107 +357,3 @@ def _copy(source: Value, target: Value, like: Op) -> Op:
     dims = tuple(Dim(f"d{i}", n) for i, n in enumerate(t.shape))
     nest = Structured(dims, "map", (tuple(Entry(((i, 1),)) for i in range(len(dims))),), (None,), 0)
     return Op("dist.compute", (source,), ComputeAttrs(nest, t.layout, t.dtype.name), (target,), (), like.origin)
-
-
-class _Threads:
-    """The commands of the two threads, step by step; within a loop, those of its body.
-
-    Waits are relative: a body waits in every round for what is posted in that round. `ready` counts the posts of READY
-    so far, `waited` those that thread 1 has waited for, `start` those at the epoch's beginning; at the borders of a
-    loop thread 1 has waited for all. What the next epoch begins with: `ended`: it frees what was born in epoch `first`
-    or later and died in `last`; in a new round that is what the body made in the round before. `tested`: and the window
-    of the condition; `meet`: thread 1 says first that it is out of the last epoch.
-    """
-
-    def __init__(self, program: _Lowering) -> None:
-        self.p = program
-        self.compute: list[Command] = []
-        self.send: list[Command] = []
-        self.outer: list[tuple[list[Command], list[Command], int]] = []
-        axes = len({a.split(".")[0] for a in program.mesh.names})
-        self.barrier = Barrier(tuple(range(2, 2 + axes)), 2 + axes)
-        self.sources = {f.operands[0] for s in program.steps for f in s.fetch}
-        self.ready, self.waited, self.start = 0, 0, 0
-        self.ready_at: dict[Value, int] = {}
-        self.epoch, self.meet = -1, False
-        self.ended: list[tuple[int, int]] = []
-        self.tested: set[int] = set()
-        self.arrival, self.pushes = program.first_arrival, 0
-
-    def step(self, s: Step, call: Call | None) -> None:
-        """Add a step; `call`: of a compute."""
-        if s.epoch != self.epoch:
-            self.begin_epoch(s)
-        if s.kind == "carry" and self.pushes:
-            self.sent(s.layer)
-        self.fetch(s)
-        if s.kind in ("begin", "end"):
-            self.loop(s)
-        elif s.kind == "test":
-            self.post(s)
-        elif call is not None:
-            if s.kind == "carry":
-                self.compute.append(Free((call.out,), s.layer, s.op.origin))
-            self.compute.append(call)
-            if s.op.result in self.sources:
-                self.post(s)
-                self.ready_at[s.op.result] = self.ready
-
-    def begin_epoch(self, s: Step) -> None:
-        if self.pushes or self.meet:
-            self.sent(s.layer)
-        dead = sorted({b for first, last in self.ended for b in self.p.dead(first, last)} | self.tested)
-        if dead and self.epoch >= 0:
-            self.compute.append(Free(tuple(dead), s.layer))
-        self.epoch, self.ended, self.meet, self.tested = s.epoch, [(0, s.epoch)], False, set()
-        self.arrival = self.p.first_arrival
-        fills = self.p.fills(s.epoch, s.layer)
-        self.compute += fills
-        if s.epoch or fills:
-            self.compute += [self.barrier, Post(READY, layer=s.layer)]
-            self.ready += 1
-        self.start = self.ready
-
-    def fetch(self, s: Step) -> None:
-        for f in s.fetch:
-            x, w = f.operands[0], f.result
-            self.wait_ready(max(self.ready_at.get(x, 0), self.start), s)
-            movement = self.p.movements[w]
-            self.send.append(Push(self.p.of[x], self.p.of[w], movement, self.arrival, s.layer, s.op.origin))
-            self.compute.append(Arrive(movement, self.arrival, s.layer, s.op.origin))
-            self.arrival += 1
-            self.pushes += 1
-
-    def loop(self, s: Step) -> None:
-        """Begin or end a body; the next step begins an epoch."""
-        self.wait_ready(self.ready, s)
-        if s.kind == "begin":
-            self.outer.append((self.compute, self.send, self.epoch))
-            self.compute, self.send = [], []
-            end = next(x for x in self.p.steps if x.op is s.op and x.kind == "end")
-            self.ended = [(0, self.epoch), (self.epoch + 1, end.epoch)]
-            self.tested = {self.p.conditions[s.op]} if s.op in self.p.conditions else set()
-        else:
-            trips, condition = s.op.attrs.trips, self.p.conditions.get(s.op, -1)
-            bodies = [tuple(self.compute), tuple(self.send)]
-            self.compute, self.send, before = self.outer.pop()
-            for commands, body in zip((self.compute, self.send), bodies, strict=True):
-                commands.append(Loop(body, trips, condition, s.layer, s.op.origin))
-            self.ended = [(0, before), (0, self.epoch)]
-        self.meet = True
-
-    def post(self, s: Step) -> None:
-        self.compute.append(Post(READY, layer=s.layer, origin=s.op.origin))
-        self.ready += 1
-
-    def wait_ready(self, need: int, s: Step) -> None:
-        if need > self.waited:
-            count = CoreInt.const(need - self.waited)
-            self.send.append(Wait(READY, count, s.layer, s.op.origin, relative=True))
-            self.waited = need
-
-    def sent(self, layer: int) -> None:
-        """Thread 0 waits until thread 1 has sent all so far."""
-        self.send.append(Post(SENT, layer=layer))
-        self.compute.append(Wait(SENT, CoreInt.const(1), layer, relative=True))
-        self.pushes = 0

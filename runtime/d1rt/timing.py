@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from d1c.target import barrier
+from d1c.target import barrier, order
 from d1c.target.dtypes import dtype
 from d1c.target.isa import body_cycles, nest_pipes
 from d1c.target.kernel import Nest
@@ -99,8 +99,12 @@ def layer_times(program: Program) -> Times:
     records = [
         _record(program, i, found.get(i, _Layer()), machine) for i in sorted({*found, *range(len(program.layers))})
     ]
-    latency = _barrier_cycles(mesh, fabric)
-    records += [_barrier_record(number, place, latency, mesh.cores) for number, place in _barriers(program)]
+    latency, behind, layers = _barrier_cycles(mesh, fabric), _behind(program), records[:]
+    for number, place in _barriers(program):
+        hidden = 0
+        if not place.loops and (end := behind.pop(0)) is not None:
+            hidden = sum(r["cycles"] for r in layers if number <= r["layer"] < end)
+        records.append(_barrier_record(number, place, max(0, latency - hidden), mesh.cores))
     records.sort(key=lambda r: (r["layer"], r["kind"] != "barrier"))
     return Times(tuple(records), _total(program, machine, records, found))
 
@@ -298,6 +302,24 @@ def _barriers(program: Program) -> list[tuple[int, _Place]]:
             found += reversed(here)
         most = max(most, found, key=len)
     return most
+
+
+def _behind(program: Program) -> list[float | None]:
+    """Per barrier outside of loops the layer of the first push behind it: so long the cores go on without it. None
+    where they do not: the barrier's thread is one that computes."""
+    found: list[list[float | None]] = []
+    for role in program.roles:
+        events = list(order.events(role, [r for r in program.roles if r is not role]))
+        computing = {e.thread for e in events if isinstance(e.command, Call)}
+        here: list[float | None] = []
+        met = [e for e in events if isinstance(e.command, Barrier)]
+        for k, e in enumerate(met):
+            if len(e.path) == 1:
+                pushes = [x.command.layer for x in events if isinstance(x.command, Push | Send) and x.after > k]
+                here.append(None if e.thread in computing else min(pushes, default=math.inf))
+        found.append(here)
+    known = [[x for x in column if x is not None] for column in zip(*found, strict=True)]
+    return [min(column) if len(column) == len(found) else None for column in known]
 
 
 def _barrier_cycles(mesh: Mesh, fabric: Fabric) -> int:

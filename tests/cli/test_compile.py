@@ -186,7 +186,7 @@ def test_a_model_that_does_not_fit_says_what_how_much_and_where(cli: Cli, tmp_pa
 
 def test_a_machine_without_a_second_thread(cli: Cli, model: Path, tmp_path: Path) -> None:
     (tmp_path / "one.toml").write_text('base = "test"\nthreads = 1\n')
-    refused(cli("compile", model, "--target", tmp_path / "one.toml"), 9, "2 threads", "machine one")
+    refused(cli("compile", model, "--target", tmp_path / "one.toml"), 9, "3 threads", "machine one")
 
 
 @pytest.mark.parametrize(

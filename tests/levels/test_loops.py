@@ -155,7 +155,7 @@ def test_little_memory_makes_epochs_inside_a_body(text: str) -> None:
     tried = 0
     dist = distribute.run(module, target, seed=0)
     whole = lower_tile.run(dist, target).program.info
-    for saved in range(128, 1024, 128):
+    for saved in range(64, 1024, 64):
         small = replace(target, sram_bytes=whole["sram_peak_bytes"] - saved, code_reserve_bytes=0)
         try:
             program = lower_tile.run(dist, small).program

@@ -1,0 +1,104 @@
+"""What the threads of a core tell each other is enough: any order of events gives the same bits."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pytest
+
+import d1rt
+from d1c.errors import DoesNotFit, LoadError
+from d1c.interp import evaluate
+from d1c.passes import distribute, lower_tile
+from d1c.target.machine import Machine, machine
+from d1c.target.program import Barrier, Call, Command, Fill, Program, Push, Role, Wait
+from d1c.target.program_check import check
+from tests.levels.nets import graph_of
+
+NET = "residual"
+
+
+@cache
+def lowered(
+    saved: int, semaphores: int = 16, threads: int = 4, seed: int | None = 1
+) -> tuple[Program, tuple[bool, ...]]:
+    """The network for `saved` bytes less than it takes, its constants in shares, and per epoch whether it waits."""
+    module, _ = graph_of(NET, "f32")
+    target: Machine = replace(machine("test"), semaphores=semaphores, threads=threads)
+    dist = distribute.run(module, target, seed=seed, resident=distribute.RESIDENT_SHARES[-1])
+    if saved:
+        peak = lowered(0, semaphores, threads, seed)[0].info["sram_peak_bytes"]
+        target = replace(target, sram_bytes=peak - saved, code_reserve_bytes=0)
+    lowering = lower_tile._Lowering(dist, target)
+    return lowering.run().program, lowering.sync
+
+
+@cache
+def smaller() -> tuple[int, int]:
+    """How much memory the network can do without: some, and all of that."""
+    out = []
+    for saved in range(64, 1 << 16, 128):
+        try:
+            lowered(saved)
+        except DoesNotFit:
+            break
+        out.append(saved)
+    return out[len(out) // 2], out[-1]
+
+
+def commands(program: Program, kind: type) -> list[tuple[int, Command]]:
+    return [(t, c) for t, thread in enumerate(program.roles[0].threads) for c in thread if isinstance(c, kind)]
+
+
+def without(program: Program, thread: int, number: int) -> Program:
+    threads = [list(t) for t in program.roles[0].threads]
+    del threads[thread][number]
+    return replace(program, roles=(Role("main", (), tuple(map(tuple, threads))),))
+
+
+def test_memory_for_all_needs_no_barrier() -> None:
+    """Padding alone is no reason to meet: nobody's messages bring it."""
+    program, sync = lowered(0, 64)
+    assert sync == (True,) and commands(program, Fill) and not commands(program, Barrier)
+
+
+def test_any_order_of_events_gives_the_same_bits() -> None:
+    module, inputs = graph_of(NET, "f32")
+    want = evaluate(module, inputs)
+    kinds = set()
+    for k, saved in enumerate((0, *smaller())):
+        program, sync = lowered(saved)
+        kinds |= {*sync[1:]}
+        assert {t for t, _ in commands(program, Barrier)} == {2} and {t for t, _ in commands(program, Call)} == {0}
+        constants = {p.buffer for p in program.placements}
+        assert {t for t, c in commands(program, Push) if c.source in constants} == {3}
+        with d1rt.load(program) as loaded:
+            for engine, shuffle in (("numpy", k), ("jit", None), ("jit", k)):
+                got = loaded.run(inputs, engine=engine, shuffle=shuffle)
+                for name in want:
+                    np.testing.assert_array_equal(got[name], want[name])
+    assert kinds == {True, False}
+
+
+def test_three_threads_are_enough() -> None:
+    module, inputs = graph_of(NET, "f32")
+    program, _ = lowered(0, threads=3)
+    assert len(program.roles[0].threads) == 3
+    with d1rt.load(program) as loaded:
+        for name, want in evaluate(module, inputs).items():
+            np.testing.assert_array_equal(loaded.run(inputs, engine="numpy", shuffle=5)[name], want)
+
+
+def test_credit_is_seen_when_a_program_is_loaded() -> None:
+    """A thread that sends without the barrier's credit takes semaphores that still count."""
+    program, _ = lowered(smaller()[0])
+    signals = {c.semaphore for t, c in commands(program, Wait) if t == 1}
+    found = 0
+    for number, c in enumerate(program.roles[0].threads[1]):
+        if isinstance(c, Wait) and c.semaphore == max(signals):
+            found += 1
+            with pytest.raises(LoadError, match="semaphore shared"):
+                check(without(program, 1, number))
+    assert found
