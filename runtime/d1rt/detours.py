@@ -48,9 +48,11 @@ class Branches(NamedTuple):
     """Trees of messages. Message m has branches first[m] to first[m + 1], every one behind its parent: a link
     ((way x rows + row) x columns + column of the router that it leaves, ways right, left, down, up), its virtual
     channel, its parent (-1: leaves the sender), the cycles from the sender to its end. `arrives`: for the receivers of
-    all messages, one after the other, the branch that ends at them, -1 where that is the sender."""
+    all messages, one after the other, the branch that ends at them, -1 where that is the sender. `plain` [m]: all ways
+    go along the row of the sender, then along the columns of the receivers."""
 
     first: np.ndarray
+    plain: np.ndarray
     link: np.ndarray
     channel: np.ndarray
     parent: np.ndarray
@@ -85,6 +87,7 @@ class Detours:
         while begin < len(src):
             made = Branches(
                 np.zeros(len(src) - begin + 1, np.int64),
+                np.ones(len(src) - begin, np.bool_),
                 np.zeros(room, np.int32),
                 np.zeros(room, np.int32),
                 np.zeros(room, np.int32),
@@ -98,8 +101,8 @@ class Detours:
             yield (
                 part,
                 Branches(
-                    made.first[: done + 1], made.link[:n], made.channel[:n], made.parent[:n], made.cycles[:n],
-                    made.arrives[:ends],
+                    made.first[: done + 1], made.plain[:done], made.link[:n], made.channel[:n], made.parent[:n],
+                    made.cycles[:n], made.arrives[:ends],
                 ),
             )  # fmt: skip
             begin += done
@@ -255,6 +258,7 @@ def _collect(
             return m, n, ends
         for t in range(first[cls[m]], first[cls[m] + 1]):
             i = targets[t]
+            column = i % cols
             stretch = int(ways[src[m], i]) >> 12
             length, parent = 0, -1
             while True:
@@ -272,6 +276,8 @@ def _collect(
                     i -= cols
                 else:
                     i += cols
+                if i // cols != src[m] // cols if way <= LEFT else i % cols != column:
+                    made.plain[m] = False
                 key = (min(stretch, CHANNELS - 1) * 4 + way) * cells + i
                 b = at[key]
                 if start <= b < n and made.link[b] == key % (4 * cells) and made.channel[b] == key // (4 * cells):

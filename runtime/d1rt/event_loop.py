@@ -8,7 +8,8 @@ is called again with larger ones.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numba import njit
@@ -64,14 +65,17 @@ class Net(NamedTuple):
 
 
 class Routes(NamedTuple):
-    """`message` [m, 4]: sender, packets, cycles at the ports, class of receivers. `first` [classes + 1]: a class's
-    columns. `column` [k + 1, 2]: the columns with receivers, ascending in a class, and each one's first receiver.
-    `receiver` [t, 4]: row, column, core, and 1 for the first of its column, 2 the last, 3 both; by row."""
+    """`message` [m, 5]: sender, packets, cycles at the ports, class of receivers, root of its tree or -1. `first`
+    [classes + 1]: a class's columns. `column` [k + 1, 2]: the columns with receivers, ascending in a class, and each
+    one's first receiver. `receiver` [t, 4]: row, column, core, and 1 for the first of its column, 2 the last, 3 both;
+    by row. `branch` [b, 6]: for messages with a tree of their own (past dead routers) a router, row by row, the
+    branches to its right, left, down, up, and the receiver here, -1 for none."""
 
     message: np.ndarray
     first: np.ndarray
     column: np.ndarray
     receiver: np.ndarray
+    branch: np.ndarray
 
 
 class Code(NamedTuple):
@@ -100,10 +104,18 @@ class Code(NamedTuple):
 LAUNCH, LOGS, MOST = range(3)
 
 
-# Nothing in here makes arrays, so nothing counts references (_nrt). Handing tuples of arrays to a function costs more
-# than most of these functions do: the hot ones are inlined.
-_jit = njit(cache=True, nogil=True, error_model="numpy", _nrt=False)
-_inline = njit(cache=True, nogil=True, error_model="numpy", _nrt=False, forceinline=True)
+_F = TypeVar("_F", bound=Callable[..., Any])
+_OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "_nrt": False}
+"""Nothing in here makes arrays, so nothing counts references (_nrt)."""
+
+
+def _jit(function: _F) -> _F:
+    return cast(_F, njit(**_OPTIONS)(function))
+
+
+def _inline(function: _F) -> _F:
+    """Handing tuples of arrays to a function costs more than most of these do."""
+    return cast(_F, njit(forceinline=True, **_OPTIONS)(function))
 
 
 # ---- the queue -----------------------------------------------------------------------------------------------------
@@ -207,7 +219,7 @@ def _inject(q: Queue, net: Net, routes: Routes, now: int, m: int, command: int) 
     net.out[core, 0] = begin + cycles
     net.out[core, 1] += cycles
     schedule(q, begin + net.costs[2], SOURCE, 0, m, command, 0, _longer(0, begin - now, PORT), now)
-    return begin + cycles
+    return int(begin + cycles)
 
 
 @_inline
@@ -268,16 +280,24 @@ def _move(
     sent: int,
 ) -> None:  # fmt: skip
     """The head of message `m` is at a router (or wants a die edge): it goes to the receiver here and on to others."""
+    tree, cols = routes.message[m, 4], net.shape[1]
     if kind >= EDGE:
         way = kind - EDGE
         back = at - 1 if way % 2 == 0 else at + 1
-        r = net.place[routes.message[m, 0], 0] if way < 2 else back
-        c = back if way < 2 else routes.receiver[cursor, 1]
+        if tree >= 0:
+            r, c = routes.branch[cursor, 0] // cols, routes.branch[cursor, 0] % cols
+        else:
+            r, c = net.place[routes.message[m, 0], 0], routes.receiver[cursor, 1]
+        r, c = (r, back) if way < 2 else (back, c)
         edge = net.edge_of[(way * net.shape[0] + r) * net.shape[1] + c]
         _cross(q, net, routes, now, edge, way, at, m, command, cursor, wait, sent)
         return
     right = left = down = up = here = -1  # where each way leads to: a receiver's column, a receiver
-    if kind == DOWN or kind == UP:
+    if tree >= 0:
+        branch = routes.branch[tree if kind == SOURCE else cursor]
+        r, c = branch[0] // cols, branch[0] % cols
+        right, left, down, up, here = branch[1], branch[2], branch[3], branch[4], branch[5]
+    elif kind == DOWN or kind == UP:
         r, c = at, routes.receiver[cursor, 1]
         if routes.receiver[cursor, 0] != r:
             down, up = (cursor, -1) if kind == DOWN else (-1, cursor)
@@ -474,7 +494,7 @@ def run(q: Queue, net: Net, routes: Routes, code: Code, arrival: np.ndarray, eve
         s[EVENTS] += 1
         kind, at = node[n, 1] & 15, node[n, 1] >> 4
         m, command, cursor, wait = node[n, 2], node[n, 3], node[n, 4], node[n, 5]
-        sent = np.int64(node[n, 7]) << 31 | np.int64(node[n, 6])
+        sent: Any = np.int64(node[n, 7]) << 31 | np.int64(node[n, 6])
         node[n, 0] = s[FREE]
         s[FREE] = n
         s[ROOM] += 1

@@ -148,11 +148,43 @@ def routes(
     begin = np.flatnonzero(new)
     ends = new + 2 * np.append(new[1:], True)[: len(at)]
     columns = np.stack([np.append(col[begin], 0), np.append(begin, len(at))], 1)
+    tree, branch = _trees(fabric, src, cls, first, targets[at])
     made = Routes(
-        np.stack([src, packets, accesses, cls], 1).astype(np.int32), np.searchsorted(of[begin], np.arange(count + 1)),
-        columns.astype(np.int32), np.stack([row, col, targets[at], ends], 1).astype(np.int32),
+        np.stack([src, packets, accesses, cls, tree], 1).astype(np.int32),
+        np.searchsorted(of[begin], np.arange(count + 1)), columns.astype(np.int32),
+        np.stack([row, col, targets[at], ends], 1).astype(np.int32), branch,
     )  # fmt: skip
     return made, owner, at
+
+
+def _trees(
+    fabric: Fabric, src: np.ndarray, cls: np.ndarray, first: np.ndarray, targets: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Routes.branch, and per message its root or -1: where routers are dead and the way is not row, then column."""
+    root, found, total = np.full(len(src), -1), [np.zeros((0, 6), np.int32)], 0
+    if fabric.detours is not None:
+        cols = fabric.shape[1]
+        cells = fabric.shape[0] * cols
+        for part, made in fabric.detours.branches(src, cls, first, targets):
+            # A message's root comes before its branches: branch b of message i is node b + i + 1.
+            lengths, fan = np.diff(made.first), np.diff(first)[cls[part]]
+            of, (end, k) = np.repeat(np.arange(len(lengths)), lengths), ragged(fan)
+            roots = made.first[:-1] + np.arange(len(lengths))
+            node = np.arange(len(of)) + of + 1
+            branch = np.full((len(of) + len(roots), 6), -1)
+            branch[roots, 0] = fabric.row[src[part]] * cols + fabric.col[src[part]]
+            way, at = made.link // cells, made.link % cells
+            branch[node, 0] = at + np.array([1, -1, cols, -cols])[way]
+            above = np.where(made.parent < 0, roots[of], made.parent + of + 1)
+            branch[above, 1 + way] = node
+            branch[np.where(made.arrives < 0, roots[end], made.arrives + end + 1), 5] = first[cls[part]][end] + k
+            kept = np.repeat(~made.plain, lengths + 1)
+            number = np.append(total + np.cumsum(kept) - 1, -1)
+            branch[:, 1:5] = number[branch[:, 1:5]]
+            root[part] = np.where(made.plain, -1, number[roots])
+            found.append(branch[kept].astype(np.int32))
+            total += int(kept.sum())
+    return root, np.concatenate(found)
 
 
 # ---- running the loop ----------------------------------------------------------------------------------------------

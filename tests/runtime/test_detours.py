@@ -15,6 +15,7 @@ from scipy.sparse.csgraph import shortest_path
 from d1c.errors import UsageError
 from d1c.target.machine import PRESETS, Machine, Mask, random_mask
 from d1rt.linkload import Fabric, Flows, load
+from d1rt.network import Network
 from tests.runtime.test_timing import loaded
 
 STEPS = ((0, 1), (0, -1), (1, 0), (-1, 0))
@@ -164,3 +165,26 @@ def test_routers_that_forward_need_no_detours() -> None:
     assert Fabric.of(PRESETS["test"]).detours is None
     assert Fabric.of(dataclasses.replace(MACHINES[0], dead_router_forwards=True)).detours is None
     assert Fabric.of(broken((1, 1), (3, 3), ((),))).detours is None
+
+
+@pytest.mark.parametrize("multicast", ["tree", "none"])
+def test_messages_take_the_same_links_and_their_time(multicast: str, rng: np.random.Generator) -> None:
+    for base in MACHINES[::6]:
+        m = dataclasses.replace(base, multicast=multicast)
+        net, walked, fan, messages = Network(m), ways(Fabric.of(m)), 4, 20
+        targets = np.concatenate([rng.choice(m.cores, fan, replace=False) for _ in range(messages)])
+        src, packets, each = rng.integers(0, m.cores, messages), rng.integers(1, 9, messages), np.arange(messages)
+        net.send(np.zeros(messages), src, np.arange(0, len(targets) + 1, fan), targets, packets)
+        flows = Flows(src, each, packets, packets, packets * 64, targets, np.repeat(each, fan))
+        want = load(flows, net.fabric)
+        right, left, down, up = net.links
+        assert np.array_equal(right, want.right) and np.array_equal(down, want.down)
+        assert np.array_equal(left[:, 1:], want.left[:, :-1]) and np.array_equal(up[1:], want.up[:-1])
+        assert net.edges.max(initial=0) == want.edge_packets
+        # By itself a message takes the cycles of its way and its packets: a tree to all cores at once.
+        net.reset()
+        others = np.delete(np.arange(m.cores), src[0])
+        if multicast == "tree":
+            found = net.send(np.zeros(1), src[:1], np.array([0, len(others)]), others, np.array([3]))
+            lengths = [sum(cost(m, a, b) for a, b, _ in walked[int(src[0]), int(t)]) for t in others]
+            assert found.tolist() == [length + net.fabric.overhead + 3 for length in lengths]
