@@ -70,6 +70,8 @@ def summarize(program: Program, times: Times, passes: Sequence[Mapping[str, Any]
         "version": d1c.__version__,
         "model": info.get("model", ""),
         "target": machine.name,
+        "grid": [machine.grid_rows, machine.grid_cols],
+        "wanted_grid": list(machine.wanted_grid),
         "precision": info.get("precision", ""),
         "batch": total["batch"],
         "nodes_used": total["cores_used"],
@@ -220,6 +222,12 @@ def totals(summary: Mapping[str, Any]) -> list[str]:
         f"folded at compile time: {folded['nodes']} {'node' if folded['nodes'] == 1 else 'nodes'}, "
         f"{folded['bytes']:,} B",
     ]
+    if s.get("wanted_grid"):
+        (rows, cols), (wanted_rows, wanted_cols) = s["grid"], s["wanted_grid"]
+        lines.append(
+            f"compiled for a grid of {rows} x {cols} nodes a die: some die has fewer live ones than the "
+            f"{wanted_rows * wanted_cols} of {wanted_rows} x {wanted_cols}"
+        )
     if s["passes"]:
         seconds = sum(p["seconds"] + p.get("verify_seconds", 0.0) for p in s["passes"])
         slow = sorted(s["passes"], key=lambda p: -p["seconds"])[:3]

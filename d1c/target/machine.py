@@ -81,6 +81,12 @@ class Machine:
         (2, 2, 2, 2), "", "assumed: powers of two", "ordered factors of grid_rows, major first"
     )
     col_factors: tuple[int, ...] = _n((2, 11), "", "assumed: 22 = 2 x 11", "ordered factors of grid_cols, major first")
+    wanted_grid: tuple[int, ...] = _n(
+        (),
+        "nodes",
+        "none: a record",
+        "rows and columns of the grid that did not fit the live nodes; empty where it did",
+    )
 
     # Node
     clock_hz: int = _n(2_000_000_000, "Hz", _CHIPS, "core and mesh clock")
@@ -256,7 +262,20 @@ class Machine:
     def masked(self, seed: int, count: int | None = None) -> Machine:
         """The same machine with other dead sites, `count` per die (default: as many as die 0 has now)."""
         n = len(self.dead[0]) if count is None else count
-        return dataclasses.replace(self, dead=random_mask(seed, self.dies, self.site_rows, self.site_cols, n))
+        return self.with_dead(random_mask(seed, self.dies, self.site_rows, self.site_cols, n))
+
+    def with_dead(self, dead: Mask) -> Machine:
+        """The same machine with these dead sites, and, where they leave some die fewer nodes than its grid has, with
+        the largest grid within the present one that fits; `wanted_grid` then says which was wanted."""
+        live = self.site_rows * self.site_cols - max((len(set(sites)) for sites in dead), default=0)
+        if live >= self.grid_rows * self.grid_cols or live <= 0:
+            return dataclasses.replace(self, dead=dead)
+        _, rows, cols = max((r * min(self.grid_cols, live // r), r, min(self.grid_cols, live // r))
+                            for r in range(1, min(self.grid_rows, live) + 1))  # fmt: skip
+        return dataclasses.replace(
+            self, dead=dead, grid_rows=rows, grid_cols=cols, row_factors=_primes(rows), col_factors=_primes(cols),
+            wanted_grid=self.wanted_grid or (self.grid_rows, self.grid_cols),
+        )  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """All fields, as JSON and TOML hold them (tuples become lists)."""
@@ -267,7 +286,8 @@ class Machine:
         """The machine with these fields, the others from `base` (default: all must be there).
 
         When `data` changes how many dies or sites there are and gives no `dead`: with the same sites per die the base's
-        count of dead ones is drawn anew per die, otherwise every site is live. UsageError names the culprit.
+        count of dead ones is drawn anew per die, otherwise every site is live. Where `data` gives dead sites and no
+        grid, the base's grid gets as much smaller as it must (`with_dead`). UsageError names the culprit.
         """
         known = {f.name for f in dataclasses.fields(Machine)}
         unknown = sorted(set(data) - known)
@@ -286,7 +306,23 @@ class Machine:
                 values["dead"] = ()
             elif (rows, cols) != (base.die_rows, base.die_cols) and all(type(v) is int and v > 0 for v in (rows, cols)):
                 values["dead"] = random_mask(0, min(rows * cols, MAX_DIES), *sites, len(base.dead[0]))
+        if "dead" in values and not {"grid_rows", "grid_cols", "row_factors", "col_factors"} & set(values):
+            dead = values.pop("dead")
+            plain = dataclasses.replace(base, **values, dead=())
+            _check_field(plain.name, "dead", "Mask", dead)
+            return plain.with_dead(dead)
         return dataclasses.replace(base, **values)
+
+
+def _primes(n: int) -> tuple[int, ...]:
+    """The prime factors of n, ascending; (1,) of 1."""
+    found, p = [], 2
+    while n > 1:
+        while n % p == 0:
+            found.append(p)
+            n //= p
+        p += 1
+    return tuple(found) or (1,)
 
 
 def _check_routers(machine: Machine) -> None:

@@ -82,7 +82,7 @@ def test_toml(tmp_path: Path) -> None:
         ("base = [1]", "base [1] is no preset"),
         ("base = 'test'\ndead = [[[3, 0]], []]", "die 0 has no site (3, 0)"),
         ("base = 'test'\ndead = [[], [[1, 1], [1, 1]]]", "die 1 names a site twice"),
-        ("base = 'test'\ndead = [[], [[1, 1], [1, 2]]]", "die 1 has 7"),
+        ("base = 'test'\ndead = [[], [[1, 1], [1, 2]]]\ngrid_rows = 2", "die 1 has 7"),
         ("code_reserve_bytes = 1310720", "leaves nothing"),
         ("multicast = 'star'", "choose none, row or tree"),
         ("base = 'test'\ndead_router_forwards = false\nvirtual_channels = 2", "need 3 virtual_channels, not 2"),
@@ -132,6 +132,17 @@ def test_dead_routers_that_cut(dies: tuple[int, int], dead: list[list[list[int]]
     with pytest.raises(UsageError) as e:
         Machine.from_dict(fields, machine("test"))
     assert "machine cut: dead routers" in str(e.value) and message in str(e.value)
+
+
+@pytest.mark.parametrize("dead", [9, 12, 25, 40, 200, 359])
+def test_a_mask_that_leaves_too_few_nodes_gets_the_largest_grid_that_fits(dead: int) -> None:
+    m = machine("d1-die").masked(1, dead)
+    fits = [r * c for r in range(1, 17) for c in range(1, 23) if r * c <= 360 - dead]
+    assert m.cores == max(fits) and m.wanted_grid == (16, 22) and m.node_count == 360 - dead
+    assert math.prod(m.row_factors) == m.grid_rows <= 16 and math.prod(m.col_factors) == m.grid_cols <= 22
+    assert Machine.from_dict(m.to_dict()) == m == Machine.from_dict({"dead": m.dead}, machine("d1-die"))
+    assert m.masked(2, 8).wanted_grid == (16, 22)  # does not grow again
+    assert not machine("d1-die").masked(1, 8).wanted_grid
 
 
 def test_missing() -> None:
