@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
+from numpy.lib.stride_tricks import as_strided
 
 from d1c.analysis.exchange import exchange_of
 from d1c.errors import Trap
@@ -14,6 +15,7 @@ from d1c.target.mesh import Group, Layout, Mesh
 from d1c.target.movement import Exchange
 
 _AT_ONCE = 1 << 22  # elements of messages that are moved by one numpy call
+_LARGE = 1 << 8  # elements of a message from which a call of its own is cheaper than indices of its elements
 
 
 def fill_windows(array: np.ndarray, need: Need, fill: float, mesh: Mesh) -> dict[int, np.ndarray]:
@@ -48,8 +50,19 @@ def receive(
     # messages of one shape differ in their offsets only
     shapes, kind = np.unique(np.concatenate((m.sizes, m.sstride, m.dstride)), axis=1, return_inverse=True)
     for k, (sizes, sstrides, dstrides) in enumerate(zip(*np.split(shapes.T, 3, axis=1), strict=True)):
-        take, put = _box(sizes, sstrides), _box(sizes, dstrides)
         group = np.flatnonzero(kind.reshape(-1) == k)
+        if (size := int(sizes.prod())) >= _LARGE:
+            read, write = _strided(sizes, sstrides, sources.strides), _strided(sizes, dstrides, windows.strides)
+            mark = _strided(sizes, dstrides, arrived.strides)
+            _inside(m.doff[group], sizes, dstrides, windows.shape[1], origin)
+            _inside(m.soff[group], sizes, sstrides, sources.shape[1], origin)
+            for i in group.tolist():
+                c = int(m.cls[i])
+                mark(arrived, c, int(m.doff[i]))[...] = True
+                write(windows, c, int(m.doff[i]))[...] = read(sources, int(row.reshape(-1)[i]), int(m.soff[i]))
+                sent[c] += size
+            continue
+        take, put = _box(sizes, sstrides), _box(sizes, dstrides)
         for at in np.array_split(group, -(-len(group) * len(take) // _AT_ONCE)):
             target = m.cls[at, None], m.doff[at, None] + put
             arrived[target] = True
@@ -61,6 +74,23 @@ def receive(
     if not np.array_equal(there, x.real_elements(m.classes)):
         raise Trap(f"exchange at {origin}: an element of a window does not arrive")
     return dict(zip(m.classes.tolist(), windows, strict=True))
+
+
+def _strided(
+    sizes: np.ndarray, strides: np.ndarray, steps: tuple[int, ...]
+) -> Callable[[np.ndarray, int, int], np.ndarray]:
+    """(rows, row, offset) -> the box that begins there, as a view, for rows of these `steps` in bytes."""
+    shape = tuple(int(n) for n in sizes[::-1])
+    each = tuple(int(n) * steps[1] for n in strides[::-1])
+    return lambda rows, row, offset: as_strided(rows[row, offset:], shape, each)
+
+
+def _inside(offsets: np.ndarray, sizes: np.ndarray, strides: np.ndarray, extent: int, origin: str) -> None:
+    """Trap unless the boxes at `offsets` lie within rows of `extent` elements: views do not check that themselves."""
+    reach = (sizes - 1) * strides
+    low, high = int(np.minimum(reach, 0).sum()), int(np.maximum(reach, 0).sum())
+    if offsets.min() + low < 0 or offsets.max() + high >= extent:
+        raise Trap(f"exchange at {origin}: a message leaves its buffer")
 
 
 def _box(sizes: np.ndarray, strides: np.ndarray) -> np.ndarray:
