@@ -1,7 +1,8 @@
 """The commands of a core's threads, step by step: who computes, who sends, who meets the other cores, who fetches
 weights, and what they tell each other.
 
-Thread 0 computes. Thread 1 sends what has been computed. Thread 2 ends epochs: when the first two are through with
+Thread 0 computes. Thread 1 sends what has been computed as soon as it is there, though its reader's turn may be much
+later: within an epoch every window has space. Thread 2 ends epochs: when the first two are through with
 one, it frees what is dead and meets the other cores at a barrier, while they go on with the next epoch. Thread 3 sends
 weights to the windows that want them, some layers ahead of their use; its sources are constants, so it waits for space
 only. What an epoch wants of the memory and the semaphores of the one before the last was given back while the last one
@@ -112,6 +113,7 @@ class Threads:
         self.epoch, self.closed, self.credit = -1, 0, 0
         self.border, self.ended, self.tested = False, [(0, 0)], set[int]()
         self.arrival, self.undrained, self.unsent = 0, False, False
+        self.pushes: list[tuple[int, Step, Push]] = []
         self.paces: deque[int] = deque(maxlen=AHEAD)
         self.filled: set[Value] = set()
         self.before: list[int] = []
@@ -125,6 +127,7 @@ class Threads:
         for i, (s, call) in enumerate(zip(self.p.steps, calls, strict=True)):
             after = self.p.steps[i + 1] if i + 1 < len(self.p.steps) else None
             self.step(s, call, after if after is not None and after.epoch == s.epoch else None)
+        self.sends()
         return tuple(tuple(t.commands) for t in self.all if t.commands or t is self.compute)
 
     def step(self, s: Step, call: Call | None, after: Step | None) -> None:
@@ -132,6 +135,7 @@ class Threads:
         if s.epoch != self.epoch:
             self.begin(s)
         if s.kind == "carry" and self.unsent:
+            self.sends()
             self.post(self.send, self.at.sent, s)
             self.compute.wait(self.at.sent, self.posted[self.at.sent], s)
             self.unsent = False
@@ -174,6 +178,7 @@ class Threads:
 
     def close(self, s: Step) -> None:
         """Thread 2 waits until the others are through, frees what is dead, and meets the other cores."""
+        self.sends()
         through = [(self.compute, self.at.done)]
         if self.undrained or self.border:
             through.append((self.send, self.at.drained))
@@ -205,19 +210,24 @@ class Threads:
 
     def push(self, f: Op, s: Step) -> None:
         x, w = f.operands[0], f.result
-        if self.by_fetch(f):
-            thread = self.fetch
-            thread.wait(self.at.stock, self.credit, s)
-        else:
-            thread = self.send
-            thread.wait(self.at.credit, self.credit, s)
-            thread.wait(self.at.ready, self.ready_at.get(x, 0), s)
-            self.undrained = self.unsent = True
         movement, semaphore = self.p.movements[w], self.at.arrival + self.arrival % self.pool
         self.arrival += 1
         push = Push(self.p.of[x], self.p.of[w], movement, semaphore, s.layer, s.op.origin)
-        thread.commands.append(push)
+        if self.by_fetch(f):
+            self.fetch.wait(self.at.stock, self.credit, s)
+            self.fetch.commands.append(push)
+        else:
+            self.pushes.append((self.ready_at.get(x, 0), s, push))
+            self.undrained = self.unsent = True
         self.compute.commands.append(Arrive(movement, semaphore, s.layer, s.op.origin))
+
+    def sends(self) -> None:
+        """What thread 1 sends since it was last settled: first what is ready first, then what is wanted first."""
+        for need, s, push in sorted(self.pushes, key=lambda x: x[0]):
+            self.send.wait(self.at.credit, self.credit, s)
+            self.send.wait(self.at.ready, need, s)
+            self.send.commands.append(push)
+        self.pushes.clear()
 
     def post(self, thread: _Thread, semaphore: int, s: Step) -> int:
         """Count a semaphore; how often that has been done."""
@@ -229,6 +239,7 @@ class Threads:
 
     def loop(self, s: Step) -> None:
         """Begin or end a body; the next step begins an epoch."""
+        self.sends()
         self.compute.wait(self.at.space, self.closed, s)
         self.send.wait(self.at.credit, self.closed, s)
         self.send.wait(self.at.ready, self.posted.get(self.at.ready, 0), s)
