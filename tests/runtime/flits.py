@@ -4,14 +4,16 @@ A packet of 64 B carries its own header beside its payload, so it is one flit: a
 packets of different messages take turns on a link, and wormhole and cut-through switching are the same thing. In one
 cycle a link moves one packet each way, a core's inject port takes one and its eject port gives one.
 
-- Routers: a buffer of `depth` packets per input and virtual channel. A packet may go on in the cycle after it came. Per
-  cycle one packet leaves each input (to any number of outputs) and one goes to each output; every output chooses in turn
-  (or the oldest message). A packet takes the virtual channel of the next input that has most credits.
+- Routers: a buffer of `depth` packets per input and virtual channel; a hop takes `hop` cycles, the buffer included. Per
+  cycle one packet leaves each input (to any number of outputs), one goes to each output. An output chooses the message
+  that was injected first (OLDEST: each core gets its share however far it is; of equals the smaller number), its inputs
+  in turn (TURNS), or the packet that came first (FIRST): the machine's description leaves that open. A packet takes the
+  virtual channel of the next input that has most credits.
 - Credits travel back as long as packets travel forward (one cycle from a router to its inject port).
 - Routes: along the row, then along the column. A packet to several cores is copied where their routes part; it stays at
   the head of its buffer until every copy has gone, each copy goes when it can.
-- Between dies a hop takes `crossing` cycles more, all lanes of an edge share `edge_bytes` a cycle, and the buffers behind
-  it hold `crossing_depth` packets (0: as many as one needs to keep a lane busy during the round trip of a credit).
+- Between dies a hop takes `crossing` cycles more, the lanes of an edge share `edge_bytes` a cycle in turns, and the
+  buffers behind it hold `crossing_depth` packets (0: as many as keep a lane busy during the round trip of a credit).
 - A message of n packets over h hops with nothing in its way is in memory after inject + h x hop + n + eject cycles.
 """
 
@@ -19,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numba import njit
@@ -82,8 +85,8 @@ def routes(mesh: Mesh, messages: Sequence[Message]) -> np.ndarray:
 
 
 def links(mesh: Mesh) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Per node and way out (4 ways): the next node or -1, cycles of the link, number of its die edge or -1; and how many
-    die edges there are (one for each pair of neighbouring dies and direction)."""
+    """Per node and way out: the next node or -1, cycles of the link, number of its die edge or -1; and how many die
+    edges there are (one for each pair of neighbouring dies and direction)."""
     rows, cols = mesh.shape
     to = np.full((rows * cols, 5), -1, np.int64)
     wire = np.full((rows * cols, 5), mesh.hop, np.int64)
@@ -150,7 +153,7 @@ def simulate(mesh: Mesh, messages: Sequence[Message], compiled: bool = True) -> 
         arrival, busy, ports,
     )  # fmt: skip
     assert ok, "nothing moves, messages are missing"
-    return Result([arrival[a:b] for a, b in zip(begin[:-1], begin[1:], strict=True)], busy, ports)
+    return Result([arrival[a:b] for a, b in pairwise(begin)], busy, ports)
 
 
 @njit(cache=True)

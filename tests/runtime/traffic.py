@@ -1,4 +1,4 @@
-"""Traffic on a small mesh, through the flit model and through d1rt's network; `python -m tests.runtime.traffic` prints both.
+"""Traffic on a small mesh, through the flit model and d1rt's network; `python -m tests.runtime.traffic` compares.
 
 All messages are ready at cycle 0 and a core sends one after the other, so the network is as full as it gets.
 """
@@ -50,7 +50,7 @@ def row_multicast(rows: int, cols: int, count: int, packets: int) -> list[Messag
 
 
 def block_multicast(rows: int, cols: int, count: int, packets: int) -> list[Message]:
-    """Every core to all others of its half of the rows and columns around it: trees with branches."""
+    """Every core to all others at most two rows and two columns away: trees with branches."""
     half = [
         (r, c, [i * cols + j for i in range(rows) for j in range(cols) if abs(i - r) <= 2 and abs(j - c) <= 2])
         for r in range(rows)
