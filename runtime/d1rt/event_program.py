@@ -11,15 +11,15 @@ import numpy as np
 from d1c.target import barrier
 from d1c.target.dtypes import dtype
 from d1c.target.machine import Machine
-from d1c.target.program import Arrive, Barrier, Call, Command, Fill, Loop, Post, Program, Push, Send, Wait, every
+from d1c.target.program import Arrive, Barrier, Call, Command, Fill, Loop, Post, Program, Push, Send, Wait
 from d1c.target.program_check import role_cores
 from d1rt import event_loop as ev
 from d1rt.command_cycles import PIPES, Work, call_work, fill_work
 from d1rt.engine_schedule import reached
 from d1rt.engine_states import Movement, movements
+from d1rt.launches import OPEN_TRIPS, posted_semaphores
 from d1rt.linkload import Fabric
 from d1rt.network import routes
-from d1rt.timing import OPEN_TRIPS
 
 ROUNDS = (8, 4)
 """Rounds of a loop that are simulated, at most: of outer loops, of loops in loops."""
@@ -101,13 +101,7 @@ class _Translation:
         self.busy = np.zeros((len(PIPES), self.mesh.cores))
         self.pipe: dict[int, np.ndarray] = {}
         self.work: dict[object, Work] = {}
-        self.posted = {
-            c.semaphore
-            for role in self.program.roles
-            for t in role.threads
-            for c in every(t)
-            if isinstance(c, Push | Send) or (isinstance(c, Post) and c.to)
-        }
+        self.posted = posted_semaphores(self.program)
 
     def made(self, logs: bool) -> Prepared:
         threads: list[Thread] = []

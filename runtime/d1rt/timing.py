@@ -17,17 +17,17 @@ import numpy as np
 
 from d1c.target import barrier, order
 from d1c.target.dtypes import dtype
-from d1c.target.isa import body_cycles, nest_pipes
+from d1c.target.isa import body_cycles
 from d1c.target.kernel import Nest
 from d1c.target.machine import Machine
 from d1c.target.mesh import Mesh
 from d1c.target.movement import Exchange
 from d1c.target.program import Arrive, Barrier, Call, Command, Fill, Loop, Port, Program, Push, Role, Send
+from d1rt.command_cycles import PIPES, call_work, fill_work
+from d1rt.launches import OPEN_TRIPS, launches
 from d1rt.linkload import Fabric, Flows, Load, load
 
 __all__ = ["Times", "layer_times"]
-
-_PIPES = ("matrix", "vector", "load", "store", "scalar")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +37,6 @@ class Times:
 
     layers: tuple[dict[str, Any], ...]
     total: dict[str, Any]
-
-
-OPEN_TRIPS = 2**31
-"""Of so many trips a loop with a condition has no limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +63,7 @@ class _Stage:
 
     def __post_init__(self) -> None:
         self.cycles = np.zeros(self.cores)
-        self.busy = np.zeros((len(_PIPES), self.cores))
+        self.busy = np.zeros((len(PIPES), self.cores))
         self.active = np.zeros(self.cores, bool)
 
 
@@ -96,8 +92,10 @@ def layer_times(program: Program) -> Times:
         raise ValueError(f"the mesh has {mesh.cores} cores, machine {machine.name} has {machine.cores}")
     fabric = Fabric.of(machine)
     found = _collect(program, machine, fabric)
+    launch = launches(program, machine)
     records = [
-        _record(program, i, found.get(i, _Layer()), machine) for i in sorted({*found, *range(len(program.layers))})
+        _record(program, i, found.get(i, _Layer()), launch[i], machine)
+        for i in sorted({*found, *range(len(program.layers))})
     ]
     latency, behind, layers = _barrier_cycles(mesh, fabric), _behind(program), records[:]
     for number, place in _barriers(program):
@@ -173,13 +171,6 @@ def _role_cores(role: Role, mesh: Mesh) -> np.ndarray:
     return mask
 
 
-def _held(mask: np.ndarray, axes: tuple[str, ...], mesh: Mesh) -> np.ndarray:
-    """`mask` without the cores whose coordinate along one of `axes` is not 0."""
-    for axis in axes:
-        mask = mask & (mesh.coords[:, mesh.index[axis]] == 0)
-    return mask
-
-
 def _buffers(command: Command) -> Iterator[int]:
     if isinstance(command, Call):
         yield command.out
@@ -193,16 +184,10 @@ def _buffers(command: Command) -> Iterator[int]:
 
 
 def _call(program: Program, call: Call, cores: np.ndarray, layer: _Layer, stage: _Stage, machine: Machine) -> None:
-    mesh, nest = program.mesh, program.kernels[call.kernel][1]
-    active = _held(cores, call.held, mesh)
-    trips = np.stack([t.of(mesh) for t in call.trips], -1) if call.trips else np.ones((mesh.cores, 0), np.int64)
-    active = active & (trips > 0).all(-1)
-    trips = trips[active]
-    pipes = nest_pipes(nest, trips, machine)
-    cycles = np.ceil(pipes.binding) + machine.call_cycles
+    nest, work = program.kernels[call.kernel][1], call_work(program, call, cores, machine)
+    active, trips, cycles = work.active, work.trips, work.cycles
     stage.cycles[active] += cycles
-    for i, name in enumerate(_PIPES):
-        stage.busy[i, active] += getattr(pipes, name)
+    stage.busy[:, active] += work.busy
     stage.active |= active
     rounds = stage.place.rounds
     layer.kinds[nest.kind] += rounds * float(cycles.max(initial=0))
@@ -225,19 +210,9 @@ def _on_matrix_unit(nest: Nest) -> bool:
 
 def _fill(program: Program, fill: Fill, cores: np.ndarray, stage: _Stage, machine: Machine) -> None:
     """Padding is written at the store port's width."""
-    mesh, buffer = program.mesh, program.buffers[fill.buffer]
-    elements = np.full(mesh.cores, buffer.elements, np.int64)
-    if fill.exchange >= 0:
-        exchange = program.exchanges[fill.exchange]
-        real = np.ones(mesh.cores, np.int64)
-        for c in exchange.components:
-            real *= c.real[mesh.position(c.target_axes)]
-        elements = elements - real
-        cores = _held(cores, exchange.target_held, mesh)
-    active = cores & (elements > 0)
-    busy = elements[active] * dtype(buffer.dtype).bytes / machine.store_bytes_per_cycle
-    stage.cycles[active] += np.ceil(busy) + machine.call_cycles
-    stage.busy[_PIPES.index("store"), active] += busy
+    work = fill_work(program, fill, cores, machine)
+    stage.cycles[work.active] += work.cycles
+    stage.busy[:, work.active] += work.busy
 
 
 def _fingerprint(exchange: Exchange) -> tuple[object, ...]:
@@ -332,13 +307,14 @@ def _barrier_cycles(mesh: Mesh, fabric: Fabric) -> int:
     return cycles + int(release.max()) if mesh.cores > 1 else 0
 
 
-def _record(program: Program, number: int, layer: _Layer, machine: Machine) -> dict[str, Any]:
+def _record(program: Program, number: int, layer: _Layer, launch: float, machine: Machine) -> dict[str, Any]:
     told = program.layers[number] if 0 <= number < len(program.layers) else {}
     terms: dict[str, float] = defaultdict(float)
     cycles = move = compute = mean = 0.0
     noc_bytes = packets = messages = 0
     used = np.zeros(program.mesh.cores, bool)
     rounds = max((s.place.rounds for s in layer.stages.values()), default=1)
+    terms["launch"] = launch
     for stage in layer.stages.values():
         used |= stage.active
         times = stage.place.rounds
@@ -346,10 +322,9 @@ def _record(program: Program, number: int, layer: _Layer, machine: Machine) -> d
         longest = float(stage.cycles[slowest])
         busy = stage.cycles > 0
         if longest:
-            terms[f"compute/{_PIPES[int(stage.busy[:, slowest].argmax())]}"] += times * longest
+            terms[f"compute/{PIPES[int(stage.busy[:, slowest].argmax())]}"] += times * longest
             mean += times * float(stage.cycles[busy].mean())
         compute += times * longest
-        terms["launch"] += times * machine.launch_cycles
         if stage.load is not None and stage.load.messages:
             moved = stage.load
             terms["SRAM port"] += times * moved.port_cycles
@@ -384,7 +359,7 @@ def _record(program: Program, number: int, layer: _Layer, machine: Machine) -> d
         "rounds": rounds,
         "at_most": any(s.place.limit for s in layer.stages.values()),
         "open": any(s.place.open for s in layer.stages.values()),
-        "lower_bound_cycles": math.ceil(max(ideal, rounds * machine.launch_cycles)) if layer.stages else 0,
+        "lower_bound_cycles": math.ceil(max(ideal, launch)) if layer.stages else 0,
         "binds": _binds(terms),
         "terms": {k: round(v, 1) for k, v in terms.items()},
         "noc_bytes": int(noc_bytes),

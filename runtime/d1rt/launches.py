@@ -1,0 +1,73 @@
+"""Which calls pay for a launch (docs/timing.md, C0), in closed form."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import numpy as np
+
+from d1c.target.machine import Machine
+from d1c.target.movement import Exchange
+from d1c.target.program import Arrive, Barrier, Call, Command, Loop, Post, Program, Push, Send, Wait, every
+from d1c.target.program_check import role_cores
+from d1rt.command_cycles import held
+
+OPEN_TRIPS = 2**31
+"""Of so many trips a loop with a condition has no limit."""
+
+
+def launches(program: Program, machine: Machine) -> dict[int, float]:
+    """Per layer the cycles that launches take on the core that has most. A call pays for one where its layer is not
+    that of the thread's call before it on this core, and its kernel is a product or the thread has waited for another
+    core since. Rounds of a loop after the second go like the second."""
+    mesh = program.mesh
+    out: dict[int, float] = defaultdict(float)
+    posted = posted_semaphores(program)
+    everyone = np.ones(mesh.cores, bool)
+
+    def walk(commands: Iterable[Command], weight: int) -> None:
+        for c in commands:
+            if isinstance(c, Loop):
+                rounds = 1 if c.condition >= 0 and c.trips >= OPEN_TRIPS else c.trips
+                for times in (min(rounds, 1), rounds - 1):
+                    if times > 0:
+                        walk(c.body, weight * times)
+            elif isinstance(c, Arrive):
+                waited[_receivers(program.exchanges[c.exchange])] = True
+            elif isinstance(c, Barrier):
+                waited[:] = True
+            elif isinstance(c, Wait) and c.semaphore in posted:
+                waited[c.count.of(mesh) > 0] = True
+            elif isinstance(c, Call):
+                active = held(everyone, c.held, mesh)
+                for t in c.trips:
+                    active = active & (t.of(mesh) > 0)
+                product = program.kernels[c.kernel][1].kind in ("mac", "fma")
+                pays = active & (last != c.layer) & (waited | product)
+                paid.setdefault(c.layer, np.zeros(mesh.cores))[pays] += weight * machine.launch_cycles
+                last[active], waited[active] = c.layer, False
+
+    for role in program.roles:
+        cores = role_cores(role, mesh)
+        for thread in role.threads:
+            last, waited = np.full(mesh.cores, -2), np.zeros(mesh.cores, bool)
+            paid: dict[int, np.ndarray] = {}
+            walk(thread, 1)
+            for layer, cycles in paid.items():
+                out[layer] = max(out[layer], float(cycles[cores].max(initial=0)))
+    return out
+
+
+def posted_semaphores(program: Program) -> set[int]:
+    """Those that other cores count, but for barriers'."""
+    threads = (every(t) for role in program.roles for t in role.threads)
+    sent = (c for t in threads for c in t if isinstance(c, Push | Send) or (isinstance(c, Post) and c.to))
+    return {c.semaphore for c in sent}
+
+
+def _receivers(exchange: Exchange) -> np.ndarray:
+    """[cores] who gets a message."""
+    mesh = exchange.mesh
+    still = tuple(a for a in mesh.names if a not in exchange.keyed and a not in exchange.fan_axes)
+    return held(exchange.real_elements(np.arange(mesh.cores)) > 0, still, mesh)
