@@ -10,8 +10,8 @@ which steps they are added, since the order of a sum is part of its result (docs
     joined  the same, with sum and sum of squares side by side from the second step on
     grid    joined, with the rows and the columns of a die's cores one after the other
 
-Prints the closed form of each layer and, where the event-driven engine is there, its time. `all-reduce` is everything
-but the arithmetic on the rows themselves: that of layers of the rows' own size.
+Prints the closed form of each layer, the event-driven time of the whole and its critical path. `all-reduce` is all but
+the arithmetic on the rows themselves: that of layers of the rows' own size.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import d1c  # noqa: E402
 from d1c.target.machine import Machine, machine  # noqa: E402
 from d1rt.timing import layer_times  # noqa: E402
 from tests import networks  # noqa: E402
-from tests.bench.times import event_cycles  # noqa: E402
+from tests.bench.times import critical_path  # noqa: E402
 
 GOAL_US = 5.0
 FORMS = ("flat", "staged", "joined", "grid")
@@ -83,13 +83,17 @@ def main() -> None:
             print(
                 f"  {r['name'][:16]:16s} {shape!s:18s} {r['cycles']:7,} on {r['cores_used']:5} {r['plan'][:60]} {terms}"
             )
-        events = event_cycles(made.target)
+        events, path = critical_path(made.target)
+        for line in path:
+            print(f"  {line}")
         us = target.seconds(closed) * 1e6
         print(json.dumps({"form": form, "closed_form": times.total["cycles"], "all_reduce": closed, "events": events}))
         print(
             f"{form}: all-reduce {closed:,} cycles = {us:.2f} us by closed form, goal {GOAL_US} us; the whole", end=" "
         )
-        print(f"normalisation {times.total['cycles']:,}{'' if events is None else f', event-driven {events:,}'}")
+        print(
+            f"normalisation {times.total['cycles']:,}, event-driven {events:,} = {target.seconds(events) * 1e6:.2f} us"
+        )
 
 
 if __name__ == "__main__":

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from typing import Any
 
+from d1rt.events import Segment, Simulator, simulate
 
-def event_cycles(program: Any) -> int | None:
-    """The event-driven time of a program, None where the engine is not there."""
-    if importlib.util.find_spec("d1rt.events") is None:
-        return None
-    return int(importlib.import_module("d1rt.events").run(program).cycles)
+
+def event_cycles(program: Any) -> int:
+    """The event-driven time of a program."""
+    return Simulator(program).cycles()
+
+
+def critical_path(program: Any) -> tuple[int, list[str]]:
+    """The event-driven time, and its critical path as lines: neighbours of one layer and kind are one line."""
+    found = simulate(program)
+    merged: list[Segment] = []
+    lines = []
+    for s in [*found.path, None]:
+        if merged and (s is None or (s.layer, s.what) != (merged[0].layer, merged[0].what)):
+            a, b = merged[0], merged[-1]
+            name = program.layers[a.layer]["name"] if 0 <= a.layer < len(program.layers) else a.origin
+            lines.append(f"{a.begin:8,} to {b.end:8,}: {a.what}, {name}, core {b.core}")
+            merged = []
+        if s is not None:
+            merged.append(s)
+    return int(found.total["cycles"]), lines
