@@ -102,7 +102,8 @@ def compile(
     stop_after  the last of STAGES to run. print_after: stages (or "all") after which `on_print` gets (stage, module);
                 without `on_print` the module is printed.
     progress    gets each stage's name as it starts.
-    Raises the typed refusals of d1c.errors: among others ImportFailed, UnsupportedOp, ShapeUnbound, DoesNotFit.
+    Raises the typed refusals of d1c.errors: among others ImportFailed, UnsupportedOp, ShapeUnbound, DoesNotFit, whose
+    `try_remedies` compiles again to find what fits.
     """
     if precision not in PRECISIONS:
         raise UsageError(f"no precision {precision!r}", rule=f"precisions are {', '.join(PRECISIONS)}")
@@ -113,7 +114,14 @@ def compile(
     run = _Run(
         chosen, precision, stop_after, frozenset(print_after), on_print or _print, progress or (lambda name: None)
     )
-    return run.all(model, shapes, dims, freeze)
+    try:
+        return run.all(model, shapes, dims, freeze)
+    except DoesNotFit as error:
+        from d1c.remedies import Trials
+
+        if not isinstance(model, Module) or model.level == "graph":
+            error.trials = Trials(model, chosen, precision, dict(shapes or {}), dict(dims or {}), dict(freeze or {}))
+        raise
 
 
 def _print(name: str, module: Module) -> None:
@@ -200,16 +208,15 @@ class _Run:
         """Distribute and lower: with fewer and fewer constants resident and smaller windows until the program fits."""
         from d1c.passes.distribute import ATTEMPTS
 
-        failure: DoesNotFit | None = None
+        self.whole_constants(module)
         names = [n for n in LOWERINGS if module.level == "graph" or PASSES[n].level_in != "graph"]
         module = self.bounded(module) if module.level == "graph" else module
         for resident, window in ATTEMPTS if module.level == "graph" else ATTEMPTS[-1:]:
             try:
                 done = self.passes_over(module, names, machine=self.machine, resident=resident, window=window)
-            except DoesNotFit as error:
-                failure = failure or error
+            except DoesNotFit:
                 if (resident, window) == ATTEMPTS[-1]:
-                    raise failure from None
+                    raise
             else:
                 self.modules[done.module.level] = done.module
                 self.compiled = done.program
@@ -221,6 +228,31 @@ class _Run:
 
         found = lower_bounds(module, self.machine)
         return replace(module, attrs={**module.attrs, "bounds": tuple(found.items())})
+
+    def whole_constants(self, module: Module) -> None:
+        """Refuse before any work constants that the SRAM of all cores together does not hold."""
+        ops = [op for f in module.functions for op in f.block.ops]
+        values = {op.result: op.attrs.name for op in ops if op.name.endswith(".const")}
+        sizes = {name: module.constants[name].nbytes for name in values.values() if name in module.constants}
+        have, need = self.machine.cores * self.machine.data_bytes, sum(sizes.values())
+        if need > have:
+            rows = sorted(sizes.items(), key=lambda x: (-x[1], x[0]))
+            readers = {values[v]: op.origin for op in reversed(ops) for v in op.operands if v in values}
+            raise DoesNotFit(
+                f"the constants of the model do not fit the SRAM of {self.machine.name}",
+                where=readers.get(rows[0][0], ""),
+                rule="every constant is in some core's SRAM while the program runs",
+                tensors=tuple(
+                    {"name": n, "kind": "constant", "bytes": b, "from": readers.get(n, ""), "to": "all cores together"}
+                    for n, b in rows
+                ),
+                amounts={
+                    "constants, bytes": need,
+                    "SRAM for data of all cores, bytes": have,
+                    "cores": self.machine.cores,
+                },
+                remedy="use a larger --target, or --precision bf16",
+            )
 
 
 @dataclass(frozen=True)

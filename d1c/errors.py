@@ -22,7 +22,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 
@@ -211,10 +211,63 @@ class VerifyError(D1Error):
 
 
 class DoesNotFit(D1Error):
-    """More SRAM, HBM, cores or semaphores needed than the machine has; `amounts` say demand and bound."""
+    """More SRAM, HBM, cores or semaphores needed than the machine has; `amounts` say demand and bound.
+
+    tensors   what a core holds where it holds most, largest first: name, kind (constant, table, window, result), bytes
+              of a core, and the layers `from` and `to` which it is needed. Where the constants alone are too much:
+              those, with the bytes of all cores together.
+    remedies  what `try_remedies` found: compilations that fit, with their cost; None before.
+    tried     the changes that it tried.
+    """
 
     exit_code = 9
     title = "does not fit"
+    trials: Callable[[DoesNotFit, Callable[[str], None]], None] | None = None
+
+    def __init__(self, message: str, *, tensors: tuple[Mapping[str, Any], ...] = (), **fields: Any) -> None:
+        super().__init__(message, **fields)
+        self.tensors = tensors
+        self.remedies: tuple[Mapping[str, Any], ...] | None = None
+        self.tried: tuple[str, ...] = ()
+
+    def try_remedies(self, progress: Callable[[str], None] | None = None) -> tuple[Mapping[str, Any], ...]:
+        """Compile the model otherwise (bf16, a smaller batch, a larger target) and return what fits: the `change`, and
+        its `cycles`, `time_us`, `sram_peak_bytes`. `progress` gets each change before it is tried. Takes as long as
+        the compilations do; what was found before an interruption is in `remedies`."""
+        if self.remedies is None:
+            self.remedies = ()
+            if self.trials is not None:
+                self.trials(self, progress or (lambda change: None))
+        return self.remedies
+
+    def excerpt(self) -> str:
+        if not self.tensors:
+            return ""
+        shown = self.tensors[:TENSORS]
+        width = max(len(str(t["name"])) for t in shown)
+        lines = [f"  {t['bytes']:>11,} B  {t['kind']:8} {t['name']:{width}}  {t['from']} .. {t['to']}" for t in shown]
+        if rest := self.tensors[TENSORS:]:
+            lines.append(f"  {sum(t['bytes'] for t in rest):>11,} B  in {len(rest):,} more")
+        return "\n".join(lines)
+
+    def __str__(self) -> str:
+        lines = [super().__str__()]
+        for r in self.remedies or ():
+            lines.append(
+                f"  fits:    {r['change']}: {r['cycles']:,} cycles ({r['time_us']:,.1f} us), "
+                f"SRAM peak {r['sram_peak_bytes']:,} of {r['sram_bytes']:,} B"
+            )
+        if self.tried and not self.remedies:
+            lines.append(f"  tried:   {'; '.join(self.tried)}: none fits")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        tensors, remedies = [dict(t) for t in self.tensors], [dict(r) for r in self.remedies or ()]
+        return {**super().to_json(), "tensors": tensors, "remedies": remedies, "tried": list(self.tried)}
+
+
+TENSORS = 12
+"""Tensors that a refusal prints."""
 
 
 class PlanError(D1Error):

@@ -97,6 +97,9 @@ def compile_command(
         str | None, typer.Option("--emit", metavar="graph|dist|tile|kern", help="Print the module of that level.")
     ] = None,
     all_layers: AllLayers = False,
+    no_remedies: Annotated[
+        bool, typer.Option("--no-remedies", help="Where the model does not fit, do not try what would.")
+    ] = False,
     error_format: ErrorFormat = "text",
     debug: Debug = False,
 ) -> None:
@@ -122,6 +125,7 @@ def compile_command(
             print_after=tuple(print_after or ()),
             emit=emit,
             all_layers=all_layers,
+            remedies=not no_remedies,
         )
     )
 

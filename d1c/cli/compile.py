@@ -10,7 +10,7 @@ from typing import Any
 import d1c.api as api
 from d1c.cli.run import check_engine, execute, show_outputs
 from d1c.cli.shell import check_outputs, dims_of, freeze_of, progress, read_npz, shapes_of, write_json, write_npz
-from d1c.errors import UsageError
+from d1c.errors import DoesNotFit, UsageError
 from d1c.ir.core import LEVELS, Module
 
 
@@ -35,6 +35,7 @@ class Options:
     print_after: tuple[str, ...]
     emit: str | None
     all_layers: bool
+    remedies: bool = True
 
 
 def compile_model(o: Options) -> None:
@@ -48,19 +49,24 @@ def compile_model(o: Options) -> None:
         printed = True
         print(f"// after {name}\n{module}")
 
-    with progress("compiling", len(api.STAGES)) as tell:
-        program = api.compile(
-            o.model,
-            target=o.target,
-            precision=o.precision,
-            shapes=shapes_of(o.shapes),
-            dims=dims_of(o.dims),
-            freeze=freeze_of(o.freeze),
-            stop_after=o.stop_after,
-            print_after=o.print_after,
-            on_print=show,
-            progress=tell,
-        )
+    try:
+        with progress("compiling", len(api.STAGES)) as tell:
+            program = api.compile(
+                o.model,
+                target=o.target,
+                precision=o.precision,
+                shapes=shapes_of(o.shapes),
+                dims=dims_of(o.dims),
+                freeze=freeze_of(o.freeze),
+                stop_after=o.stop_after,
+                print_after=o.print_after,
+                on_print=show,
+                progress=tell,
+            )
+    except DoesNotFit as error:
+        if o.remedies:
+            _try_remedies(error)
+        raise
     if o.emit is not None:
         print(program.module(o.emit))
     elif o.stop_after is not None and not printed:
@@ -87,6 +93,15 @@ def compile_model(o: Options) -> None:
             write_npz(o.outputs, outputs)
     if o.json is not None:
         write_json(o.json, summary)
+
+
+def _try_remedies(error: DoesNotFit) -> None:
+    """Look for what fits, to be printed with the refusal. Ctrl-C ends the search; what was found stays."""
+    try:
+        with progress("does not fit; trying (Ctrl-C: enough)") as tell:
+            error.try_remedies(tell)
+    except KeyboardInterrupt:
+        print("interrupted: not every remedy was tried", file=sys.stderr)
 
 
 def d1c_version() -> str:

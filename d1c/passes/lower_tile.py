@@ -24,6 +24,7 @@ from d1c.analysis import epochs as memory
 from d1c.analysis.delivery import fill_windows
 from d1c.analysis.epochs import Step
 from d1c.analysis.exchange import exchange_of
+from d1c.analysis.footprint import fullest
 from d1c.analysis.pack import live_bytes, pack
 from d1c.analysis.shares import Shares, compute_call
 from d1c.emit.tile_program import Movement, TileProgram
@@ -320,13 +321,13 @@ class _Lowering:
                          "of these for barriers and threads": self.signals.arrival},
                 remedy="use a target with more semaphores",
             )  # fmt: skip
-        sizes = sorted(self.buffers, key=lambda b: -b.bytes)[:6]
+        where, need, tensors = fullest(self.steps, self.buffers, inputs, results)
         raise DoesNotFit(
-            f"the program does not fit {capacity:,} B of a core's SRAM",
+            f"the program does not fit {capacity:,} B of a core's SRAM", where=where, tensors=tensors,
             rule="constants, one layer's windows and the tensors that are alive across it must fit together",
             amounts={
                 "SRAM of a core": self.machine.sram_bytes, "code and lists": overhead, "constants and tables": fixed,
-                **{f"buffer {b.name}": b.bytes for b in sizes},
+                "data at the fullest layer": need,
             },
             remedy="use a larger --target, a smaller batch, or --precision bf16",
         )  # fmt: skip
