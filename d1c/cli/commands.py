@@ -179,6 +179,30 @@ def run_command(
     run_program(program, inputs, outputs, engine, threads, shuffle, check, json, all_layers)
 
 
+@app.command("time")
+@guarded
+def time_command(
+    program: Binary,
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the times as JSON.")] = None,
+    trace: Annotated[
+        Path | None, typer.Option("--trace", metavar="FILE", help="Write a trace for Perfetto (trace-event JSON).")
+    ] = None,
+    sweep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--sweep", metavar="NAME=50,100", help="The time with other launches (c0), hops, links ...; may repeat."
+        ),
+    ] = None,
+    all_layers: AllLayers = False,
+    error_format: ErrorFormat = "text",
+    debug: Debug = False,
+) -> None:
+    """Time a compiled program event by event: every core, thread, message, and what binds."""
+    from d1c.cli.time import time_program
+
+    time_program(program, json, trace, sweep or (), all_layers)
+
+
 @app.command("dis")
 @guarded
 def dis_command(

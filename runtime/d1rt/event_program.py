@@ -23,9 +23,8 @@ from d1rt.network import routes
 
 ROUNDS = (8, 4)
 """Rounds of a loop that are simulated, at most: of outer loops, of loops in loops."""
-Key = tuple[tuple[int, ...], int, int, bool]
-"""Where a command counts: the loops around it by number, how many loops came before it there, its layer, and False for
-barriers."""
+Key = tuple[tuple[int, ...], int, int]
+"""Where a command counts: the loops around it by number, how many loops came before it there, its layer."""
 
 
 @dataclass(slots=True)
@@ -35,7 +34,7 @@ class Bodies:
 
     rounds: int = 1
     trips: int = 1
-    stretches: dict[int, set[tuple[int, bool]]] = field(default_factory=lambda: defaultdict(set))
+    stretches: dict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
     loops: dict[int, Bodies] = field(default_factory=dict)
 
 
@@ -126,8 +125,13 @@ class _Translation:
         context[:, [ev.LAST, ev.BLOCKED, ev.LOG]] = -1, -1, -1
         order = np.argsort(context[:, ev.CORE], kind="stable")
         places, count = self.places()
-        for command, key in zip(self.commands, self.keys, strict=True):
-            command[ev.PLACE] = places[key] if key is not None else -1
+        # A layer is done when it is computed; what else is done for it may go on beside the next. One that computes
+        # nothing is done with its last message.
+        works = (ev.CALL, ev.FILL)
+        computed = {k for c, k in zip(self.commands, self.keys, strict=True) if c[ev.OP] in works}
+        for command, of, key in zip(self.commands, self.of, self.keys, strict=True):
+            counts = command[ev.OP] in works or (key not in computed and not isinstance(of, Barrier))
+            command[ev.PLACE] = places[key] if key is not None and counts else -1
         every_core, semaphores = self.mesh.cores, int(self.machine.semaphores)
         most = max((int(np.diff(s).max(initial=0)) for s in self.sends), default=0)
         options = np.array([self.machine.launch_cycles, int(logs), most], np.int64)
@@ -183,9 +187,8 @@ class _Translation:
                 self.commands[at][ev.B] = len(self.commands)
                 passed += 1
                 continue
-            plain = not isinstance(c, Barrier)
-            bodies.stretches[passed].add((layer, plain))
-            self.command(c, (path, passed, layer, plain), rounds)
+            bodies.stretches[passed].add(layer)
+            self.command(c, (path, passed, layer), rounds)
 
     def command(self, c: Command, key: Key, rounds: int) -> None:
         match c:
@@ -346,8 +349,8 @@ class _Translation:
         def walk(bodies: Bodies, path: tuple[int, ...], rounds: int) -> None:
             nonlocal count
             for stretch, keys in bodies.stretches.items():
-                for layer, plain in keys:
-                    out[path, stretch, layer, plain] = count
+                for layer in keys:
+                    out[path, stretch, layer] = count
                     count += rounds
             for number, inner in bodies.loops.items():
                 walk(inner, (*path, number), rounds * max(inner.rounds, 1))

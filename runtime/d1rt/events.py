@@ -17,7 +17,7 @@ from d1c.target.machine import Machine
 from d1c.target.program import Barrier, Call, Fill, Program
 from d1rt import event_loop as ev
 from d1rt.command_cycles import PIPES
-from d1rt.event_program import Bodies, Expanded, Prepared, prepare
+from d1rt.event_program import Bodies, Expanded, Key, Prepared, prepare
 from d1rt.linkload import Fabric
 from d1rt.network import empty, handle, new_queue
 from d1rt.timing import Times, layer_times
@@ -114,11 +114,11 @@ def _deadlock(program: Program, made: Prepared, code: ev.Code) -> Exception:
 
 def _steps(
     bodies: Bodies, path: tuple[int, ...] = (), round_: int = 0, weight: float = 1.0
-) -> Iterator[tuple[tuple[tuple[int, ...], int, int, bool], int, float]]:
+) -> Iterator[tuple[Key, int, float]]:
     """Keys in the order in which they happen, with the number of the round and how many rounds it stands for."""
     for stretch in range(max([*bodies.stretches, *bodies.loops], default=-1) + 1):
-        for layer, plain in sorted(bodies.stretches.get(stretch, ())):
-            yield (path, stretch, layer, plain), round_, weight
+        for layer in sorted(bodies.stretches.get(stretch, ())):
+            yield (path, stretch, layer), round_, weight
         inner = bodies.loops.get(stretch)
         for r in range(inner.rounds if inner is not None else 0):
             assert inner is not None
@@ -136,8 +136,9 @@ class _Outcome:
         self.program, self.machine, self.fabric = program, machine, fabric
         self.made, self.code, self.net = made, code, net
         self.end = int(state[ev.END])  # of what is simulated
-        self.handled = int(state[ev.EVENTS])
-        self.spent: dict[tuple[int, bool], float] = defaultdict(float)
+        self.handled, self.logged = int(state[ev.EVENTS]), int(state[ev.LOGGED])
+        self.history = _History(code)
+        self.spent: dict[int, float] = defaultdict(float)
         self.spans: dict[int, tuple[int, int]] = {}
         now = 0
         for key, round_, weight in _steps(made.bodies):
@@ -145,13 +146,13 @@ class _Outcome:
             done = int(code.done[place])
             if done < 0:
                 continue
-            layer, plain = key[2], key[3]
+            layer = key[2]
             begun, before = int(code.begun[place]), self.spans.get(layer)
             self.spans[layer] = (begun, done) if before is None else (min(before[0], begun), max(before[1], done))
-            self.spent[layer, plain] += weight * max(0, done - now)
+            self.spent[layer] += weight * max(0, done - now)
             now = max(now, done)
-        if self.spent and self.end > now:  # messages that nobody waits for
-            self.spent[next(reversed(self.spent))] += self.end - now
+        if self.end > now:  # what nobody computes with any more
+            self.spent[next(reversed(self.spent), -1)] += self.end - now
 
     @property
     def total(self) -> float:
@@ -173,7 +174,8 @@ class _Outcome:
         if not len(last) or last.max() < 0:
             return []
         x = int(last.argmax())
-        time, limit, history, found = int(last[x]), len(log), _History(self.code), []
+        time, limit, history = int(last[x]), len(log), self.history
+        found: list[Segment] = []
         while time > 0:
             core, entry = int(context[x, ev.CORE]), history.before(x, time, limit)
             if entry < 0 or log[entry, 3] < time:  # it has waited for the kernel of another thread
@@ -224,8 +226,10 @@ class _Outcome:
         """The records. `closed`: the closed form's."""
         path = self.path()
         parts: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+        met: dict[int, int] = defaultdict(int)
         for x in path:
             parts[x.layer][x.what] += x.end - x.begin
+            met[x.layer] += x.barrier * (x.end - x.begin)
         formula: dict[int, dict[str, Any]] = {}
         extra: dict[int, int] = defaultdict(int)
         for r in closed.layers:
@@ -234,17 +238,16 @@ class _Outcome:
             else:
                 formula[r["layer"]] = r
         layers = []
-        for layer in sorted({*formula, *extra, *(n for n, _ in self.spent)}):
+        for layer in sorted({*formula, *extra, *self.spent}):
             f = formula.get(layer, {})
-            spent, met = self.spent.get((layer, True), 0.0), self.spent.get((layer, False), 0.0)
             begun, done = self.spans.get(layer, (0, 0))
             binding = parts.get(layer, {})
-            cycles, want = round(spent + met), f.get("cycles", 0) + extra[layer]
+            cycles, want = round(self.spent.get(layer, 0.0)), f.get("cycles", 0) + extra[layer]
             layers.append(
                 {
                     "layer": layer, "name": f.get("name", f"layer {layer}"), "origin": f.get("origin", ""),
                     "kind": f.get("kind", "move"), "plan": f.get("plan", ""), "cycles": cycles,
-                    "barrier_cycles": round(met), "closed_form_cycles": want, "difference_cycles": cycles - want,
+                    "barrier_cycles": met[layer], "closed_form_cycles": want, "difference_cycles": cycles - want,
                     "lower_bound_cycles": f.get("lower_bound_cycles", 0), "begin": begun, "end": done,
                     "binds": max(binding, key=lambda k: binding[k], default="nothing"), "path": dict(binding),
                     "closed_form_terms": {**f.get("terms", {}), **({"barrier": extra[layer]} if extra[layer] else {})},

@@ -1,0 +1,203 @@
+"""The timing rules once more: one event at a time from a heap, routes walked link by link, generators for threads.
+
+Independent of the engine's code; it shares the definitions of calls' cycles, of movements and of the barrier's tree.
+Loops run all their rounds.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import defaultdict
+
+import numpy as np
+
+from d1c.target.barrier import barrier_axes, middle
+from d1c.target.dtypes import dtype
+from d1c.target.machine import Machine
+from d1c.target.program import Arrive, Barrier, Call, Fill, Free, Loop, Post, Program, Push, Send, Wait, every
+from d1c.target.program_check import role_cores
+from d1rt.command_cycles import call_work, fill_work
+from d1rt.engine_numpy import reach
+from d1rt.linkload import Fabric
+from d1rt.state import Movement
+
+
+def slow_cycles(program: Program) -> int:
+    return _Slow(program).run()
+
+
+class _Slow:
+    def __init__(self, program: Program) -> None:
+        self.p, self.m, self.mesh = program, Machine.from_dict(program.machine), program.mesh
+        self.fabric = Fabric.of(self.m)
+        self.heap: list = []
+        self.number = itertools.count()
+        self.free: dict = defaultdict(int)
+        self.counts: dict = defaultdict(int)
+        self.waited: dict = defaultdict(int)
+        self.blocked: dict = defaultdict(list)
+        self.now = self.end = 0
+        self.moves = [Movement(x) for x in program.exchanges]
+        self.work: dict = {}
+        self.remote = {
+            c.semaphore for r in program.roles for t in r.threads for c in every(t)
+            if isinstance(c, Push | Send) or (isinstance(c, Post) and c.to)
+        }  # fmt: skip
+
+    def at(self, time, what):
+        heapq.heappush(self.heap, (time, next(self.number), what))
+
+    def run(self) -> int:
+        left = 0
+        for role in self.p.roles:
+            for thread in range(len(role.threads)):
+                for core in role_cores(role, self.mesh):
+                    g = self.steps(int(core), role.threads[thread], {"layer": -1, "waited": False})
+                    left += 1
+                    self.at(0, lambda g=g: self.resume(g))
+        while self.heap:
+            self.now, _, what = heapq.heappop(self.heap)
+            what()
+        return self.end
+
+    def resume(self, g) -> None:
+        """A thread yields (cycle,) to sleep until then, or (core, semaphore, count) to wait."""
+        self.end = max(self.end, self.now)
+        for want in g:
+            if len(want) == 1:
+                self.at(want[0], lambda: self.resume(g))
+                return
+            core, semaphore, count = want
+            if self.counts[core, semaphore] < count:
+                self.blocked[core, semaphore].append((count, g))
+                return
+
+    def post(self, core, semaphore) -> None:
+        self.end = max(self.end, self.now)
+        self.counts[core, semaphore] += 1
+        for item in self.blocked[core, semaphore][:]:
+            if self.counts[core, semaphore] >= item[0]:
+                self.blocked[core, semaphore].remove(item)
+                self.at(self.now, lambda g=item[1]: self.resume(g))
+
+    # ---- messages ---------------------------------------------------------------------------------------------------
+
+    def message(self, src, targets, packets, accesses, semaphore) -> int:
+        groups = [targets] if self.m.multicast == "tree" else [[t] for t in targets]
+        done, place = self.now, (int(self.fabric.row[src]), int(self.fabric.col[src]))
+        for group in groups:
+            begin = max(self.free["out", src], self.now)
+            done = self.free["out", src] = begin + accesses
+            head = begin + self.m.inject_cycles
+            self.at(head, lambda g=group: self.router(place, list(g), packets, accesses, semaphore))
+        return done
+
+    def router(self, here, targets, packets, accesses, semaphore) -> None:
+        """The head is at site `here` on its way to the targets."""
+        ways: dict = defaultdict(list)
+        for t in targets:
+            r, c = int(self.fabric.row[t]), int(self.fabric.col[t])
+            if c != here[1]:
+                ways[0, 1 if c > here[1] else -1].append(t)
+            elif r != here[0]:
+                ways[1 if r > here[0] else -1, 0].append(t)
+            else:
+                begin = max(self.free["in", t], self.now)
+                self.free["in", t] = begin + accesses
+                rate = self.m.packet_bytes / self.m.link_bytes_per_cycle
+                tail = begin + int(np.ceil(max(accesses, packets * rate))) + self.m.eject_cycles
+                self.at(tail, lambda t=t: self.post(t, semaphore))
+        for (dr, dc), group in sorted(ways.items(), key=lambda kv: [(0, 1), (0, -1), (1, 0), (-1, 0)].index(kv[0])):
+            begin = max(self.free[here, dr, dc], self.now)
+            self.free[here, dr, dc] = begin + packets * self.m.packet_bytes / self.m.link_bytes_per_cycle
+            to = here[0] + dr, here[1] + dc
+            head = int(np.ceil(begin)) + self.m.hop_cycles
+            self.at(head, lambda to=to, g=group: self.router(to, g, packets, accesses, semaphore))
+
+    # ---- threads ----------------------------------------------------------------------------------------------------
+
+    def steps(self, core, commands, state):
+        for c in commands:
+            match c:
+                case Loop():
+                    for _ in range(c.trips):
+                        yield from self.steps(core, c.body, state)
+                case Call() | Fill():
+                    yield from self.compute(core, c, state)
+                case Push():
+                    move, width = self.moves[c.exchange], dtype(self.p.buffers[c.source].dtype).bytes
+                    packets, accesses = move.messages.packets(width, self.m)
+                    done = None
+                    for i in move.sent_by(core):
+                        done = self.message(core, move.reached(i), int(packets[i]), int(accesses[i]), c.semaphore)
+                    if done is not None:
+                        yield (done,)
+                case Send():
+                    targets = reach(self.mesh, core, c.to)
+                    size = int(c.elements.of(self.mesh)[core]) * dtype(self.p.buffers[c.source].dtype).bytes
+                    if targets:
+                        packets = max(1, -(-size // self.m.packet_bytes))
+                        yield (self.message(core, targets, packets, packets, c.semaphore),)
+                case Post():
+                    yield from self.posts(core, reach(self.mesh, core, c.to), c.semaphore)
+                case Arrive():
+                    expected = int(self.moves[c.exchange].expected[core])
+                    self.waited[core, c.semaphore] += expected
+                    if expected:
+                        state["waited"] = True
+                        yield core, c.semaphore, self.waited[core, c.semaphore]
+                case Wait():
+                    count = int(c.count.of(self.mesh)[core])
+                    state["waited"] |= count > 0 and c.semaphore in self.remote
+                    if c.relative:
+                        self.waited[core, c.semaphore] += count
+                        count = self.waited[core, c.semaphore]
+                    yield core, c.semaphore, count
+                case Barrier():
+                    yield from self.barrier(core, c, state)
+                case Free():
+                    pass
+
+    def posts(self, core, targets, semaphore):
+        others = [t for t in targets if t != core]
+        if others:
+            self.message(core, others, 1, 1, semaphore)
+        if core in targets:
+            self.post(core, semaphore)
+        if others:
+            yield (self.now,)
+
+    def compute(self, core, c, state):
+        if id(c) not in self.work:
+            everyone = np.ones(self.mesh.cores, bool)
+            work = (call_work if isinstance(c, Call) else fill_work)(self.p, c, everyone, self.m)
+            full = np.zeros(self.mesh.cores, int)
+            full[work.active] = work.cycles
+            self.work[id(c)] = full
+        cycles = int(self.work[id(c)][core])
+        if not cycles:
+            return
+        if isinstance(c, Call):
+            product = self.p.kernels[c.kernel][1].kind in ("mac", "fma")
+            if c.layer != state["layer"] and (product or state["waited"]):
+                cycles += self.m.launch_cycles
+            state["layer"], state["waited"] = c.layer, False
+        begin = max(self.now, self.free["kernel", core])
+        self.free["kernel", core] = begin + cycles
+        yield (begin + cycles,)
+
+    def barrier(self, core, c, state):
+        state["waited"] = True
+        for factors, semaphore in reversed(list(zip(barrier_axes(self.mesh), c.up, strict=True))):
+            here, center = int(self.mesh.position(factors, np.array([core]))[0]), middle(self.mesh, factors)
+            if here != center:
+                own, head = self.mesh.core_offset(factors, np.array([here, center]))
+                yield from self.posts(core, [core + int(head - own)], semaphore)
+                break
+            self.waited[core, semaphore] += self.mesh.parts(factors) - 1
+            yield core, semaphore, self.waited[core, semaphore]
+        else:
+            yield from self.posts(core, list(range(self.mesh.cores)), c.release)
+        self.waited[core, c.release] += 1
+        yield core, c.release, self.waited[core, c.release]
