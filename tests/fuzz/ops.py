@@ -267,6 +267,8 @@ def reduction(b: Build, name: str) -> None:
         raise Reject("may overflow: onnxruntime saturates integers, and products depend on their order")
     if x.kind[0] == "i" and name == "ReduceProd" and not all(_product(v) < 2**31 for v in x.versions):
         raise Reject("an overflow: onnxruntime saturates integers")
+    if name == "ReduceLogSum" and any((v < 0).any() and (v > 0).any() for v in x.versions):
+        raise Reject("the logarithm of what cancels is the order of the sum")
     attrs: dict[str, Any] = {"keepdims": int(b.chance(0.5))}
     axes = axes_of(b, x.rank)
     operand_since = 13 if name == "ReduceSum" else 18
