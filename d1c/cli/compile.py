@@ -112,6 +112,12 @@ def d1c_version() -> str:
 
 
 def _check(o: Options) -> None:
+    if o.model.suffix == ".d1x":
+        raise UsageError(
+            f"{o.model} is a compiled program",
+            rule="d1c compile takes an ONNX model",
+            remedy=f"run it with d1c run {o.model} --inputs IN.npz, look at it with d1c dis {o.model}",
+        )
     if o.emit is not None and o.emit not in LEVELS:
         raise UsageError(f"no level {o.emit!r}", rule=f"--emit takes one of {', '.join(LEVELS)}")
     if o.run and o.inputs is None:

@@ -52,6 +52,13 @@ def run_program(
     all_layers: bool,
 ) -> None:
     """Run the program in `path`; compare its layers with onnxruntime where `check` names the model."""
+    if path.suffix == ".onnx":
+        raise UsageError(
+            f"{path} is a model, not a compiled program",
+            rule="d1c run takes a .d1x",
+            remedy=f"compile it first: d1c compile {path} -o OUT.d1x, or both at once: "
+            f"d1c compile {path} --run --inputs IN.npz",
+        )
     if inputs is None:
         raise UsageError("d1c run needs --inputs IN.npz", remedy="one array per input of the model, by name")
     check_engine(engine)

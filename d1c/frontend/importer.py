@@ -110,7 +110,8 @@ class Importer:
         for node in nodes:
             cx.origin = f"{cx.prefix}{node.name or f'{node.op_type}_{self.count}'}"
             self.count += 1
-            check_form(node, cx.opsets, cx.origin)
+            if (functions.plain_domain(node.domain), node.op_type, node.overload) not in self.functions:
+                check_form(node, cx.opsets, cx.origin)
             if cx.opset < 7 and attribute(node, "broadcast", 0) and attribute(node, "axis") is not None:
                 node = self.aligned(node)
             operands = cx.inputs(node)

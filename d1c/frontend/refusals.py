@@ -86,7 +86,8 @@ def unknown_nodes(
 
 
 def check_form(node: onnx.NodeProto, opsets: Mapping[str, int], where: str) -> None:
-    """Raise ImportFailed if a node of ONNX's own ops lacks operands or attributes that it must have."""
+    """Raise ImportFailed if a node of ONNX's own ops lacks operands or attributes that it must have, or has attributes
+    that the op does not know: whoever wrote them expects something of them."""
     schema = schema_of(node, opsets)
     if schema is None:
         return
@@ -98,6 +99,8 @@ def check_form(node: onnx.NodeProto, opsets: Mapping[str, int], where: str) -> N
     names = {a.name for a in node.attribute}
     if missing := [name for name, a in schema.attributes.items() if a.required and name not in names]:
         wrong = f"lacks the attribute {missing[0]!r}"
+    elif foreign := sorted(names - set(schema.attributes)):
+        wrong = f"has an attribute {foreign[0]!r}, which ONNX does not define for it"
     if wrong:
         raise ImportFailed(
             f"{described(node, opsets)} {wrong}", where=where, remedy="the file is damaged: export it again",

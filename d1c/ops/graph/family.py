@@ -50,7 +50,7 @@ def common_dtype(dtypes: Sequence[DType]) -> DType:
         return dtypes[0]
     if all(COMPUTE_TYPE.get(d.name) == "f32" for d in dtypes):
         return F32
-    raise ValueError(f"element types {', '.join(str(d) for d in dtypes)} do not mix: insert graph.cast")
+    raise ValueError(f"element types {', '.join(str(d) for d in dtypes)} do not mix: put a Cast (graph.cast) in front")
 
 
 def accumulator(dtypes: Sequence[DType]) -> DType:
@@ -75,9 +75,9 @@ def broadcast_infer(arity: int, result: DType | None = None, first_bool: bool = 
             if t.dtype.name not in COMPUTE_TYPE:
                 raise ValueError(f"no vector code for elements of type {t.dtype}")
             if t.dtype.kind == "minifloat" and not first_bool:
-                raise ValueError(f"no arithmetic on {t.dtype}: insert graph.cast")
+                raise ValueError(f"no arithmetic on {t.dtype}: put a Cast (graph.cast) in front")
             if floats and not t.dtype.is_float:
-                raise ValueError(f"takes floats, has {t.dtype}: insert graph.cast")
+                raise ValueError(f"takes floats, has {t.dtype}: put a Cast (graph.cast) in front")
         common = common_dtype([t.dtype for t in values])
         return (TensorType(broadcast_shape([t.shape for t in ts]), result or common),)
 
