@@ -82,6 +82,8 @@ def summarize(program: Program, times: Times, passes: Sequence[Mapping[str, Any]
             "bytes": int(info.get("folded_bytes", 0)),
         },
         "sram_peak_bytes": int(info.get("sram_peak_bytes", max(sram.values(), default=0))),
+        "sram_data_bytes": int(info.get("sram_data_bytes", 0)),
+        "sram_live_bytes": int(info.get("sram_live_bytes", 0)),
         "sram_bytes": machine.sram_bytes,
         "flops": total["flops"],
         "cycles": total["cycles"],
@@ -210,7 +212,7 @@ def totals(summary: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{s['model'] or 'program'} on {s['target']}, {s['precision'] or 'as written'}, batch {s['batch']}: "
         f"{layers} layers, {s['nodes_used']:,} of {s['nodes']:,} nodes used, "
-        f"SRAM peak {s['sram_peak_bytes']:,} of {s['sram_bytes']:,} B",
+        f"SRAM peak {s['sram_peak_bytes']:,} of {s['sram_bytes']:,} B{_packed(s)}",
         f"time {'at most ' * bool(s.get('at_most'))}{s['time_us']:,.1f} us ({s['cycles']:,} cycles), "
         f"{s['inferences_per_second']:,.0f} inferences/s, "
         f"{s['percent_of_peak']:.2f} % of peak, {s['percent_of_bound']:.1f} % of the bound"
@@ -235,6 +237,12 @@ def totals(summary: Mapping[str, Any]) -> list[str]:
             f"compiled in {seconds:.2f} s: " + ", ".join(f"{p['name']} {p['seconds']:.2f}" for p in slow) + ", ..."
         )
     return lines
+
+
+def _packed(s: Mapping[str, Any]) -> str:
+    """How near the addresses of the data come to the bytes that live at once."""
+    live = s.get("sram_live_bytes", 0)
+    return f" (data {s['sram_data_bytes'] / live:.2f}x what lives at once)" if live else ""
 
 
 def _us(value: float | None) -> str:
