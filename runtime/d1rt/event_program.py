@@ -13,7 +13,7 @@ from d1c.target.dtypes import dtype
 from d1c.target.machine import Machine
 from d1c.target.program import Arrive, Barrier, Call, Command, Fill, Loop, Post, Program, Push, Send, Wait
 from d1c.target.program_check import role_cores
-from d1rt import event_loop as ev
+from d1rt import event_data as ev
 from d1rt.command_cycles import PIPES, Work, call_work, fill_work
 from d1rt.engine_schedule import reached
 from d1rt.engine_states import Movement, movements

@@ -15,8 +15,9 @@ import numpy as np
 
 from d1c.target.machine import Machine
 from d1c.target.program import Barrier, Call, Fill, Program
-from d1rt import event_loop as ev
+from d1rt import event_data as ev
 from d1rt.command_cycles import PIPES
+from d1rt.event_loop import start_threads
 from d1rt.event_program import Bodies, Expanded, Key, Prepared, prepare
 from d1rt.linkload import Fabric
 from d1rt.network import empty, handle, new_queue
@@ -83,7 +84,7 @@ class Simulator:
         code, net = made.code, empty(fabric)
         contexts = len(code.context)
         queue = new_queue(2 * contexts + int(code.options[ev.MOST]) + 1024)
-        ev.start_threads(queue, contexts)
+        start_threads(queue, contexts)
         queue, code = handle(queue, net, made.routes, code, np.zeros(0, np.int64))
         if not code.context[:, ev.FINISHED].all():
             raise _deadlock(self.program, made, code)

@@ -14,7 +14,7 @@ import numpy as np
 
 from d1c.target.machine import Machine
 from d1c.target.movement import ragged
-from d1rt.event_loop import (
+from d1rt.event_data import (
     CONTEXT,
     ENTRY,
     FIELDS,
@@ -31,9 +31,8 @@ from d1rt.event_loop import (
     Net,
     Queue,
     Routes,
-    run,
-    start_all,
 )
+from d1rt.event_loop import run, start_all
 from d1rt.linkload import Fabric
 
 EVENTS = 4_000_000

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from d1c.target.program import Arrive, Barrier, Call, Fill, Program, Wait
-from d1rt import event_loop as ev
+from d1rt import event_data as ev
 from d1rt.events import Events
 from d1rt.traps import core_text
 

@@ -1,0 +1,99 @@
+"""What the event loop works on: its queue, the network's state, routes, threads; and the numbers of their fields.
+
+The compiled loop has these numbers in it: numba looks for changes in event_loop.py alone, so touch that file too.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+WINDOW = 1 << 14
+# Results of run().
+DONE, FULL, PAUSED = 0, 1, 2
+# Fields of Queue.state.
+NOW, NEAR, FAR, MADE, FREE, ROOM, LOGGED, END, EVENTS = range(9)
+STATES = 9
+# Kinds of events. A head comes along a row (RIGHT, LEFT) or a column (DOWN, UP); EDGE + way: it now wants a die edge.
+THREAD, START, SOURCE, TAIL, RIGHT, LEFT, DOWN, UP, EDGE = range(9)
+# What a message has waited for.
+PORT, ROW, COLUMN, DIE_EDGE = range(4)
+# Commands.
+CALL, FILL, SEND, POST, WAIT, LOOP, BACK, STOP = range(8)
+# Fields of a command.
+OP, A, B, C, SEMAPHORE, PLACE, LAYER = range(7)
+FIELDS = 7
+# Fields of a context: one thread of one core.
+PC, CORE, LAST, WAITED, BLOCKED, NEED, SINCE, ROUND, DEPTH, LOG, FINISHED = range(11)
+CONTEXT = 11
+NODE = 8
+ENTRY = 7
+
+
+class Queue(NamedTuple):
+    """Events: `state` (see above), `head` and `tail` [WINDOW] of the cycles' lists, `node` [n, NODE] (next, kind + 16 x
+    coordinate, message, command, cursor, longest wait, time of sending in two halves), `far` [n, 3] heap."""
+
+    state: np.ndarray
+    head: np.ndarray
+    tail: np.ndarray
+    node: np.ndarray
+    far: np.ndarray
+
+
+class Net(NamedTuple):
+    """The network. Links are numbered (way * rows + row) * columns + column of the router that they leave, ways right,
+    left, down, up. `place` [cores, 2] row, column; `links` [links, 2], `edges` [edges, 2], `out` and `into` [cores, 2]:
+    when it is free, packets (ports: cycles) so far; `edge_of` [links] the die edge that a link crosses or -1; `costs`:
+    hop, crossing, inject, eject; `rates`: cycles of a packet on a link, on a die edge; `shape`: rows, columns."""
+
+    place: np.ndarray
+    links: np.ndarray
+    edge_of: np.ndarray
+    edges: np.ndarray
+    out: np.ndarray
+    into: np.ndarray
+    costs: np.ndarray
+    rates: np.ndarray
+    shape: np.ndarray
+
+
+class Routes(NamedTuple):
+    """`message` [m, 5]: sender, packets, cycles at the ports, class of receivers, root of its tree or -1. `first`
+    [classes + 1]: a class's columns. `column` [k + 1, 2]: the columns with receivers, ascending in a class, and each
+    one's first receiver. `receiver` [t, 4]: row, column, core, and 1 for the first of its column, 2 the last, 3 both;
+    by row. `branch` [b, 6]: for messages with a tree of their own (past dead routers) a router, row by row, the
+    branches to its right, left, down, up, and the receiver here, -1 for none."""
+
+    message: np.ndarray
+    first: np.ndarray
+    column: np.ndarray
+    receiver: np.ndarray
+    branch: np.ndarray
+
+
+class Code(NamedTuple):
+    """The threads. `commands` [n, FIELDS]; `values` [rows, cores] durations and counts; `sends` [rows, cores + 1]
+    ranges of messages by sender; `context` [n, CONTEXT]; `rounds` [n, depth] of the loops around; contexts of core c
+    are by_core[core_first[c]] to by_core[core_first[c + 1]]; `busy` [cores] when a core's kernel ends; `counts` and
+    `waited` [cores, semaphores]; `done`, `begun` [places] last and first cycle; `log` [n, ENTRY]; `launch`, `gemm`."""
+
+    commands: np.ndarray
+    values: np.ndarray
+    sends: np.ndarray
+    context: np.ndarray
+    rounds: np.ndarray
+    core_first: np.ndarray
+    by_core: np.ndarray
+    busy: np.ndarray
+    counts: np.ndarray
+    waited: np.ndarray
+    done: np.ndarray
+    begun: np.ndarray
+    log: np.ndarray
+    options: np.ndarray
+
+
+# Fields of Code.options.
+LAUNCH, LOGS, MOST = range(3)
