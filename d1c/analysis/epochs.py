@@ -81,14 +81,16 @@ def last_uses(steps: Sequence[Step], outputs: Iterable[int]) -> dict[int, int]:
 
 def cut(
     steps: Sequence[Step], buffers: Sequence[Buffer], inputs: Iterable[int], outputs: Iterable[int], capacity: float,
-    arrivals: int,
+    arrivals: int, shared: bool,
 ) -> tuple[bool, ...] | None:  # fmt: skip
     """Cut the steps into epochs whose buffers take at most `capacity` bytes and whose exchanges at most `arrivals`
-    semaphores, and say which epochs each buffer lives through. An epoch uses neither bytes nor semaphores of the one
-    before, which are given back while it runs; except where it would not fit otherwise, and at the borders of loops:
-    there it waits. Per epoch whether it does; None where one step alone does not fit."""
+    semaphores (`shared`: one for all exchanges of a step), and say which epochs each buffer lives through. An epoch
+    uses neither bytes nor semaphores of the one before, which are given back while it runs; except where it would not
+    fit otherwise, and at the borders of loops: there it waits. Per epoch whether it does; None where one step alone
+    does not fit."""
     last = last_uses(steps, outputs)
-    ahead = _ahead(steps, buffers)
+    wanted = [min(len(s.fetch), 1) if shared else len(s.fetch) for s in steps]
+    ahead = _ahead(steps, buffers, wanted)
     live = set(inputs)
     born = dict.fromkeys(live, 0)
     sync = [True]
@@ -99,7 +101,7 @@ def cut(
     border = False
     for i, s in enumerate(steps):
         new = {b for b in s.new if b not in live}
-        size, n = sum(buffers[b].bytes for b in new), len(s.fetch)
+        size, n = sum(buffers[b].bytes for b in new), wanted[i]
         fits = used + size <= capacity and before + count + n <= arrivals
         to_border = used + ahead[i][0] <= capacity and before + count + ahead[i][1] <= arrivals
         half = fresh + size <= (capacity - carried) / 2 and count + n <= arrivals // 2
@@ -132,13 +134,13 @@ def cut(
     return tuple(sync)
 
 
-def _ahead(steps: Sequence[Step], buffers: Sequence[Buffer]) -> list[tuple[int, int]]:
-    """Per step the bytes and movements that are new from it on to the next border of a loop."""
+def _ahead(steps: Sequence[Step], buffers: Sequence[Buffer], wanted: Sequence[int]) -> list[tuple[int, int]]:
+    """Per step the bytes and semaphores that are new from it on to the next border of a loop."""
     out: list[tuple[int, int]] = []
     size = count = 0
-    for s in reversed(steps):
+    for s, n in zip(reversed(steps), reversed(wanted), strict=True):
         if s.kind in ("begin", "end"):
             size = count = 0
-        size, count = size + sum(buffers[b].bytes for b in s.new), count + len(s.fetch)
+        size, count = size + sum(buffers[b].bytes for b in s.new), count + n
         out.append((size, count))
     return out[::-1]

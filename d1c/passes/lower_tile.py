@@ -303,7 +303,7 @@ class _Lowering:
             for meets in (False, True):
                 self.signals = Signals.of(axes, meets, loops, self.fetches)
                 pool = self.machine.semaphores - self.signals.arrival
-                sync = memory.cut(self.steps, self.buffers, inputs, results, (capacity - fixed) * share, pool)
+                sync = memory.cut(self.steps, self.buffers, inputs, results, (capacity - fixed) * share, pool, meets)
                 if sync is not None and (meets or len(sync) == 1):
                     break
             if sync is None:
@@ -312,12 +312,11 @@ class _Lowering:
             if peak <= capacity:
                 self.sync = sync
                 return addresses, peak
-        most = max(self.steps, key=lambda s: len(s.fetch), default=None)
-        if most is not None and len(most.fetch) > pool:
+        if pool < 1:
             raise DoesNotFit(
-                f"a core of {self.machine.name} has too few semaphores for {most.op.origin or most.op.results[0].name}",
-                rule="every movement that a layer waits for counts its messages on a semaphore of its own",
-                amounts={"movements of the layer": len(most.fetch), "semaphores of a core": self.machine.semaphores,
+                f"a core of {self.machine.name} has too few semaphores",
+                rule="threads and barriers of a program that uses memory again, and every layer's movements, need some",
+                amounts={"semaphores of a core": self.machine.semaphores,
                          "of these for barriers and threads": self.signals.arrival},
                 remedy="use a target with more semaphores",
             )  # fmt: skip

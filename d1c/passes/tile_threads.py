@@ -103,6 +103,7 @@ class Threads:
     def __init__(self, plan: Plan, semaphores: int, fetches: bool) -> None:
         self.p, self.at = plan, plan.signals
         self.pool = semaphores - self.at.arrival
+        self.shared = self.at.done >= 0  # where they are used again, a step's movements share one
         self.compute, self.send, self.meet, self.fetch = (_Thread() for _ in range(4))
         self.all = (self.compute, self.send, self.meet, self.fetch) if fetches else (self.compute, self.send, self.meet)
         self.fetches = fetches
@@ -147,6 +148,7 @@ class Threads:
             self.fetch.wait(self.at.pace, self.paces[0], s)
         for f in s.fetch:
             self.push(f, s)
+        self.arrival += self.shared and bool(s.fetch)
         if s.kind in ("begin", "end"):
             self.loop(s)
         elif s.kind == "test":
@@ -211,7 +213,7 @@ class Threads:
     def push(self, f: Op, s: Step) -> None:
         x, w = f.operands[0], f.result
         movement, semaphore = self.p.movements[w], self.at.arrival + self.arrival % self.pool
-        self.arrival += 1
+        self.arrival += not self.shared
         push = Push(self.p.of[x], self.p.of[w], movement, semaphore, s.layer, s.op.origin)
         if self.by_fetch(f):
             self.fetch.wait(self.at.stock, self.credit, s)

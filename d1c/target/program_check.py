@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
 from typing import NoReturn
 
 import numpy as np
@@ -444,10 +445,18 @@ class _Check:
 
     def spans(self, r: Role, events: list[order.Event]) -> None:
         """The uses of a semaphore for different buffers must not overlap. A use lasts from a push to the Arrive that
-        waits for it where the role has both, equally often; otherwise every command is a use."""
+        waits for it where the role has both, equally often; otherwise every command is a use. Buffers whose Arrives
+        stand together count as one: behind them all messages have come, whatever each of them has waited for."""
         sent: dict[int, list[order.Event]] = defaultdict(list)
         come: dict[int, list[order.Event]] = defaultdict(list)
-        uses: dict[int, list[tuple[int, int, int, order.Event]]] = defaultdict(list)
+        uses: dict[int, list[tuple[int, int, frozenset[int], order.Event]]] = defaultdict(list)
+        together: dict[int, frozenset[int]] = {}  # by the Arrive's event
+        for arrives, run in groupby(events, lambda e: (e.thread, isinstance(e.command, Arrive))):
+            if arrives[1]:
+                stand = [(e, e.command) for e in run if isinstance(e.command, Arrive)]
+                for e, c in stand:
+                    same = (x.exchange for _, x in stand if x.semaphore == c.semaphore)
+                    together[id(e)] = frozenset(self.targets[x] for x in same)
         for e in events:
             match e.command:
                 case Push():
@@ -455,20 +464,21 @@ class _Check:
                 case Arrive():
                     come[e.command.exchange].append(e)
                 case Send():
-                    uses[e.command.semaphore].append((e.after, e.before, e.command.target, e))
+                    uses[e.command.semaphore].append((e.after, e.before, frozenset((e.command.target,)), e))
         for x in {*sent, *come}:
             pairs = list(zip(sent[x], come[x], strict=False)) if len(sent[x]) == len(come[x]) else []
             for first, last in pairs or ((e, e) for e in (*sent[x], *come[x])):
                 assert isinstance(last.command, Push | Arrive)
-                uses[last.command.semaphore].append((first.after, last.before, self.targets[x], last))
+                buffers = together.get(id(last), frozenset((self.targets[x],)))
+                uses[last.command.semaphore].append((first.after, last.before, buffers, last))
         for semaphore, spans in uses.items():
-            ends: dict[int, int] = {}  # per buffer when its last use is over
+            ends: dict[frozenset[int], int] = {}  # when their last use is over
             for start, end, target, e in sorted(spans, key=lambda s: (s[0], s[1])):
                 for other, over in ends.items():
                     if other != target and over >= start:
                         self.at = f"role {r.name!r} thread {e.thread} command {place_text(e.path)} "
                         self.at += f"({type(e.command).__name__})"
-                        a, b = self.p.buffers[other].name, self.p.buffers[target].name
+                        a, b = (self.p.buffers[min(x)].name for x in (other - target or other, target))
                         self.bad(
                             f"semaphore shared: {semaphore} counts arrivals for buffers {a} and {b}",
                             rule="between two barriers, an arrival semaphore belongs to one target buffer",

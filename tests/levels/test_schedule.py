@@ -13,7 +13,7 @@ from d1c.errors import DoesNotFit, LoadError
 from d1c.interp import evaluate
 from d1c.passes import distribute, lower_tile
 from d1c.target.machine import Machine, machine
-from d1c.target.program import Barrier, Call, Command, Fill, Program, Push, Role, Wait
+from d1c.target.program import Arrive, Barrier, Call, Command, Fill, Free, Program, Push, Role, Wait
 from d1c.target.program_check import check
 from tests.levels.nets import graph_of
 
@@ -101,4 +101,17 @@ def test_credit_is_seen_when_a_program_is_loaded() -> None:
             found += 1
             with pytest.raises(LoadError, match="semaphore shared"):
                 check(without(program, 1, number))
+    assert found
+
+
+def test_movements_of_one_layer_share_a_semaphore() -> None:
+    """Only while nothing stands between their Arrives: else one of them might go on by the other's messages."""
+    program, _ = lowered(smaller()[0])
+    thread, found = program.roles[0].threads[0], 0
+    for k, (a, b) in enumerate(zip(thread, thread[1:], strict=False)):
+        if isinstance(a, Arrive) and isinstance(b, Arrive) and a.semaphore == b.semaphore:
+            found += 1
+            threads = ((*thread[: k + 1], Free(()), *thread[k + 1 :]), *program.roles[0].threads[1:])
+            with pytest.raises(LoadError, match="semaphore shared"):
+                check(replace(program, roles=(Role("main", (), threads),)))
     assert found
