@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -108,7 +109,7 @@ def test_movements_of_one_layer_share_a_semaphore() -> None:
     """Only while nothing stands between their Arrives: else one of them might go on by the other's messages."""
     program, _ = lowered(smaller()[0])
     thread, found = program.roles[0].threads[0], 0
-    for k, (a, b) in enumerate(zip(thread, thread[1:], strict=False)):
+    for k, (a, b) in enumerate(pairwise(thread)):
         if isinstance(a, Arrive) and isinstance(b, Arrive) and a.semaphore == b.semaphore:
             found += 1
             threads = ((*thread[: k + 1], Free(()), *thread[k + 1 :]), *program.roles[0].threads[1:])
