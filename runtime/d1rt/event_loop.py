@@ -6,7 +6,7 @@ what it leaves by, whoever asks first is served first. Pools do not grow in here
 is called again with larger ones.
 """
 
-from __future__ import annotations
+from __future__ import annotations  # noqa: I001 (a name a line would be too long a file)
 
 from collections.abc import Callable
 from typing import Any, TypeVar, cast

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from d1c.target.kernel import Nest
 from d1c.target.machine import Machine
 from d1c.target.mesh import Mesh
 from d1c.target.movement import Exchange
-from d1c.target.program import Arrive, Barrier, Call, Command, Fill, Loop, Port, Program, Push, Role, Send
+from d1c.target.program import Arrive, Barrier, Call, Command, Fill, Loop, Port, Program, Push, Role, Send, every
 from d1rt.command_cycles import PIPES, call_work, fill_work
 from d1rt.launches import OPEN_TRIPS, launches
 from d1rt.linkload import Fabric, Flows, Load, load
@@ -75,6 +75,7 @@ class _Layer:
     stages: dict[tuple[tuple[int, ...], int], _Stage] = field(default_factory=dict)
     buffers: set[int] = field(default_factory=set)
     kinds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    early: Load | None = None
     origin: str = ""
     flops: float = 0.0
     matrix_flops: float = 0.0
@@ -97,6 +98,7 @@ def layer_times(program: Program) -> Times:
         _record(program, i, found.get(i, _Layer()), launch[i], machine)
         for i in sorted({*found, *range(len(program.layers))})
     ]
+    _early(records, found)
     latency, behind, layers = _barrier_cycles(mesh, fabric), _behind(program), records[:]
     for number, place in _barriers(program):
         hidden = 0
@@ -116,6 +118,7 @@ def _collect(program: Program, machine: Machine, fabric: Fabric) -> dict[int, _L
     for role in program.roles:
         cores = _role_cores(role, program.mesh)
         for thread in role.threads:
+            computes = any(isinstance(c, Call) for c in every(thread))
             at: dict[int, int] = defaultdict(int)
             closed: set[int] = set()
             for command, place in _placed(thread):
@@ -142,11 +145,36 @@ def _collect(program: Program, machine: Machine, fabric: Fabric) -> dict[int, _L
                     key = (*_fingerprint(exchange), width, cores.tobytes())
                     if key not in loads:
                         loads[key] = load(_pushed(exchange, width, cores, machine), fabric)
-                    stage.load = loads[key] if stage.load is None else stage.load + loads[key]
+                    if not computes and not place.loops and program.buffers[command.source].kind == "constant":
+                        layer.early = loads[key] if layer.early is None else layer.early + loads[key]
+                    else:
+                        stage.load = loads[key] if stage.load is None else stage.load + loads[key]
                 else:
                     sent = load(_sent(program, command, cores, machine), fabric)
                     stage.load = sent if stage.load is None else stage.load + sent
     return dict(layers)
+
+
+EARLY = 2
+"""So many layers ahead of their own constants are sent, by a thread that does not compute."""
+
+
+def _early(records: list[dict[str, Any]], found: Mapping[int, _Layer]) -> None:
+    """Add what the layers before leave of the movement of constants, as the term `weights`."""
+    for i, r in enumerate(records):
+        early = found[r["layer"]].early if r["layer"] in found else None
+        if early is None or not early.messages:
+            continue
+        r["noc_bytes"] += early.bytes
+        r["packets"] += early.packets
+        r["messages"] += early.messages
+        late = math.ceil(max(0.0, early.cycles - sum(x["cycles"] for x in records[max(0, i - EARLY) : i])))
+        late = max(0, late - r["move_cycles"])
+        if late:
+            r["terms"]["weights"] = float(late)
+            r["move_cycles"] += late
+            r["cycles"] += late
+            r["binds"] = _binds(r["terms"])
 
 
 def _placed(commands: Iterable[Command], place: _Place = _Place()) -> Iterator[tuple[Command, _Place]]:
