@@ -32,7 +32,7 @@ def op(*names: str) -> Callable[[Callable[[Build, str], Any]], Callable[[Build, 
 
 def tame(limit: float) -> Callable[[Tensor], bool]:
     """Finite and below the limit in every version."""
-    return lambda t: all(np.isfinite(v).all() and np.abs(v).max(initial=0) <= limit for v in t.versions)
+    return lambda t: all(np.isfinite(v).all() and np.abs(v.astype("f8")).max(initial=0) <= limit for v in t.versions)
 
 
 # ---- elementwise -----------------------------------------------------------------------------------------------------
