@@ -179,7 +179,8 @@ def only(times: Times) -> dict:
 
 def test_neighbour_shift():
     # Every core sends 100 f32 to the core on its right: 400 B are 7 packets. Columns 0 to 2 have a right neighbour: 12
-    # messages. Ports and row links each carry 7; the way is 4 to inject + 1 hop + 4 to eject. 7 + 9; nothing computes, nothing is launched.
+    # messages. Ports and row links each carry 7; the way is 4 to inject + 1 hop + 4 to eject. 7 + 9; nothing computes,
+    # nothing is launched.
     send = Send(0, 1, (To("nc", "+", 1),), CoreInt.const(0), CoreInt.const(0), CoreInt.const(100), 3, 0)
     r = only(layer_times(program(send)))
     assert (r["messages"], r["packets"], r["noc_bytes"]) == (12, 84, 4800)
@@ -290,8 +291,8 @@ def test_lower_bound_is_the_work_spread_evenly():
 
 def test_pushes_go_together_until_a_call_separates_them():
     send = Send(0, 1, (To("nc", "+", 1),), CoreInt.const(0), CoreInt.const(0), CoreInt.const(160), 3, 0)
-    # Two at once: 10 + 10 packets over a link, one way of 9. One after the other: (10 + 9) twice. A copy that has waited
-    # for nobody is no launch.
+    # Two at once: 10 + 10 packets over a link, one way of 9. One after the other: (10 + 9) twice. A copy that has
+    # waited for nobody is no launch.
     together = only(layer_times(program(send, send, call(0, 4, 64))))
     assert together["move_cycles"] == 29 and together["launch_cycles"] == 0
     apart = only(layer_times(program(send, call(0, 4, 64), send, call(0, 4, 64))))
