@@ -35,7 +35,7 @@ _STEPS = np.modf(np.sqrt(np.array([2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0, 19.0, 2
 
 def _even(which: int, count: int) -> np.ndarray:
     """`count` evenly spread numbers in [0, 1); another sequence for every `which`."""
-    return np.modf(0.5 + np.arange(count) * _STEPS[which % len(_STEPS)])[0]
+    return np.asarray(np.modf(0.5 + np.arange(count) * _STEPS[which % len(_STEPS)])[0])
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,15 @@ def _intervals(c: Component, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
     return c.intervals(mesh)
 
 
+def window_elements(need: Need, mesh: Mesh) -> int:
+    """Elements of the window that every core holds for a need."""
+    out = 1
+    for c in need.components:
+        lo, hi = _intervals(c, mesh)
+        out *= int((hi - lo).max())
+    return out
+
+
 @lru_cache(maxsize=1 << 12)
 def _offsets(axes: tuple[str, ...], mesh: Mesh) -> np.ndarray:
     """Per position along `axes` the core number, all other coordinates 0."""
@@ -126,6 +135,7 @@ def _corner_cores(keyed: tuple[str, ...], mesh: Mesh) -> np.ndarray:
     return out
 
 
+@lru_cache(maxsize=512)
 def probe(need: Need, shape: tuple[int, ...], where: Places) -> Probe | None:
     """The samples of a need; None where no core needs anything."""
     from d1c.analysis.price_loop import Samples

@@ -15,42 +15,44 @@ Before:
 
 After:
     d1c.module dist {outputs = ["y"], target = "test", mesh = [["dc", 2], ["nr", 2], ["nc.0", 2], ["nc.1", 2]]} {
-      func @main(%x: tensor<64x12xf32, [0: dc nr nc.0-1 / 4, 1]>, %w: tensor<12x4xf32, [0: dc nr nc.0-1 / 1, 1]>) {
-        %w.w = dist.exchange(%w) : window<12x4xf32, [12 rest 0 11, 4 rest 0 3 | dc nr nc.0-1]>
+      func @main(%x: tensor<64x12xf32, [0: nr nc.0-1 / 8, 1 | dc]>, %w: tensor<12x4xf32, [0, 1 | dc nr nc.0-1]>) {
+        %w.w = dist.exchange(%w) : window<12x4xf32, [12 rest 0 11, 4 rest 0 3 | nr nc.0-1 held dc]>
         %y = dist.compute(%x, %w.w)
             {nest = #nest"mac (m 64, n 4 | k 12, e 1) cut k / 12 term 2 [m, k+e : 0.0] [k, n]",
-             plan = #layout"[0: dc nr nc.0-1 / 4, 1, 2, 3]", out = "f32", regions = ["epilogue"]} ({
+             plan = #layout"[0: nr nc.0-1 / 8, 1, 2, 3 | dc]", out = "f32", regions = ["epilogue"]} ({
           ^(%acc: tensor<f32>):
           %r = graph.relu(%acc) : tensor<f32>
           dist.yield(%r)
-        }) : tensor<64x4xf32, [0: dc nr nc.0-1 / 4, 1]>
+        }) : tensor<64x4xf32, [0: nr nc.0-1 / 8, 1 | dc]>
         dist.return(%y)
       }
     }
 
-All 16 cores of the machine `test` take 4 rows each, which they own; every core receives all of `w`.
+The 8 cores of the first die take 8 rows each, which they own; they all receive `w` from the core that has it. On both
+dies of the machine `test` the work would take half as long, but the way to the second die costs more than that.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from d1c.analysis.exchange import exchange_of, in_place
 from d1c.analysis.layers import Again, Layer, Layers, Stored, identity, layers_of
-from d1c.analysis.plans import Plan, accumulator_type, choose, spread
+from d1c.analysis.planner import Planner
+from d1c.analysis.plans import Plan, shard, spread, stages
+from d1c.analysis.price import places
 from d1c.analysis.random_plans import random_plan
-from d1c.errors import DoesNotFit
 from d1c.ir.core import Block, Function, Module, Op, Value
 from d1c.ir.layout import Need, need_of
-from d1c.ir.structured import Dim, Entry, Structured
+from d1c.ir.structured import Dim, Structured
 from d1c.ir.types import TensorType, WindowType
 from d1c.ops.dist.compute import ComputeAttrs, DistConstAttrs, ExchangeAttrs, compute_type
 from d1c.target.machine import Machine
-from d1c.target.mesh import Group, Layout, LayoutError, Mesh
+from d1c.target.mesh import Layout, Mesh
 
 RESIDENT_SHARES = (0.45, 0.3, 0.15, 0.0)
 """Shares of a core's SRAM that constants may take for good, tried in this order until the program fits; the rest is for
@@ -62,8 +64,6 @@ order behind the last of RESIDENT_SHARES."""
 
 ATTEMPTS = (*((r, WINDOW_SHARES[0]) for r in RESIDENT_SHARES), *((0.0, w) for w in WINDOW_SHARES[1:]))
 """(resident, window) in the order in which they are tried."""
-
-Chooser = Callable[[Layer, Sequence[Layout | None]], Plan]
 
 
 def run(
@@ -84,25 +84,9 @@ def run(
         module = replace(module, attrs={**module.attrs, "scalars": scalars})
     mesh = Mesh(machine.axes)
     layers = {f.name: layers_of(module, f.name) for f in module.functions}
-    rng = np.random.default_rng(seed)
-    budget = resident * machine.data_bytes
-    users = sum(any(o.constant for o in x.operands) for f in layers.values() for x in f.layers)
-
-    def chooser(layer: Layer, layouts: Sequence[Layout | None]) -> Plan:
-        if seed is not None:
-            return random_plan(layer, rng, mesh)
-        try:
-            return choose(layer, layouts, machine, mesh, budget / max(users, 1), window)
-        except LayoutError as e:
-            size = sum(math.prod(o.shape) * o.dtype.bytes for o in (*layer.operands, layer.result))
-            raise DoesNotFit(
-                f"layer {layer.origin or layer.result.name} does not fit the machine {machine.name}",
-                where=layer.origin, rule=str(e),
-                amounts={"operands and result, bytes": size, "SRAM for data of a core, bytes": machine.data_bytes},
-                remedy="use a larger --target, a smaller batch, or --precision bf16",
-            ) from e  # fmt: skip
-
-    whole = _Whole(layers, mesh, chooser, budget)
+    rng = None if seed is None else np.random.default_rng(seed)
+    planner = Planner(places(machine), window * machine.data_bytes)
+    whole = _Whole(layers, mesh, planner, rng, resident * machine.data_bytes)
     _Distributor(whole, layers["main"]).run("main")
     functions = tuple(whole.functions[f.name] for f in module.functions)
     used = {op.attrs.name for f in functions for op in f.block.ops if op.name == "dist.const"}
@@ -114,11 +98,13 @@ def run(
 
 @dataclass
 class _Whole:
-    """What the functions of a module share: the layers of all, and how many bytes of constants are resident."""
+    """What the functions of a module share: the layers of all, who plans them (`rng`: plans are drawn), and how many
+    bytes of constants are resident and may be."""
 
     layers: Mapping[str, Layers]
     mesh: Mesh
-    choose: Chooser
+    planner: Planner
+    rng: np.random.Generator | None
     budget: float
     resident: float = 0.0
     functions: dict[str, Function] = field(default_factory=dict)
@@ -128,26 +114,36 @@ class _Distributor:
     """One function."""
 
     def __init__(self, whole: _Whole, layers: Layers) -> None:
-        self.whole, self.layers, self.mesh, self.choose = whole, layers, whole.mesh, whole.choose
+        self.whole, self.layers, self.mesh = whole, layers, whole.mesh
         self.ops: list[Op] = []
         self.values: dict[str, Value] = {}
         self.gathered: dict[str, Value] = {}  # constants that are not resident where they are read
         self.windows: dict[tuple[str, bool, Need, float | None], Value] = {}
+        self.away: set[tuple[str, Need]] = set()  # constants that the plans want gathered
 
     def run(self, name: str, layouts: Sequence[Layout | None] = ()) -> list[Layout | None]:
         """Distribute function `name`. `layouts`: of its arguments, None (and what is missing) as inputs are spread; a
         body's results come to be where its first arguments are. The layouts that the results have had before."""
-        args = []
-        for i, s in enumerate(self.layers.inputs):
-            given = layouts[i] if i < len(layouts) else None
-            v = Value(TensorType(s.shape, s.dtype, given or spread(s.shape, self.mesh)), s.name)
-            args.append(v)
-            self.values[s.name] = v
+        parts: list[tuple[list[Layer], Again | None]] = [([], None)]
         for step in self.layers.steps:
             if isinstance(step, Again):
-                self.loop(step)
+                parts[-1] = parts[-1][0], step
+                parts.append(([], None))
             else:
-                self.place(step)
+                parts[-1][0].append(step)
+        given = {s.name: x for s, x in zip(self.layers.inputs, layouts, strict=False) if x is not None}
+        free = [s for s in self.layers.inputs if name == "main" and self.whole.rng is None]
+        lies = {s.name: given.get(s.name) or spread(s.shape, self.mesh) for s in self.layers.inputs}
+        plans, inputs = self.plan(parts[0][0], lies, free)
+        args = [Value(TensorType(s.shape, s.dtype, {**lies, **inputs}[s.name]), s.name) for s in self.layers.inputs]
+        self.values.update((v.name, v) for v in args)
+        for number, (layers, loop) in enumerate(parts):
+            if number:
+                plans, _ = self.plan(layers, {n: _layout(v) for n, v in self.values.items()}, ())
+            for layer, plan in zip(layers, plans, strict=True):
+                self.place(layer, plan)
+            if loop is not None:
+                self.loop(loop)
         found = [_tensor(self.values[s.name]).layout for s in self.layers.outputs]
         if name == "main":
             outputs = tuple(self.values[s.name] for s in self.layers.outputs)
@@ -156,6 +152,17 @@ class _Distributor:
         self.ops.append(Op("dist.return", outputs))
         self.whole.functions[name] = Function(name, Block(tuple(args), tuple(self.ops)))
         return found
+
+    def plan(
+        self, layers: Sequence[Layer], lies: Mapping[str, Layout], free: Sequence[Stored]
+    ) -> tuple[list[Plan], Mapping[str, Layout]]:
+        """The plans of layers that follow each other, and the layouts of the inputs that are `free`."""
+        whole = self.whole
+        if whole.rng is not None:
+            return [random_plan(x, whole.rng, self.mesh) for x in layers], {}
+        chosen = whole.planner.plan(layers, lies, free, whole.budget - whole.resident)
+        self.away |= chosen.gathered
+        return [Plan(c.plan, c.combine, c.cycles) for c in chosen.plans], chosen.inputs
 
     def loop(self, step: Again) -> None:
         """A loop carries its values where its body computes them from values that are spread as inputs are: the body
@@ -188,28 +195,14 @@ class _Distributor:
             name, k = f"{wish}{k}", k + 1
         return name
 
-    def place(self, layer: Layer) -> None:
-        layouts = [None if o.constant else _tensor(self.values[o.name]).layout for o in layer.operands]
-        plan = self.choose(layer, layouts)
-        nest = layer.nest
+    def place(self, layer: Layer, plan: Plan) -> None:
         if plan.combine is None:
             self.compute(layer, plan.plan, layer.result)
             return
-        nodes = Stored(f"{layer.result.name}.nodes", (), accumulator_type(layer))
-        first = replace(nest, maps=nest.maps[: nest.n_term], fills=nest.fills[: nest.n_term])
-        made = self.compute(
-            replace(layer, nest=first, operands=layer.operands[: nest.n_term], epilogue=Block()), plan.plan, nodes
-        )
-        shape = _tensor(made).shape
-        slot = nest.parallel
-        own = tuple(Entry(((d, 1),)) for d in range(nest.parallel))
-        stage = Structured(
-            (*nest.dims[: nest.parallel], Dim("slot", shape[0], True)),
-            {"mac": "sum", "lookup": "or"}.get(nest.kind, nest.kind),
-            ((Entry(((slot, 1),)), *own), *nest.maps[nest.n_term :]), (None, *nest.fills[nest.n_term :]), 1, slot, 1,
-        )  # fmt: skip
-        operands = (Stored(nodes.name, shape, nodes.dtype), *layer.operands[nest.n_term :])
-        self.compute(replace(layer, nest=stage, operands=operands, term=Block()), plan.combine, layer.result)
+        slots = compute_type(ComputeAttrs(layer.nest, plan.plan, "f32")).shape[0]
+        nodes, combine = stages(layer, slots)
+        self.compute(nodes, plan.plan, nodes.result)
+        self.compute(combine, plan.combine, layer.result)
 
     def compute(self, layer: Layer, plan: Layout, result: Stored) -> Value:
         extents = tuple(d.extent for d in layer.nest.dims)
@@ -251,7 +244,7 @@ class _Distributor:
         if key in self.windows:
             return self.windows[key]
         size = math.prod(need.local_shape(self.mesh)) * o.dtype.bytes
-        if self.whole.resident + size <= self.whole.budget:
+        if self.whole.resident + size <= self.whole.budget and (o.name, need) not in self.away:
             self.whole.resident += size
             w = Value(WindowType(o.shape, o.dtype, need), o.name)
             self.ops.append(Op("dist.const", (), DistConstAttrs(o.name, fill or 0.0), (w,), (), origin))
@@ -264,28 +257,12 @@ class _Distributor:
         return self.fetch(o, need, fill, origin)
 
 
+def _layout(v: Value) -> Layout:
+    layout = _tensor(v).layout
+    assert layout is not None
+    return layout
+
+
 def _tensor(v: Value) -> TensorType:
     assert isinstance(v.type, TensorType)
     return v.type
-
-
-def shard(shape: tuple[int, ...], need: Need, mesh: Mesh) -> Layout:
-    """A home for a gathered constant, as evenly spread as its extents allow: the last dim that its user cuts stays cut
-    so, the dims in front of it are flattened over the other factors, and what is left refines the cut."""
-    if not shape:
-        return Layout((), mesh.names)
-    column, axes, k = len(shape) - 1, list[str](), 0
-    for c in need.components:
-        if c.span == 1 and len(c.parts) == 1 and len(c.parts[0].extents) == 1 and c.shape[0] > 1:
-            column, axes = k, list(c.parts[0].axes)
-        k += c.span
-    rows, take = math.prod(shape[:column]), list[str]()
-    for a in (a for a in mesh.names if a not in axes):
-        if mesh.parts((*take, a)) <= rows:
-            take.append(a)
-        elif mesh.parts((*axes, a)) <= shape[column]:
-            axes.append(a)
-    groups = [Group(column, tuple(take), -(-rows // mesh.parts(tuple(take))))] if take else [Group()] * column
-    groups.append(Group(1, tuple(axes), -(-shape[column] // mesh.parts(tuple(axes)))) if axes else Group())
-    groups += [Group()] * (len(shape) - column - 1)
-    return Layout(tuple(groups), tuple(a for a in mesh.names if a not in (*take, *axes)))

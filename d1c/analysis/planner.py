@@ -1,0 +1,380 @@
+"""The plans of all layers of a graph, chosen together.
+
+Variables are layers (and inputs whose place is free), their values are candidates; a layer costs what its candidate
+takes, and two layers of which one reads the other cost the movement between them. `choose` finds the least sum. It
+starts with the most different candidates of every layer and takes in those others that would pay beside the plans just
+chosen, until none does. Constants stay where they are used while they fit; if they do not, a price on their bytes,
+found by bisection, decides which plans replicate them less and which constants are gathered for every use.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from d1c.analysis.candidates import Candidate, Like, candidates, priced, signature
+from d1c.analysis.choose import cheapest
+from d1c.analysis.layers import Layer, Stored
+from d1c.analysis.plans import inherited, shard, spread
+from d1c.analysis.price import Places, moves
+from d1c.errors import DoesNotFit
+from d1c.ir.layout import Need
+from d1c.target.mesh import Group, Layout, LayoutError
+
+START, MORE, ROUNDS = 16, 4, 3
+"""Candidates of a layer at first, those added per round, and rounds at most."""
+STEPS = 7
+"""Of the bisection of the price of a byte, from 2^-24 to 2^-5 cycles: to within 11%."""
+SMALL = 2048
+"""Bytes of a constant's window that always stays: gathering it would cost its distance and save nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """Per layer its candidate; layouts of the free inputs; (constant, need) of those that are gathered for every use;
+    the price of all, and whether no other choice of the candidates seen is cheaper."""
+
+    plans: tuple[Candidate, ...]
+    inputs: Mapping[str, Layout]
+    gathered: frozenset[tuple[str, Need]]
+    cycles: float
+    exact: bool
+
+
+@dataclass(slots=True)
+class _Read:
+    """Operand `number` of a layer: read from variable `source`, or from where it lies (`layout`)."""
+
+    number: int
+    operand: Stored
+    source: int
+    layout: Layout | None
+
+
+@dataclass(slots=True)
+class _Variable:
+    """A layer, or a free input; `use`: the candidates of `pool` that are in the choice. Per candidate of the pool: its
+    `own` cycles, and `held`: (bytes, cycles of gathering) of its constants."""
+
+    layer: Layer | None
+    pool: list[Candidate]
+    use: list[int]
+    reads: list[_Read] = field(default_factory=list)
+    readers: list[tuple[int, _Read]] = field(default_factory=list)
+    own: list[float] = field(default_factory=list)
+    held: list[list[tuple[int, float]]] = field(default_factory=list)
+
+
+class Planner:
+    """Prices are remembered: layers of equal shapes ask the same. `room`: bytes of SRAM that the windows and the result
+    of a layer may take."""
+
+    def __init__(self, where: Places, room: float) -> None:
+        self.where, self.room = where, room
+        self.pools: dict[Like, list[Candidate]] = {}
+        self.moved: dict[tuple[Need, int], dict[Layout, tuple[float, bool]]] = {}
+        self.gathers: dict[tuple[Need, int], float] = {}
+        self.tables: dict[tuple[object, ...], np.ndarray] = {}
+        self.priced: list[Candidate] = []  # tables name candidates by their ids: all stay alive
+        m = where.machine
+        # What lives is never overwritten before all cores have met, so every byte brings the next meeting nearer.
+        meeting = float(where.grid.down[-1] + where.grid.right[-1])
+        self.byte_cycles = meeting / m.data_bytes if m.cores > 1 else 0.0
+
+    def plan(
+        self, layers: Sequence[Layer], lies: Mapping[str, Layout], free: Sequence[Stored], budget: float
+    ) -> Chosen:
+        """`lies`: layouts of tensors that are there. `free`: inputs whose layouts are to be chosen. `budget`: bytes of
+        constants that may stay. Raises DoesNotFit where a layer has no plan."""
+        graph = _Graph(self, layers, lies, free)
+        price, chosen = graph.affordable(budget)
+        for _ in range(ROUNDS):
+            if not any([graph.widen(j, chosen[0], price) for j in range(len(graph.variables))]):
+                break
+            price, found = graph.affordable(budget)
+            better = found[1] < chosen[1] - 1
+            if found[1] <= chosen[1]:
+                chosen = found
+            if not better:
+                break
+        return graph.result(*chosen, budget)
+
+    def pool(self, layer: Layer) -> list[Candidate]:
+        like = Like(signature(layer), layer)
+        if like not in self.pools:
+            try:
+                self.pools[like] = candidates(layer, self.where, self.room)
+            except LayoutError as e:
+                m = self.where.machine
+                size = sum(math.prod(o.shape) * o.dtype.bytes for o in (*layer.operands, layer.result))
+                raise DoesNotFit(
+                    f"layer {layer.origin or layer.result.name} does not fit the machine {m.name}",
+                    where=layer.origin, rule=str(e),
+                    amounts={"operands and result, bytes": size, "SRAM for data of a core, bytes": m.data_bytes},
+                    remedy="use a larger --target, a smaller batch, or --precision bf16",
+                ) from e  # fmt: skip
+        return self.pools[like]
+
+    def moves(
+        self, sources: Sequence[Layout], need: Need, shape: tuple[int, ...], width: int
+    ) -> list[tuple[float, bool]]:
+        """Per source the cycles of the movement, and whether there is one."""
+        known = self.moved.setdefault((need, width), {})
+        new = [s for s in dict.fromkeys(sources) if s not in known]
+        if new:
+            found = moves(new, need, shape, width, self.where)
+            for s, c, still in zip(new, found.cycles, found.in_place, strict=True):
+                known[s] = float(c), not still
+        return [known[s] for s in sources]
+
+    def gather(self, o: Stored, need: Need) -> float:
+        """What it costs to gather a constant for a use."""
+        key = need, o.dtype.bytes
+        if key not in self.gathers:
+            self.gathers[key] = self.moves([shard(o.shape, need, self.where.mesh)], need, o.shape, o.dtype.bytes)[0][0]
+        return self.gathers[key]
+
+
+class _Graph:
+    def __init__(
+        self, planner: Planner, layers: Sequence[Layer], lies: Mapping[str, Layout], free: Sequence[Stored]
+    ) -> None:
+        self.planner, self.layers, self.free = planner, layers, free
+        self.variables: list[_Variable] = []
+        at: dict[str, int] = {}
+        for s in free:
+            at[s.name] = len(self.variables)
+            self.variables.append(_Variable(None, [], []))
+            self.add(self.variables[-1], _lying(spread(s.shape, planner.where.mesh), s))
+        for layer in layers:
+            number = len(self.variables)
+            v = _Variable(layer, [], [])
+            for k, o in enumerate(layer.operands):
+                if not o.constant:
+                    read = _Read(k, o, at.get(o.name, -1), None if o.name in at else lies[o.name])
+                    v.reads.append(read)
+                    if read.source >= 0:
+                        self.variables[read.source].readers.append((number, read))
+            at[layer.result.name] = number
+            pool = planner.pool(layer)
+            for c in pool:
+                self.take(v, c)
+            v.use = _varied(pool)
+            self.variables.append(v)
+        for s in free:
+            self.place(at[s.name])
+
+    def take(self, v: _Variable, c: Candidate) -> int:
+        """Put a candidate in the pool; its number."""
+        self.planner.priced.append(c)
+        v.pool.append(c)
+        v.own.append(math.nan)
+        v.held.append([])
+        return len(v.pool) - 1
+
+    def settle(self, v: _Variable, i: int) -> float:
+        """The cost of a candidate without its constants; worked out when it is first wanted."""
+        if math.isnan(v.own[i]):
+            c = v.pool[i]
+            own = c.cycles + c.bytes * self.planner.byte_cycles
+            if v.layer is not None:
+                own += sum(self.move(read.layout, v, read, i) for read in v.reads if read.layout is not None)
+                for o, need, size in zip(v.layer.operands, c.needs, c.constants, strict=True):
+                    if size > SMALL:
+                        v.held[i].append((size, self.planner.gather(o, need)))
+            v.own[i] = own
+        return v.own[i]
+
+    def place(self, number: int) -> None:
+        """An input may lie as its readers' candidates need it."""
+        v = self.variables[number]
+        for j, read in v.readers:
+            reader = self.variables[j]
+            for i in reader.use:
+                layout = resting(reader.pool[i].needs[read.number], read.operand.shape, self.planner)
+                if layout is not None:
+                    lying = _lying(layout, read.operand)
+                    if lying.bytes <= self.planner.room / 4:  # its readers' windows must fit beside it
+                        self.add(v, lying)
+
+    def add(self, v: _Variable, c: Candidate) -> None:
+        """Put a candidate in the choice, unless it is there."""
+        same = (i for i, x in enumerate(v.pool) if x.plan == c.plan and x.combine == c.combine)
+        i = next(same, -1)
+        if i < 0:
+            i = self.take(v, c)
+        if i not in v.use:
+            v.use.append(i)
+
+    def move(self, source: Layout, reader: _Variable, read: _Read, i: int) -> float:
+        """Cycles of the movement to candidate `i`, with the launch of a reader that would not wait otherwise."""
+        assert reader.layer is not None
+        need, o = reader.pool[i].needs[read.number], read.operand
+        cycles, moved = self.planner.moves([source], need, o.shape, o.dtype.bytes)[0]
+        return cycles + self.launch(reader) * moved
+
+    def launch(self, reader: _Variable) -> int:
+        assert reader.layer is not None
+        return 0 if reader.layer.nest.kind in ("mac", "fma") else self.planner.where.machine.launch_cycles
+
+    def table(self, j: int, read: _Read, sources: Sequence[int], picks: Sequence[int]) -> np.ndarray:
+        """[sources, candidates] cycles of the movement to variable j."""
+        before, v = self.variables[read.source], self.variables[j]
+        o, launch = read.operand, self.launch(v)
+        key = (
+            o.shape, o.dtype.bytes, launch, read.number,
+            tuple(id(before.pool[s]) for s in sources), tuple(id(v.pool[i]) for i in picks),
+        )  # fmt: skip
+        if key not in self.planner.tables:
+            layouts = [before.pool[s].result for s in sources]
+            columns: dict[Need, list[float]] = {}
+            for need in dict.fromkeys(v.pool[i].needs[read.number] for i in picks):
+                found = self.planner.moves(layouts, need, o.shape, o.dtype.bytes)
+                columns[need] = [c + launch * moved for c, moved in found]
+            self.planner.tables[key] = np.array([columns[v.pool[i].needs[read.number]] for i in picks]).T
+        return self.planner.tables[key]
+
+    def costs(self, v: _Variable, picks: Sequence[int], price: float) -> np.ndarray:
+        """Costs of candidates by themselves. `price`: of a byte of constants that stay."""
+        own = [self.settle(v, i) for i in picks]
+        if price:
+            own = [c + sum(min(n * price, g) for n, g in v.held[i]) for c, i in zip(own, picks, strict=True)]
+        return np.array(own)
+
+    def kept(self, picks: Sequence[int], price: float) -> float:
+        """Bytes of the constants that stay at this price."""
+        chosen = (v.held[i] for v, i in zip(self.variables, picks, strict=True))
+        return float(sum(n for held in chosen for n, g in held if n * price <= g))
+
+    def affordable(self, budget: float) -> tuple[float, tuple[list[int], float, bool]]:
+        """The least price of a byte at which what stays fits, and the choice at that price."""
+        tables: dict[tuple[int, int], np.ndarray] = {}
+        for j, v in enumerate(self.variables):
+            for read in v.reads:
+                if read.source >= 0:
+                    table = self.table(j, read, self.variables[read.source].use, v.use)
+                    key = (read.source, j)
+                    tables[key] = tables[key] + table if key in tables else table
+
+        def choose(price: float) -> tuple[list[int], float, bool]:
+            found = cheapest([self.costs(v, v.use, price) for v in self.variables], tables)
+            picks = [v.use[p] for v, p in zip(self.variables, found.picks, strict=True)]
+            return picks, found.cost, found.exact
+
+        chosen = choose(0.0)
+        if self.kept(chosen[0], 0.0) <= budget:
+            return 0.0, chosen
+        # A byte more than is worth gathering over a port: then nothing stays.
+        low, high = 2.0**-24, 2.0 / self.planner.where.machine.link_bytes_per_cycle
+        price, chosen = high, choose(high)
+        for _ in range(STEPS):
+            middle = math.sqrt(low * high)
+            found = choose(middle)
+            if self.kept(found[0], middle) <= budget:
+                high, price, chosen = middle, middle, found
+            else:
+                low = middle
+        return price, (chosen[0], chosen[1] - price * self.kept(chosen[0], price), chosen[2])
+
+    def widen(self, j: int, picks: Sequence[int], price: float) -> bool:
+        """Take in the candidates of a variable that would cost no more than its choice, its neighbours staying as they
+        are, or little more. Whether any was new."""
+        v = self.variables[j]
+        before = len(v.use)
+        if v.layer is None:
+            self.place(j)
+            return len(v.use) > before
+        for read in v.reads:
+            layout = read.layout or self.variables[read.source].pool[picks[read.source]].result
+            plan = inherited(v.layer.nest, layout)
+            if plan is not None and not any(c.plan == plan for c in v.pool):
+                try:
+                    made = priced(v.layer, plan, None, self.planner.where)
+                except LayoutError:
+                    continue
+                if made.bytes + sum(made.constants) <= self.planner.room:
+                    self.take(v, made)
+        others = [i for i in range(len(v.pool)) if i not in v.use or i == picks[j]]
+        cost = self.costs(v, others, price)
+        for read in v.reads:
+            if read.source >= 0:
+                cost = cost + self.table(j, read, [picks[read.source]], others)[0]
+        for k, read in v.readers:
+            cost = cost + self.table(k, read, others, [picks[k]])[:, 0]
+        mine = float(cost[others.index(picks[j])])
+        launch = self.planner.where.machine.launch_cycles
+        for at in np.argsort(cost, kind="stable")[:MORE]:
+            if others[at] not in v.use and cost[at] < mine + launch:
+                v.use.append(others[at])
+        return len(v.use) > before
+
+    def result(self, picks: Sequence[int], cycles: float, exact: bool, budget: float) -> Chosen:
+        """What stays is what saves most cycles per byte."""
+        uses: dict[tuple[str, Need], tuple[float, int]] = {}
+        for v, i in zip(self.variables, picks, strict=True):
+            if v.layer is not None:
+                c = v.pool[i]
+                for o, need, size in zip(v.layer.operands, c.needs, c.constants, strict=True):
+                    if size > SMALL:
+                        uses[o.name, need] = 0.0, size
+        gathered: set[tuple[str, Need]] = set()
+        if sum(size for _, size in uses.values()) > budget:
+            shapes = {o.name: o for layer in self.layers for o in layer.operands}
+            saved = {k: self.planner.gather(shapes[k[0]], k[1]) / size for k, (_, size) in uses.items()}
+            left = budget
+            for k in sorted(uses, key=lambda k: -saved[k]):
+                if uses[k][1] <= left:
+                    left -= uses[k][1]
+                else:
+                    gathered.add(k)
+        plans = [v.pool[i] for v, i in zip(self.variables, picks, strict=True)]
+        inputs = {s.name: plans[k].result for k, s in enumerate(self.free)}
+        return Chosen(tuple(plans[len(self.free) :]), inputs, frozenset(gathered), cycles, exact)
+
+
+def _lying(layout: Layout, s: Stored) -> Candidate:
+    """An input that lies so."""
+    size = math.prod(layout.local_shape(s.shape)) * s.dtype.bytes
+    return Candidate(layout, None, (), layout, 0.0, size, ())
+
+
+def _varied(pool: Sequence[Candidate]) -> list[int]:
+    """The first candidates of a pool, one of every kind before the second of any: kinds cut by dies differently."""
+    kinds: dict[object, int] = {}
+    order = []
+    for i, c in enumerate(pool):
+        dies = [(k, tuple(a for a in g.axes if a[0] == "d"), g.block) for k, g in enumerate(c.plan.groups)]
+        key = tuple(x for x in dies if x[1])
+        order.append((kinds.get(key, 0), i))
+        kinds[key] = kinds.get(key, 0) + 1
+    return sorted(i for _, i in sorted(order)[:START])
+
+
+def resting(need: Need, shape: tuple[int, ...], planner: Planner) -> Layout | None:
+    """A layout in which every core owns a part of what it needs; None where the need does not say one."""
+    mesh = planner.where.mesh
+    groups: list[Group] = []
+    used: list[str] = []
+    k = 0
+    for c in need.components:
+        n = math.prod(shape[k : k + c.span])
+        axes = c.parts[0].axes if len(c.parts) == 1 else ()
+        if len(c.parts) > 1 or set(axes) & set(used):
+            return None
+        if axes:
+            part = c.parts[0]
+            positions = -(-math.prod(part.extents) // part.block)
+            groups.append(Group(c.span, axes, -(-n // min(positions, n))))
+        else:
+            groups += [Group()] * c.span
+        used += axes
+        k += c.span
+    layout = Layout(tuple(groups), tuple(a for a in mesh.names if a not in used))
+    try:
+        layout.check(shape, mesh)
+    except LayoutError:
+        return None
+    return layout
