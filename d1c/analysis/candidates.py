@@ -255,10 +255,13 @@ def _pool(layer: Layer, where: Places, room: float, most: int, loose: bool) -> l
         cycles = cycles_of(kernel, dims, trips, where)
         count = trips[:, : nest.parallel].prod(axis=1, dtype=np.float64)
         split = w.used[:, -1] > 1 if w.cut else np.zeros(len(cycles), bool)
-        sizes = [
-            windows(nest, index, o.shape, w.ranges, w.blocks) * o.dtype.bytes
-            for index, o in zip(nest.maps, layer.operands, strict=True)
-        ]
+        try:
+            sizes = [
+                windows(nest, index, o.shape, w.ranges, w.blocks) * o.dtype.bytes
+                for index, o in zip(nest.maps, layer.operands, strict=True)
+            ]
+        except LayoutError:  # an operand does not go with these flat dims
+            continue
         figures = _Figures(cycles, [*sizes, count * layer.result.dtype.bytes])
         taken = count * np.where(split, 8, layer.result.dtype.bytes) + sum(sizes)
         moved = sum((x for x, o in zip(sizes, layer.operands, strict=True) if not o.constant), np.zeros(len(cycles)))
