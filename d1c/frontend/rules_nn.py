@@ -233,9 +233,9 @@ def lp_normalization(cx: ImportContext, node: onnx.NodeProto) -> Value:
         length = reduce(cx, "sum", cx.emit("graph.abs", [x]), axes, True)
     else:
         length = cx.emit("graph.sqrt", [reduce(cx, "sum", cx.emit("graph.mul", [x, x]), axes, True)])
-    # A vector of length 0 stays 0: its elements are divided by 1.
+    # Where the length is 0, or so small that its square is, the result is 0.
     zero = cx.emit("graph.equal", [length, cx.scalar(0, length)])
-    out: Value = cx.emit("graph.div", [x, cx.emit("graph.where", [zero, cx.scalar(1, length), length])])
+    out: Value = cx.emit("graph.where", [zero, cx.scalar(0, x), cx.emit("graph.div", [x, length])])
     return out
 
 

@@ -41,6 +41,7 @@ COUNTS = np.array([[1, 2, 3], [4, 5, 6]], np.int32)
          1, 21),
         ("Pow", {"x": np.array([4, 2, -0.0, 0, -np.inf, np.inf, -1, np.nan], np.float32)},
          {"y": np.array(0.5, np.float32)}, {}, 1, 21),
+        ("LpNormalization", {"x": np.array([[1e-33], [0], [-2]], np.float32)}, {}, {}, 1, 21),
         ("Resize", {"x": np.zeros((0, 1, 4, 5), np.float32)},
          {"roi": np.zeros(0, np.float32), "s": np.array([1, 1, 2, 2], np.float32)}, {"mode": "linear"}, 1, 21),
         ("TfIdfVectorizer", {"x": np.array([[1, 2, 3, 1, 2]])}, {},

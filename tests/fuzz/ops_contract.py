@@ -205,6 +205,8 @@ def dequantize(b: Build, name: str) -> None:
 @op("DynamicQuantizeLinear")
 def dynamic_quantize(b: Build, name: str) -> None:
     x = b.operand(("f4",), lambda r: 1 <= r <= 3, lambda t: SOME(t) and CALM(t), "tame")
+    if any(0 < np.abs(v).max() < 1e-30 for v in x.versions):
+        raise Reject("the scale is subnormal")
     b.node(name, [x], outputs=3, noise=2.0)
 
 
