@@ -28,15 +28,15 @@ from d1c.target.isa import nest_pipes
 from d1c.target.kernel import Nest
 from d1c.target.mesh import Group, Layout, LayoutError, Mesh
 
-POOL = 80
-"""Plans of a layer that are kept."""
+POOL = 5
+"""Plans of a layer that are kept, for each that `Places.first` starts with."""
 ALIKE = 4
 """Of these, how many may use dies alike."""
 SPLITS = 12
 """And how many may split the reduction: each comes with several plans of its combining stage."""
-DEAR = (2.0, 4000.0)
-"""A plan that takes longer than this many times the fastest, plus this many cycles (about what the dearest movement of
-a layer costs), is not worth its better place."""
+DEAR = 2.0
+"""A plan that takes longer than this many times the fastest, and twice the way over the machine with its launches, is not
+worth its better place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +243,7 @@ def _pool(layer: Layer, where: Places, room: float, most: int, loose: bool) -> l
     nest, mesh, m = layer.nest, where.mesh, where.machine
     kernel, dims = kernel_of(Like(signature(layer), layer))
     rows: list[tuple[float, tuple[object, ...], _Ways, int, _Figures]] = []
+    kept = POOL * where.first
     if most > 3:
         ranges = dim_ranges(nest, layer, False, most)
         assert ranges is not None
@@ -270,9 +271,9 @@ def _pool(layer: Layer, where: Places, room: float, most: int, loose: bool) -> l
         fits = np.flatnonzero(taken <= room)
         if not len(fits):
             continue
-        fits = fits[price[fits] <= DEAR[0] * price[fits].min() + DEAR[1]]
+        fits = fits[price[fits] <= DEAR * price[fits].min() + 2 * (where.across + 2 * m.launch_cycles)]
         dies = [mesh.index[a] for a in ("dr", "dc") if a in mesh.index]
-        for i in fits[np.argsort(price[fits], kind="stable")][: 8 * POOL]:
+        for i in fits[np.argsort(price[fits], kind="stable")][: 8 * kept]:
             cut = sorted({int(t) for t in w.way[i, dies] if t < len(family)})
             key = (family, *(int(w.way[i, d]) for d in dies), *(int(w.used[i, j]) for j in cut))
             rows.append((float(price[i]), key, w, int(i), figures))
@@ -285,7 +286,7 @@ def _pool(layer: Layer, where: Places, room: float, most: int, loose: bool) -> l
         splits = bool(w.cut and w.used[i, -1] > 1)
         if splits and stages_ >= SPLITS:
             continue
-        if seen.get(key, 0) >= ALIKE or seen.get(columns, 0) >= 2 or len(found) >= POOL:
+        if seen.get(key, 0) >= ALIKE or seen.get(columns, 0) >= 2 or len(found) >= kept:
             continue
         stages_ += splits
         seen[key], seen[columns] = seen.get(key, 0) + 1, seen.get(columns, 0) + 1

@@ -24,8 +24,8 @@ from d1c.errors import DoesNotFit
 from d1c.ir.layout import Need
 from d1c.target.mesh import Group, Layout, LayoutError
 
-START, MORE, ROUNDS = 16, 4, 3
-"""Candidates of a layer at first, those added per round, and rounds at most."""
+MORE, ROUNDS = 4, 3
+"""Candidates of a layer that are added per round, and rounds at most; `Places.first` is how many there are at first."""
 STEPS = 7
 """Of the bisection of the price of a byte, from 2^-24 to 2^-5 cycles: to within 11%."""
 SMALL = 2048
@@ -79,10 +79,8 @@ class Planner:
         self.gathers: dict[tuple[Need, int], float] = {}
         self.tables: dict[tuple[object, ...], np.ndarray] = {}
         self.priced: list[Candidate] = []  # tables name candidates by their ids: all stay alive
-        m = where.machine
         # What lives is never overwritten before all cores have met, so every byte brings the next meeting nearer.
-        meeting = float(where.grid.down[-1] + where.grid.right[-1])
-        self.byte_cycles = meeting / m.data_bytes if m.cores > 1 else 0.0
+        self.byte_cycles = where.across / where.machine.data_bytes if where.machine.cores > 1 else 0.0
 
     def plan(
         self, layers: Sequence[Layer], lies: Mapping[str, Layout], free: Sequence[Stored], budget: float
@@ -162,7 +160,7 @@ class _Graph:
             pool = planner.pool(layer)
             for c in pool:
                 self.take(v, c)
-            v.use = _varied(pool)
+            v.use = _varied(pool, planner.where.first)
             self.variables.append(v)
         for s in free:
             self.place(at[s.name])
@@ -297,18 +295,21 @@ class _Graph:
                     continue
                 if made.bytes + sum(made.constants) <= self.planner.room:
                     self.take(v, made)
-        others = [i for i in range(len(v.pool)) if i not in v.use or i == picks[j]]
-        cost = self.costs(v, others, price)
-        for read in v.reads:
-            if read.source >= 0:
-                cost = cost + self.table(j, read, [picks[read.source]], others)[0]
-        for k, read in v.readers:
-            cost = cost + self.table(k, read, others, [picks[k]])[:, 0]
-        mine = float(cost[others.index(picks[j])])
-        launch = self.planner.where.machine.launch_cycles
-        for at in np.argsort(cost, kind="stable")[:MORE]:
-            if others[at] not in v.use and cost[at] < mine + launch:
-                v.use.append(others[at])
+        def cost(of: Sequence[int]) -> np.ndarray:
+            out = self.costs(v, of, price)
+            for read in v.reads:
+                if read.source >= 0:
+                    out = out + self.table(j, read, [picks[read.source]], of)[0]
+            for k, read in v.readers:
+                out = out + self.table(k, read, of, [picks[k]])[:, 0]
+            return out
+
+        limit = float(cost([picks[j]])[0]) + self.planner.where.machine.launch_cycles
+        others = [i for i in range(len(v.pool)) if i not in v.use]
+        others = [i for i, own in zip(others, self.costs(v, others, price), strict=True) if own < limit]
+        if others:
+            found = cost(others)
+            v.use += [others[at] for at in np.argsort(found, kind="stable")[:MORE] if found[at] < limit]
         return len(v.use) > before
 
     def result(self, picks: Sequence[int], cycles: float, exact: bool, budget: float) -> Chosen:
@@ -341,8 +342,8 @@ def _lying(layout: Layout, s: Stored) -> Candidate:
     return Candidate(layout, None, (), layout, 0.0, size, ())
 
 
-def _varied(pool: Sequence[Candidate]) -> list[int]:
-    """The first candidates of a pool, one of every kind before the second of any: kinds cut by dies differently."""
+def _varied(pool: Sequence[Candidate], count: int) -> list[int]:
+    """The first `count` candidates of a pool, one of every kind before the second of any: kinds cut by dies differently."""
     kinds: dict[object, int] = {}
     order = []
     for i, c in enumerate(pool):
@@ -350,7 +351,7 @@ def _varied(pool: Sequence[Candidate]) -> list[int]:
         key = tuple(x for x in dies if x[1])
         order.append((kinds.get(key, 0), i))
         kinds[key] = kinds.get(key, 0) + 1
-    return sorted(i for _, i in sorted(order)[:START])
+    return sorted(i for _, i in sorted(order)[:count])
 
 
 def resting(need: Need, shape: tuple[int, ...], planner: Planner) -> Layout | None:

@@ -73,6 +73,17 @@ class Places:
         )  # fmt: skip
 
 
+    @property
+    def across(self) -> float:
+        """Cycles from corner to corner."""
+        return float(self.grid.down[-1] + self.grid.right[-1])
+
+    @property
+    def first(self) -> int:
+        """With how many plans of a layer the choice begins: there are the more, the more factors the mesh has."""
+        return min(16, self.machine.cores.bit_length() + 2)
+
+
 @lru_cache(maxsize=8)
 def places(machine: Machine) -> Places:
     return Places(machine)
