@@ -295,6 +295,7 @@ class _Graph:
                     continue
                 if made.bytes + sum(made.constants) <= self.planner.room:
                     self.take(v, made)
+
         def cost(of: Sequence[int]) -> np.ndarray:
             out = self.costs(v, of, price)
             for read in v.reads:
@@ -343,7 +344,8 @@ def _lying(layout: Layout, s: Stored) -> Candidate:
 
 
 def _varied(pool: Sequence[Candidate], count: int) -> list[int]:
-    """The first `count` candidates of a pool, one of every kind before the second of any: kinds cut by dies differently."""
+    """The first `count` candidates of a pool, one of every kind before the second of any: kinds cut by dies
+    differently."""
     kinds: dict[object, int] = {}
     order = []
     for i, c in enumerate(pool):
