@@ -7,8 +7,8 @@ import numpy as np
 from d1c.target.kernel import Operand
 from d1c.target.mesh import CoreInt, Mesh
 from d1c.target.program import Call, Program, every
+from d1rt.command_cycles import active
 from d1rt.engine_numpy import reading_loops
-from d1rt.engine_schedule import active
 from d1rt.traps import INSIDE, Fault, trap
 
 

@@ -37,6 +37,7 @@ from d1c.target.program import (
     place_text,
 )
 from d1c.target.program_check import role_cores
+from d1rt.command_cycles import active
 from d1rt.engine_states import Memory, Movement
 from d1rt.traps import command_text, core_text, deadlock, rounds_text
 
@@ -115,16 +116,6 @@ def reached(to: tuple[To, ...], cores: np.ndarray, mesh: Mesh) -> tuple[np.ndarr
             at[:, i] = t.value + (at[:, i] if t.mode == "+" else 0)
     ok = np.all((at >= 0) & (at < np.array(mesh.sizes)), axis=1)
     return who[ok], at[ok] @ np.array([mesh.stride[n] for n in mesh.names], np.int64)
-
-
-def active(call: Call, mesh: Mesh) -> np.ndarray:
-    """[cores] which cores have work in a call."""
-    on = np.ones(mesh.cores, bool)
-    for a in call.held:
-        on &= mesh.coords[:, mesh.index[a]] == 0
-    for t in call.trips:
-        on &= t.of(mesh) > 0
-    return on
 
 
 class Schedule:

@@ -17,6 +17,7 @@ from d1c.target.mesh import place
 from d1c.target.movement import Exchange, Messages, ragged
 from d1c.target.program import Buffer, Call, Command, Fill, Free, Loop, Port, Program, Push, Send
 from d1rt import engine_numpy, state
+from d1rt.command_cycles import participants
 from d1rt.state import MAYBE
 from d1rt.traps import FREE_BYTES, WRITTEN_BYTES, Fault, core_text, trap
 
@@ -30,10 +31,7 @@ class Movement:
         mesh = exchange.mesh
         self.exchange, self.mesh = exchange, mesh
         self.messages: Messages = exchange.messages()
-        inside = np.ones(mesh.cores, bool)
-        for a in mesh.names:
-            if a not in exchange.keyed and a not in exchange.fan_axes:
-                inside &= mesh.coords[:, mesh.index[a]] == 0
+        inside = participants(exchange)
         self.class_of = np.where(inside, mesh.position(exchange.keyed), -1)
         classes = self.messages.classes
         self.size = np.bincount(self.class_of[inside], minlength=len(classes))

@@ -11,7 +11,7 @@ from d1c.target.machine import Machine
 from d1c.target.movement import Exchange
 from d1c.target.program import Arrive, Barrier, Call, Command, Loop, Post, Program, Push, Send, Wait, every
 from d1c.target.program_check import role_cores
-from d1rt.command_cycles import held
+from d1rt.command_cycles import active, participants
 
 OPEN_TRIPS = 2**31
 """Of so many trips a loop with a condition has no limit."""
@@ -24,7 +24,6 @@ def launches(program: Program, machine: Machine) -> dict[int, float]:
     mesh = program.mesh
     out: dict[int, float] = defaultdict(float)
     posted = posted_semaphores(program)
-    everyone = np.ones(mesh.cores, bool)
 
     def walk(commands: Iterable[Command], weight: int) -> None:
         for c in commands:
@@ -40,13 +39,11 @@ def launches(program: Program, machine: Machine) -> dict[int, float]:
             elif isinstance(c, Wait) and c.semaphore in posted:
                 waited[c.count.of(mesh) > 0] = True
             elif isinstance(c, Call):
-                active = held(everyone, c.held, mesh)
-                for t in c.trips:
-                    active = active & (t.of(mesh) > 0)
+                on = active(c, mesh)
                 product = program.kernels[c.kernel][1].kind in ("mac", "fma")
-                pays = active & (last != c.layer) & (waited | product)
+                pays = on & (last != c.layer) & (waited | product)
                 paid.setdefault(c.layer, np.zeros(mesh.cores))[pays] += weight * machine.launch_cycles
-                last[active], waited[active] = c.layer, False
+                last[on], waited[on] = c.layer, False
 
     for role in program.roles:
         cores = role_cores(role, mesh)
@@ -68,6 +65,4 @@ def posted_semaphores(program: Program) -> set[int]:
 
 def _receivers(exchange: Exchange) -> np.ndarray:
     """[cores] who gets a message."""
-    mesh = exchange.mesh
-    still = tuple(a for a in mesh.names if a not in exchange.keyed and a not in exchange.fan_axes)
-    return held(exchange.real_elements(np.arange(mesh.cores)) > 0, still, mesh)
+    return participants(exchange) & (exchange.real_elements(np.arange(exchange.mesh.cores)) > 0)
