@@ -72,7 +72,6 @@ class Places:
             m.run_header_bytes,
         )  # fmt: skip
 
-
     @property
     def across(self) -> float:
         """Cycles from corner to corner."""

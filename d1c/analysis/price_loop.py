@@ -42,6 +42,16 @@ class Grid(NamedTuple):
 
 
 @njit(cache=True)  # type: ignore[misc, unused-ignore]
+def _linear(p, s, first, end):  # type: ignore[no-untyped-def]
+    """(row-major index of sample `s` in dims first..end - 1, their extent)."""
+    index, extent = np.int64(0), np.int64(1)
+    for d in range(first, end):
+        index = index * p.shape[d] + p.element[d, s]
+        extent *= p.shape[d]
+    return index, extent
+
+
+@njit(cache=True)  # type: ignore[misc, unused-ignore]
 def add_up(  # type: ignore[no-untyped-def]
     p, g, groups, table, replicated, width, fan, copies, row_share, column_share
 ):
@@ -60,9 +70,7 @@ def add_up(  # type: ignore[no-untyped-def]
         core = np.int64(0)
         for k in range(len(groups)):
             if groups[k, 2] > 0:
-                linear = np.int64(0)
-                for d in range(groups[k, 0], groups[k, 1]):
-                    linear = linear * p.shape[d] + p.element[d, s]
+                linear, _ = _linear(p, s, groups[k, 0], groups[k, 1])
                 core += table[groups[k, 3] + linear // groups[k, 2]]
         for k in range(len(replicated)):
             stride = replicated[k, 0]
@@ -90,10 +98,7 @@ def add_up(  # type: ignore[no-untyped-def]
             lined = new_target and p.flags[c, 1] == 1
             inner = end - 1 if lined else max(a, first)
             if new_source:
-                linear, extent = np.int64(0), np.int64(1)
-                for d in range(a, end):
-                    linear = linear * p.shape[d] + p.element[d, s]
-                    extent *= p.shape[d]
+                linear, extent = _linear(p, s, a, end)
                 if groups[k, 2] > 0:
                     slo = linear // groups[k, 2] * groups[k, 2] - linear
                     shi = min(slo + groups[k, 2], extent - linear)
@@ -102,10 +107,7 @@ def add_up(  # type: ignore[no-untyped-def]
                 joined_source = groups[k, 2] == 0 or groups[k, 2] == extent
             if new_target:
                 tlo, thi = p.low[c, s], p.high[c, s]
-            row, at = np.int64(1), np.int64(0)
-            for d in range(inner, end):
-                at = at * p.shape[d] + p.element[d, s]
-                row *= p.shape[d]
+            at, row = _linear(p, s, inner, end)
             stop, start = min(shi, thi, row - at), max(slo, tlo, -at)
             common = stop - start if stop > start else np.int64(1)
             size = size * common
@@ -116,9 +118,7 @@ def add_up(  # type: ignore[no-untyped-def]
             if new_source:
                 k -= 1
             else:
-                linear = np.int64(0)
-                for d in range(a, end):
-                    linear = linear * p.shape[d] + p.element[d, s]
+                linear, _ = _linear(p, s, a, end)
                 slo = (linear + slo) // row - linear // row
                 shi = (linear + shi - 1) // row + 1 - linear // row
             new_target = inner == first
@@ -127,9 +127,7 @@ def add_up(  # type: ignore[no-untyped-def]
             elif lined:
                 tlo, thi = p.lines[0, c, s], p.lines[1, c, s]
             else:
-                linear = np.int64(0)
-                for d in range(first, end):
-                    linear = linear * p.shape[d] + p.element[d, s]
+                linear, _ = _linear(p, s, first, end)
                 tlo = (linear + tlo) // row - linear // row
                 thi = (linear + thi - 1) // row + 1 - linear // row
             end = inner
