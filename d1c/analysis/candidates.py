@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 
 from d1c.analysis.layers import Layer
-from d1c.analysis.plans import assignments, dim_ranges, layout_from, stages, windows
+from d1c.analysis.plans import assignments, combine_plan, dim_ranges, layout_from, stages, windows
 from d1c.analysis.price import Places, moves, window_elements
 from d1c.analysis.shares import Read, call_of
 from d1c.ir.core import Block
@@ -35,8 +35,8 @@ ALIKE = 4
 SPLITS = 12
 """And how many may split the reduction: each comes with several plans of its combining stage."""
 DEAR = 2.0
-"""A plan that takes longer than this many times the fastest, and twice the way over the machine with its launches, is not
-worth its better place."""
+"""A plan that takes longer than this many times the fastest, and twice the way over the machine with its launches, is
+not worth its better place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,28 +312,12 @@ def _layouts(layer: Layer, w: _Ways, i: int, mesh: Mesh) -> Iterator[tuple[Layou
     if not (w.cut and axes[-1]):
         yield plan, None
         return
-    stage = stages(layer, 2)[1].nest
-    extents = [d.extent for d in nest.dims]
     ranges = w.ranges[:-1]
-    sizes = [math.prod(extents[a:b]) for a, b in ranges]
-    made = set()
-    for to in range(len(ranges) + 1):
-        mine, idle = [list(a) for a in axes[:-1]], list(held)
-        for a in axes[-1]:
-            n = mesh.sizes[mesh.index[a]]
-            least = n if to < len(ranges) - 1 else 8 * n  # fewer columns would be short runs for whoever reads them
-            if to < len(ranges) and sizes[to] // mesh.parts(tuple(mine[to])) >= least:
-                mine[to].append(a)
-            else:
-                idle.append(a)
-        cuts = [
-            blocks[k] if mine[k] == axes[k] else -(-sizes[k] // (mesh.parts(tuple(mine[k]))))
-            for k in range(len(ranges))
-        ]
-        layout = layout_from(stage, ranges, mine, cuts, idle)
-        if layout not in made:
-            made.add(layout)
-            yield plan, layout
+    combines = (
+        combine_plan(nest, ranges, axes[:-1], blocks[:-1], axes[-1], held, to, mesh) for to in range(len(ranges) + 1)
+    )
+    for combine in dict.fromkeys(combines):
+        yield plan, combine
 
 
 def priced(layer: Layer, plan: Layout, combine: Layout | None, where: Places) -> Candidate:

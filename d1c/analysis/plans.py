@@ -26,11 +26,10 @@ from d1c.target.mesh import Group, Layout, LayoutError, Mesh
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A plan, and for a split reduction the plan of the combining stage. `cycles` is its price."""
+    """A plan, and for a split reduction the plan of the combining stage."""
 
     plan: Layout
     combine: Layout | None
-    cycles: float
 
 
 @cache
@@ -108,28 +107,31 @@ def inherited(nest: Structured, layout: Layout) -> Layout | None:
 
 def combine_plan(
     nest: Structured,
-    targets: Sequence[tuple[int, int]],
+    ranges: Sequence[tuple[int, int]],
     axes: Sequence[Sequence[str]],
+    blocks: Sequence[int],
     cut_axes: Sequence[str],
     held: Sequence[str],
+    to: int,
     mesh: Mesh,
 ) -> Layout:
-    """The plan of the stage that adds the nodes of a split reduction: its factors go to columns, to rows, or idle."""
-    extents = tuple(d.extent for d in nest.dims)
-    stage = Structured((*nest.dims[: nest.parallel], nest.dims[-1]), "sum", (), (), 1)  # any kind
-    chosen = [list(a) for a in axes]
-    idle = list(held)
+    """The plan of the stage that adds the nodes of a split reduction, whose first stage cuts `ranges` in `blocks` over
+    `axes` and the reduction over `cut_axes`: these go to range `to` while there is enough of it, or are idle."""
+    mine, idle = [list(a) for a in axes], list(held)
+    sizes = [math.prod(d.extent for d in nest.dims[a:b]) for a, b in ranges]
     for a in cut_axes:
         n = mesh.sizes[mesh.index[a]]
-        room = [math.prod(extents[x:y]) // mesh.parts(tuple(c)) for (x, y), c in zip(targets, chosen, strict=True)]
-        if room[-1] >= 16 * n:
-            chosen[-1].append(a)
-        elif room[0] >= n:
-            chosen[0].append(a)
-        else:  # fewer columns a core would make whoever reads the result gather short runs
+        least = n if to < len(ranges) - 1 else 8 * n  # fewer columns would be short runs for whoever reads them
+        if to < len(ranges) and sizes[to] // mesh.parts(tuple(mine[to])) >= least:
+            mine[to].append(a)
+        else:
             idle.append(a)
-    blocks = [-(-math.prod(extents[x:y]) // mesh.parts(tuple(c))) for (x, y), c in zip(targets, chosen, strict=True)]
-    return layout_from(stage, list(targets), chosen, blocks, idle)
+    cuts = [
+        block if after == list(before) else -(-size // mesh.parts(tuple(after)))
+        for block, before, after, size in zip(blocks, axes, mine, sizes, strict=True)
+    ]
+    stage = Structured((*nest.dims[: nest.parallel], nest.dims[-1]), "sum", (), (), 1)  # any kind
+    return layout_from(stage, ranges, mine, cuts, idle)
 
 
 def windows(

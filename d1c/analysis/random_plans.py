@@ -41,12 +41,13 @@ def random_plan(layer: Layer, rng: np.random.Generator, mesh: Mesh) -> Plan:
             rows.append((nest.cut, nest.cut + 1))
             blocks.append(per * nest.slice)
             if axes[-1]:
-                combine = combine_plan(nest, targets, axes[: len(targets)], axes[-1], held, mesh)
+                to = int(rng.integers(len(targets) + 1))
+                combine = combine_plan(nest, targets, axes[:-1], blocks[:-1], axes[-1], held, to, mesh)
         plan = layout_from(nest, rows, axes, blocks, held)
         try:
             for m, o in zip(nest.maps, layer.operands, strict=True):
                 need_of(extents, m, o.shape, plan)
         except LayoutError:
             continue
-        return Plan(plan, combine, 0.0)
-    return Plan(Layout(tuple(Group() for _ in nest.dims), mesh.names), None, 0.0)
+        return Plan(plan, combine)
+    return Plan(Layout(tuple(Group() for _ in nest.dims), mesh.names), None)

@@ -162,7 +162,7 @@ class _Distributor:
             return [random_plan(x, whole.rng, self.mesh) for x in layers], {}
         chosen = whole.planner.plan(layers, lies, free, whole.budget - whole.resident)
         self.away |= chosen.gathered
-        return [Plan(c.plan, c.combine, c.cycles) for c in chosen.plans], chosen.inputs
+        return [Plan(c.plan, c.combine) for c in chosen.plans], chosen.inputs
 
     def loop(self, step: Again) -> None:
         """A loop carries its values where its body computes them from values that are spread as inputs are: the body
