@@ -17,7 +17,7 @@ from d1rt import event_data as ev
 from d1rt.command_cycles import PIPES, Work, call_work, fill_work
 from d1rt.engine_schedule import reached
 from d1rt.engine_states import Movement, movements
-from d1rt.launches import OPEN_TRIPS, posted_semaphores
+from d1rt.launches import counted, posted_semaphores
 from d1rt.linkload import Fabric
 from d1rt.network import routes
 
@@ -177,7 +177,7 @@ class _Translation:
             layer = of[i] if of[i] >= 0 else layer
             if isinstance(c, Loop):
                 inner = bodies.loops.setdefault(passed, Bodies())
-                inner.trips = 1 if c.condition >= 0 and c.trips >= OPEN_TRIPS else c.trips
+                inner.trips = counted(c)
                 inner.rounds = min(inner.trips, ROUNDS[min(len(path), 1)])
                 at = len(self.commands)
                 self.emit(c, None, ev.LOOP, inner.rounds)

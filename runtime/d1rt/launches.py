@@ -17,6 +17,16 @@ OPEN_TRIPS = 2**31
 """Of so many trips a loop with a condition has no limit."""
 
 
+def is_open(c: Loop) -> bool:
+    """Whether nothing but its condition ends a loop."""
+    return c.condition >= 0 and c.trips >= OPEN_TRIPS
+
+
+def counted(c: Loop) -> int:
+    """The rounds with which a loop counts: one if it is open."""
+    return 1 if is_open(c) else c.trips
+
+
 def launches(program: Program, machine: Machine) -> dict[int, float]:
     """Per layer the cycles that launches take on the core that has most. A call pays for one where its layer is not
     that of the thread's call before it on this core, and its kernel is a product or the thread has waited for another
@@ -28,7 +38,7 @@ def launches(program: Program, machine: Machine) -> dict[int, float]:
     def walk(commands: Iterable[Command], weight: int) -> None:
         for c in commands:
             if isinstance(c, Loop):
-                rounds = 1 if c.condition >= 0 and c.trips >= OPEN_TRIPS else c.trips
+                rounds = counted(c)
                 for times in (min(rounds, 1), rounds - 1):
                     if times > 0:
                         walk(c.body, weight * times)

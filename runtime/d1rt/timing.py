@@ -22,9 +22,10 @@ from d1c.target.kernel import Nest
 from d1c.target.machine import Machine
 from d1c.target.mesh import Mesh
 from d1c.target.movement import Exchange
-from d1c.target.program import Arrive, Barrier, Call, Command, Fill, Loop, Port, Program, Push, Role, Send, every
+from d1c.target.program import Arrive, Barrier, Call, Command, Fill, Loop, Port, Program, Push, Send, every
+from d1c.target.program_check import role_cores
 from d1rt.command_cycles import PIPES, call_work, fill_work
-from d1rt.launches import OPEN_TRIPS, launches
+from d1rt.launches import counted, is_open, launches
 from d1rt.linkload import Fabric, Flows, Load, load
 
 __all__ = ["Times", "layer_times"]
@@ -116,7 +117,8 @@ def _collect(program: Program, machine: Machine, fabric: Fabric) -> dict[int, _L
     layers: dict[int, _Layer] = defaultdict(_Layer)
     loads: dict[tuple[object, ...], Load] = {}
     for role in program.roles:
-        cores = _role_cores(role, program.mesh)
+        cores = np.zeros(program.mesh.cores, bool)
+        cores[role_cores(role, program.mesh)] = True
         for thread in role.threads:
             computes = any(isinstance(c, Call) for c in every(thread))
             at: dict[int, int] = defaultdict(int)
@@ -184,19 +186,10 @@ def _placed(commands: Iterable[Command], place: _Place = _Place()) -> Iterator[t
         if not isinstance(c, Loop):
             yield c, place
         elif c.trips:
-            open_, decided = c.condition >= 0 and c.trips >= OPEN_TRIPS, c.condition >= 0
-            rounds, limit = place.rounds * (1 if open_ else c.trips), place.limit or (decided and not open_)
+            open_ = is_open(c)
+            rounds, limit = place.rounds * counted(c), place.limit or (c.condition >= 0 and not open_)
             yield from _placed(c.body, _Place((*place.loops, passed), rounds, limit, place.open or open_))
             passed += 1
-
-
-def _role_cores(role: Role, mesh: Mesh) -> np.ndarray:
-    """[cores] which cores play the role."""
-    mask = np.ones(mesh.cores, bool)
-    for axis, low, high in role.cores:
-        at = mesh.coords[:, mesh.index[axis]]
-        mask &= (at >= low) & (at < high)
-    return mask
 
 
 def _buffers(command: Command) -> Iterator[int]:
