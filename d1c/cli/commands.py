@@ -40,6 +40,17 @@ Shuffle = Annotated[
     int | None, typer.Option("--shuffle", metavar="SEED", min=0, help="Order of cores, threads, messages.")
 ]
 AllLayers = Annotated[bool, typer.Option("--all-layers", help="Show every layer of a long network.")]
+Precision = Annotated[str, typer.Option("--precision", metavar="f32|bf16", help="How values are stored.")]
+Shape = Annotated[
+    list[str] | None, typer.Option("--shape", metavar="NAME=1,3,224,224", help="The shape of an input; may repeat.")
+]
+Dim = Annotated[
+    list[str] | None, typer.Option("--dim", metavar="NAME=8", help="The value of a symbolic dimension; may repeat.")
+]
+Freeze = Annotated[
+    list[str] | None,
+    typer.Option("--freeze", metavar="NAME=VALUE", help="Make an input a constant (or FILE.npy); may repeat."),
+]
 Binary = Annotated[Path, typer.Argument(metavar="OUT.d1x", help="A compiled program.")]
 
 
@@ -69,17 +80,10 @@ def compile_command(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model.")],
     output: Annotated[Path | None, typer.Option("-o", "--output", metavar="OUT.d1x", help="Write the program.")] = None,
     target: Target = "d1-tile",
-    precision: Annotated[str, typer.Option("--precision", metavar="f32|bf16", help="How values are stored.")] = "bf16",
-    shape: Annotated[
-        list[str] | None, typer.Option("--shape", metavar="NAME=1,3,224,224", help="The shape of an input; may repeat.")
-    ] = None,
-    dim: Annotated[
-        list[str] | None, typer.Option("--dim", metavar="NAME=8", help="The value of a symbolic dimension; may repeat.")
-    ] = None,
-    freeze: Annotated[
-        list[str] | None,
-        typer.Option("--freeze", metavar="NAME=VALUE", help="Make an input a constant (or FILE.npy); may repeat."),
-    ] = None,
+    precision: Precision = "bf16",
+    shape: Shape = None,
+    dim: Dim = None,
+    freeze: Freeze = None,
     json: Json = None,
     run: Annotated[bool, typer.Option("--run", help="Run the program on --inputs after compiling.")] = False,
     inputs: Inputs = None,
@@ -135,17 +139,10 @@ def compile_command(
 def check_model_command(
     model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model.")],
     target: Target = "d1-tile",
-    precision: Annotated[str, typer.Option("--precision", metavar="f32|bf16", help="How values are stored.")] = "bf16",
-    shape: Annotated[
-        list[str] | None, typer.Option("--shape", metavar="NAME=1,3,224,224", help="The shape of an input; may repeat.")
-    ] = None,
-    dim: Annotated[
-        list[str] | None, typer.Option("--dim", metavar="NAME=8", help="The value of a symbolic dimension; may repeat.")
-    ] = None,
-    freeze: Annotated[
-        list[str] | None,
-        typer.Option("--freeze", metavar="NAME=VALUE", help="Make an input a constant (or FILE.npy); may repeat."),
-    ] = None,
+    precision: Precision = "bf16",
+    shape: Shape = None,
+    dim: Dim = None,
+    freeze: Freeze = None,
     json: Json = None,
     error_format: ErrorFormat = "text",
     debug: Debug = False,
@@ -201,6 +198,35 @@ def time_command(
     from d1c.cli.time import time_program
 
     time_program(program, json, trace, sweep or (), all_layers)
+
+
+@app.command("bench")
+@guarded
+def bench_command(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.onnx", help="The model.")],
+    inputs: Inputs = None,
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="onnxruntime", help="Run the model there too, in turns.")
+    ] = None,
+    threads: Threads = None,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Runs of each that count.")] = 9,
+    program: Annotated[
+        Path | None, typer.Option("--program", metavar="OUT.d1x", help="The model compiled already.")
+    ] = None,
+    target: Target = "d1-tile",
+    precision: Precision = "bf16",
+    shape: Shape = None,
+    dim: Dim = None,
+    freeze: Freeze = None,
+    json: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures as JSON.")] = None,
+    error_format: ErrorFormat = "text",
+    debug: Debug = False,
+) -> None:
+    """Measure the emulator's speed on this host, and beside it onnxruntime's."""
+    from d1c.cli.bench import Options, bench
+
+    flags = tuple(shape or ()), tuple(dim or ()), tuple(freeze or ())
+    bench(Options(model, inputs, program, target, precision, *flags, threads, rounds, against, json))
 
 
 @app.command("dis")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from d1c.cli.shell import check_outputs, progress, read_npz, timed, write_json, write_npz
+from d1c.cli.shell import check_outputs, peak_memory, progress, read_npz, timed, write_json, write_npz
 from d1c.errors import UsageError
 
 if TYPE_CHECKING:
@@ -113,10 +113,3 @@ def show_outputs(outputs: dict[str, np.ndarray], path: Path | None, seconds: dic
         print(f"{name} {list(array.shape)} {array.dtype}: {values}{more}")
     place = f", outputs in {path}" if path is not None else ""
     print(f"loaded in {seconds['load_seconds']:.2f} s, emulated in {seconds['run_seconds']:.2f} s{place}")
-
-
-def peak_memory() -> int:
-    """The largest resident size of this process so far, bytes."""
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

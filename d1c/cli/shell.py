@@ -288,3 +288,13 @@ def timed(seconds: dict[str, float], name: str) -> Iterator[None]:
     started = time.perf_counter()
     yield
     seconds[name] = time.perf_counter() - started
+
+
+def peak_memory() -> int:
+    """The largest resident size of this process so far, bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():  # what getrusage says starts with the parent's
+        return next(int(x.split()[1]) for x in status.read_text().splitlines() if x.startswith("VmHWM")) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -14,7 +14,8 @@ message arrives when it is sent: a race that needs it to be late shows in the pl
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -23,6 +24,7 @@ from d1c.errors import D1Error, Deadlock, Trap
 from d1c.target.loops import twice
 from d1c.target.program import Call, Loop, Program
 from d1c.target.program_check import role_cores
+from d1rt.engine_alone import calls_alone
 from d1rt.engine_checks import check_calls
 from d1rt.engine_memory import Memory, Scatter
 from d1rt.engine_native import Job, Native
@@ -67,7 +69,7 @@ class Engine:
             self.failure = e
             return
         planner = Planner(steps, plain)
-        self._plan = planner.plan
+        self._plan, self._stretches = planner.plan, planner.stretches
         phase = [p for x in planner.stretches for p in x.phase]
         flat = [s for x in planner.stretches for s in x.steps]
         self.memory = Memory(program, self._moves, flat, phase, plain, copied=plain and small, loops=planner.spans)
@@ -120,9 +122,10 @@ class Engine:
                     units.phase()
             parts.append((first, units.mark(), looping and work(stretch, self.program, self._moves) < ALONE))
             self._kept.append(kept)
-        table, starts = units.finish()
+        self._native, self._parts, self._units = native, parts, units.finish()
         self._held = units.held  # the units point into these
-        self._job = Job(native, table, starts, self.threads, self.kernels.scratch_bytes, parts)
+        self._job = Job(native, *self._units, self.threads, self.kernels.scratch_bytes, parts)
+        self._ran: Counter[int] = Counter()
         players = [role_cores(r, self.program.mesh) for r in self.program.roles]
         self._players = np.unique(np.concatenate(players)) if players else np.zeros(0, np.int64)
         self._conditions = {
@@ -137,6 +140,7 @@ class Engine:
         for s in self._inputs:
             s.put(inputs[s.port.name])
         done: dict[int, None] = {}
+        self._ran.clear()
         self._execute(self._plan, done)
         kept: Kept = {}
         for number in done:
@@ -150,15 +154,32 @@ class Engine:
             if isinstance(item, Stretch):
                 done.pop(item.number, None)
                 done[item.number] = None
-                self._stretch(item.number)
+                self._ran[item.number] += 1
+                self._stretch(self._job, item.number)
                 continue
             for number in range(item.command.trips):
                 if item.command.condition >= 0 and not self._goes_on(item.command):
                     break
                 self._execute(item.steady if number else item.first, done)
 
-    def _stretch(self, number: int) -> None:
-        threads, run = self._job.reset(number), self._job.run
+    def calls_alone(self) -> Callable[[], None] | None:
+        """What executes the kernel calls of the last run and nothing else: no message, no input, no wait between
+        layers. It computes nothing of use; its time bounds a run's from below. None where calls take addresses from
+        tables that messages write."""
+        steps = (s.command for x in self._stretches for s in x.steps)
+        if self.failure is not None or any(set(c.tables) - self.memory.fixed for c in steps if isinstance(c, Call)):
+            return None
+        job = calls_alone(self._native, *self._units, self.threads, self.kernels.scratch_bytes, self._parts)
+
+        def run() -> None:
+            for number, count in self._ran.items():
+                for _ in range(count):
+                    self._stretch(job, number)
+
+        return run
+
+    def _stretch(self, job: Job, number: int) -> None:
+        threads, run = job.reset(number), job.run
         try:
             others = [self._pool.submit(run, i, number) for i in range(1, threads)] if self._pool else []
             if threads:
@@ -166,7 +187,7 @@ class Engine:
             for o in others:
                 o.result()
         except BaseException:  # Ctrl-C: those that have started must not wait for those that have not
-            self._job.abandon(number)
+            job.abandon(number)
             if self._pool is not None:
                 self._pool.shutdown()
                 self._pool = ThreadPoolExecutor(self.threads - 1)
@@ -191,4 +212,4 @@ class Engine:
             if self._pool is not None:
                 self._pool.shutdown()
             self._inputs, self._outputs, self._conditions = [], [], {}
-            del self._job, self._held, self.memory
+            del self._job, self._units, self._held, self.memory
