@@ -101,6 +101,9 @@ def compile_command(
         str | None, typer.Option("--emit", metavar="graph|dist|tile|kern", help="Print the module of that level.")
     ] = None,
     all_layers: AllLayers = False,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Print how long every pass took, and which steps of it.")
+    ] = False,
     no_remedies: Annotated[
         bool, typer.Option("--no-remedies", help="Where the model does not fit, do not try what would.")
     ] = False,
@@ -130,6 +133,7 @@ def compile_command(
             emit=emit,
             all_layers=all_layers,
             remedies=not no_remedies,
+            profile=profile,
         )
     )
 

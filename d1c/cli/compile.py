@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sys
+import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import d1c.api as api
+from d1c.cli import profile
+from d1c.cli.profile import Sampler
 from d1c.cli.run import check_engine, execute, show_outputs
-from d1c.cli.shell import check_outputs, dims_of, freeze_of, progress, read_npz, shapes_of, write_json, write_npz
+from d1c.cli.shell import check_outputs, dims_of, freeze_of, progress, read_npz, shapes_of, timed, write_json, write_npz
 from d1c.errors import DoesNotFit, UsageError
 from d1c.ir.core import LEVELS, Module
 
@@ -36,6 +40,7 @@ class Options:
     emit: str | None
     all_layers: bool
     remedies: bool = True
+    profile: bool = False
 
 
 def compile_model(o: Options) -> None:
@@ -43,6 +48,8 @@ def compile_model(o: Options) -> None:
     _check(o)
     inputs = read_npz(o.inputs) if o.inputs is not None else None
     printed = False
+    sampler = Sampler() if o.profile else None
+    more = {"start": time.process_time()} if o.profile else {}
 
     def show(name: str, module: Module) -> None:
         nonlocal printed
@@ -50,7 +57,7 @@ def compile_model(o: Options) -> None:
         print(f"// after {name}\n{module}")
 
     try:
-        with progress("compiling", len(api.STAGES)) as tell:
+        with progress("compiling", len(api.STAGES)) as tell, sampler or nullcontext():
             program = api.compile(
                 o.model,
                 target=o.target,
@@ -73,17 +80,27 @@ def compile_model(o: Options) -> None:
         for level in (None,) if program.compiled is None else ("tile", "kern"):
             print(program.module(level))
     if program.compiled is None:
+        stopped: dict[str, Any] = {
+            "version": d1c_version(),
+            "stopped_after": o.stop_after,
+            "passes": list(program.passes),
+        }
+        if sampler is not None:
+            stopped["profile"] = profile.profile(sampler.tree, program.passes, more)
+            print(profile.text(stopped["profile"]))
         if o.json is not None:
-            write_json(
-                o.json, {"version": d1c_version(), "stopped_after": o.stop_after, "passes": list(program.passes)}
-            )
+            write_json(o.json, stopped)
         return
     if o.output is not None:
-        with progress(f"writing {o.output.name}"):
+        with progress(f"writing {o.output.name}"), timed(more, "write"):
             program.save(o.output)
-    summary = program.summary()
+    with timed(more, "summary"):
+        summary = program.summary()
     if o.emit is None and o.stop_after is None and not printed:
         print_summary(summary, o.all_layers)
+    if sampler is not None:
+        summary["profile"] = profile.profile(sampler.tree, program.passes, more)
+        print(profile.text(summary["profile"]))
     if o.run and inputs is not None:
         seconds: dict[str, float] = {}
         outputs = execute(program.target, inputs, o.engine, o.threads, None, seconds)
