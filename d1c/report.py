@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import d1c
 from d1c.target.machine import Machine
-from d1c.target.program import Arrive, Call, Fill, Free, Port, Program, Push, every
+from d1c.target.program import Arrive, Call, Fetch, Fill, Free, Port, Program, Push, every
 
 __all__ = ["ROWS", "Times", "left_out", "short_plan", "sram_of", "summarize", "table", "text", "totals", "write"]
 
@@ -129,6 +129,7 @@ def sram_of(program: Program) -> dict[int, int]:
     freed: dict[int, set[int]] = defaultdict(set)  # by threads that do not compute, before they are given out again
     threads = [tuple(every(thread)) for role in program.roles for thread in role.threads]
     windows = {c.exchange: c.target for thread in threads for c in thread if isinstance(c, Push)}
+    fetched = {c.target for thread in threads for c in thread if isinstance(c, Fetch)}
     computing = [t for t in threads if any(isinstance(c, Call) for c in t)]
     for free in (c for t in threads if t not in computing for c in t if isinstance(c, Free)):
         freed[free.layer] |= set(free.buffers)
@@ -142,7 +143,7 @@ def sram_of(program: Program) -> dict[int, int]:
             used -= sum(program.buffers[b].bytes for b in dead)
             live -= dead
             if isinstance(c, Call):
-                new = {c.out}
+                new = {c.out, *fetched.intersection(c.operands)}
             elif isinstance(c, Arrive) and c.exchange in windows:
                 new = {windows[c.exchange]}
             elif isinstance(c, Fill):

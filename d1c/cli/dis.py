@@ -19,6 +19,7 @@ from d1c.target.program import (
     Barrier,
     Call,
     Command,
+    Fetch,
     Fill,
     Free,
     Loop,
@@ -150,6 +151,10 @@ def _command(program: Program, c: Command, core: int) -> str:
                 f"send {own(c.elements)} elements {name(c.source)}+{own(c.source_offset)} -> "
                 f"{name(c.target)}+{own(c.target_offset)} of {_reach(c.to)}; semaphore {c.semaphore}"
             )
+        case Fetch():
+            row = own(c.index)
+            what = f"row {row} of {c.array}; semaphore {c.semaphore}" if row >= 0 else "nothing"
+            return f"fetch {name(c.target)} <- {what}"
         case Wait():
             if c.relative:
                 return f"wait for {own(c.count)} more on semaphore {c.semaphore}"

@@ -6,13 +6,14 @@ examples/handwritten has a program and the commands to run it. The text holds on
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from d1c.emit.check import check
 from d1c.emit.modules import from_modules
 from d1c.errors import UsageError, VerifyError
+from d1c.ir.core import Block, Op
 from d1c.ir.text import parse_modules
 from d1c.ir.verify import verify
 from d1c.target.machine import Machine
@@ -40,9 +41,16 @@ def assemble(
         raise
 
 
-def _assemble(
-    text: str, filename: str, machine: Machine | None, weights: Mapping[str, np.ndarray] | None
-) -> Program:
+def _named(block: Block) -> Iterator[Op]:
+    """The ops that name a constant."""
+    for op in block.ops:
+        if op.name in ("tile.place", "tile.fetch"):
+            yield op
+        for inner in op.regions:
+            yield from _named(inner)
+
+
+def _assemble(text: str, filename: str, machine: Machine | None, weights: Mapping[str, np.ndarray] | None) -> Program:
     modules = parse_modules(text, filename, weights, origins=True)
     for module in modules:
         verify(module)
@@ -62,7 +70,8 @@ def _assemble(
         if kind in ("buffer", "role", "input", "output"):
             name = next(buffers).name if kind == "buffer" else op.attrs.name
             lines[f"{kind} {name!r}"] = op.origin
-        if kind == "place" and op.attrs.array not in program.weights:
+    for op in _named(tile.function().block):
+        if op.attrs.array not in program.weights:
             raise UsageError(
                 f"the data of constant {op.attrs.array!r} is not in the text", where=op.origin,
                 rule="large constants are printed as a digest",

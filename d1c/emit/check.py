@@ -4,8 +4,8 @@ d1c.target.program_check has the rules of every program, and is asked last. Here
 and two more that make faults visible before a run:
 
 - buffers that overlap in SRAM are an error, unless a tile.free somewhere names one of the two;
-- a semaphore that counts arrivals (push, send) belongs to one target buffer (in programs with barriers: between two of
-  them), and nobody posts to it.
+- a semaphore that counts arrivals (push, send, fetch) belongs to one target buffer (in programs with barriers: between
+  two of them), and nobody posts to it.
 
 What only a run can tell (a push into bytes that are not free, a read of bytes that nothing has written, a deadlock) the
 engines find.
@@ -23,7 +23,7 @@ from d1c.target import program_check
 from d1c.target.encoding import code_bytes
 from d1c.target.kernel import Nest, Operand
 from d1c.target.mesh import CoreInt
-from d1c.target.program import Barrier, Call, Command, Free, Post, Program, Push, Send, To, every
+from d1c.target.program import Barrier, Call, Command, Fetch, Free, Post, Program, Push, Send, To, every
 
 
 def check(program: Program, lines: Mapping[str, str]) -> None:
@@ -161,6 +161,9 @@ class _Check:
                 for buffer, at, what in ((c.source, c.source_offset, "reads"), (c.target, c.target_offset, "writes")):
                     lo = self.number(at, where)[cores]
                     self.inside(buffer, int(lo.min()), int((lo + n).max()), where, what)
+            case Fetch():
+                self.arrival(c.semaphore, c.target, where)
+                self.number(c.index, where)
             case Post():
                 self.reach(c.to, where)
                 self.posts.setdefault(c.semaphore, where)

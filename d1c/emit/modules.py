@@ -28,6 +28,7 @@ from d1c.target.program import (
     Buffer,
     Call,
     Command,
+    Fetch,
     Fill,
     Free,
     Loop,
@@ -123,6 +124,9 @@ def _command_op(x: Command, values: list[Value], p: Program) -> Op:
                 c.reach_text(x.to), _short(x.elements), x.semaphore, _short(x.source_offset), _short(x.target_offset),
                 x.layer,
             )  # fmt: skip
+        case Fetch():
+            used = (x.target,)
+            attrs = c.FetchAttrs(x.array, x.semaphore, _short(x.index), x.layer)
         case Wait():
             attrs = c.WaitAttrs(x.semaphore, _short(x.count), x.layer, x.relative)
         case Post():
@@ -253,11 +257,14 @@ class _Reader:
 
     def placement(self, op: Op) -> Placement:
         a: d.PlaceAttrs = op.attrs
-        missing = getattr(self.tile.constants, "missing", {})
-        if a.array not in self.weights and a.array not in missing:
-            rule, remedy = "it stands in the module's constants", _near(a.array, self.weights)
-            raise self.fail(op, f"no constant {a.array!r}", rule, remedy)
-        return Placement(self.number(op.operands[0]), a.array, _long(a.index), parse_axes(a.held))
+        return Placement(self.number(op.operands[0]), self.array(op, a.array), _long(a.index), parse_axes(a.held))
+
+    def array(self, op: Op, name: str) -> str:
+        """`name`, if it is one of a constant."""
+        if name not in self.weights and name not in getattr(self.tile.constants, "missing", {}):
+            rule, remedy = "it stands in the module's constants", _near(name, self.weights)
+            raise self.fail(op, f"no constant {name!r}", rule, remedy)
+        return name
 
     def port(self, op: Op, buffers: tuple[Buffer, ...]) -> Port:
         a: d.PortAttrs = op.attrs
@@ -288,6 +295,8 @@ class _Reader:
                 offsets = (_long(a.source_offset), _long(a.target_offset))
                 to, elements = c.parse_reach(a.to), _long(a.elements)
                 return Send(used[0], used[1], to, *offsets, elements, a.semaphore, **end)
+            case "tile.fetch":
+                return Fetch(used[0], self.array(op, a.array), _long(a.index), a.semaphore, **end)
             case "tile.wait":
                 return Wait(a.semaphore, _long(a.count), **end, relative=a.relative)
             case "tile.post":
@@ -317,7 +326,7 @@ class _Reader:
         )  # fmt: skip
 
 
-_COMMANDS = ("call", "push", "arrive", "send", "wait", "post", "free", "fill", "barrier", "loop")
+_COMMANDS = ("call", "push", "arrive", "send", "fetch", "wait", "post", "free", "fill", "barrier", "loop")
 
 
 def _long(value: c.PerCore) -> CoreInt:

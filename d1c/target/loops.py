@@ -8,6 +8,7 @@ from d1c.target.program import (
     Arrive,
     Barrier,
     Command,
+    Fetch,
     Loop,
     Post,
     Program,
@@ -58,7 +59,7 @@ def _counts(c: Command) -> tuple[int, ...]:
     match c:
         case Barrier():
             return (*c.up, c.release)
-        case Push() | Arrive() | Send() | Post():
+        case Push() | Arrive() | Send() | Fetch() | Post():
             return (c.semaphore,)
         case Wait() if c.relative:
             return (c.semaphore,)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from d1c.target.loops import twice
-from d1c.target.program import Arrive, Barrier, Command, Loop, Post, Push, Role, Send, Wait, every
+from d1c.target.program import Arrive, Barrier, Command, Fetch, Loop, Post, Push, Role, Send, Wait, every
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ def _local(threads: Sequence[Sequence[Command]], foreign: set[int]) -> set[int]:
                     odd |= {c.semaphore} if c.to else set()
                 case Wait():
                     waits[c.semaphore].add(t)
-                case Push() | Send() | Arrive():
+                case Push() | Send() | Fetch() | Arrive():
                     odd.add(c.semaphore)
                 case Barrier():
                     odd |= {*c.up, c.release}

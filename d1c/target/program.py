@@ -5,8 +5,8 @@ running: references, addresses against SRAM, counts, semaphores, movements; what
 
 How a program runs: every core of a role runs the role's threads, in order, one command after another; commands of
 different threads and cores meet only through buffers and semaphores. Semaphore counts start at 0 and never reset.
-Memory of a buffer is free, filling or full: `Push` and `Send` write into free bytes only, `Free` makes bytes free
-again.
+Memory of a buffer is free, filling or full: `Push`, `Send` and `Fetch` write into free bytes only, `Free` makes bytes
+free again.
 
 Loops: a Loop of one thread has its counterpart in every thread of every role, in the same order and nesting, with the
 same trips and condition. What the condition holds is equal on all cores, so that all make the same number of rounds.
@@ -112,6 +112,20 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True)
+class Fetch:
+    """Read row `index` of weight tensor `array` from the memory of the interface processor nearest to this core into
+    buffer `target`, from its first element on; when it is wholly written, that adds 1 to `semaphore` of this core. An
+    index of -1: this core reads nothing."""
+
+    target: int
+    array: str
+    index: CoreInt
+    semaphore: int
+    layer: int = -1
+    origin: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Wait:
     """Wait until this core's `semaphore` has reached `count`; `relative`: on top of what earlier Arrives, Barriers and
     relative Waits of this core on that semaphore have waited for."""
@@ -179,8 +193,10 @@ class Loop:
     origin: str = ""
 
 
-Command = Call | Push | Arrive | Send | Wait | Post | Free | Fill | Barrier | Loop
-COMMANDS: dict[str, type] = {c.__name__: c for c in (Call, Push, Arrive, Send, Wait, Post, Free, Fill, Barrier, Loop)}
+Command = Call | Push | Arrive | Send | Fetch | Wait | Post | Free | Fill | Barrier | Loop
+COMMANDS: dict[str, type] = {
+    c.__name__: c for c in (Call, Push, Arrive, Send, Fetch, Wait, Post, Free, Fill, Barrier, Loop)
+}
 
 
 def numbered(commands: Iterable[Command], path: tuple[int, ...] = ()) -> Iterator[tuple[tuple[int, ...], Command]]:
@@ -238,9 +254,9 @@ class Port:
 
 @dataclass(frozen=True)
 class Program:
-    """One compiled program. `weights`: the arrays that placements name. `layers`: per layer a record for reports (plain
-    JSON values; commands name them by number). `info`: model name, precision, numerics version, compile summary (plain
-    JSON)."""
+    """One compiled program. `weights`: the arrays that placements and Fetches name. `layers`: per layer a record for
+    reports (plain JSON values; commands name them by number). `info`: model name, precision, numerics version, compile
+    summary (plain JSON)."""
 
     machine: Mapping[str, Any]
     mesh: Mesh

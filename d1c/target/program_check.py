@@ -7,15 +7,13 @@ kernel calls, semaphores. What depends on the order of events (credits, uninitia
 from __future__ import annotations
 
 import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
-from itertools import groupby
+from collections.abc import Iterable
 from typing import NoReturn
 
 import numpy as np
 
 from d1c.errors import LoadError, UsageError
-from d1c.target import loops, numerics, order
+from d1c.target import arrivals, loops, numerics
 from d1c.target.barrier import barrier_axes
 from d1c.target.dtypes import DType, dtype
 from d1c.target.machine import Machine
@@ -27,6 +25,7 @@ from d1c.target.program import (
     Buffer,
     Call,
     Command,
+    Fetch,
     Fill,
     Free,
     Loop,
@@ -97,8 +96,8 @@ class _Check:
         self.at = ""
         if broken := loops.broken(self.p):
             self.bad(*broken)
-        self.pairs()
-        self.shared_semaphores()
+        if wrong := arrivals.broken(self.p):
+            self.bad(*wrong)
 
     # ---- the machine and data ---------------------------------------------------------------------------------------
 
@@ -173,16 +172,19 @@ class _Check:
     def placements(self) -> None:
         for i, p in enumerate(self.p.placements):
             self.at = f"placement {i} ({p.array})"
-            b = self.of(p.buffer, "its target")
-            array = self.p.weights.get(p.array)
-            if array is None:
-                self.bad("there is no weight tensor of that name")
-            if array.ndim != 2 or array.dtype != self.dtype(b.dtype).numpy:
-                self.bad(f"weights are {array.dtype} of rank {array.ndim}, buffer {b.name} needs rows of {b.dtype}")
-            if array.shape[1] > b.elements:
-                self.bad(f"does not fit buffer {b.name}", row_elements=array.shape[1], buffer_elements=b.elements)
-            self.core_int(p.index, "index", -1, array.shape[0] - 1)
+            self.rows(self.of(p.buffer, "its target"), p.array, p.index)
             self.axes(p.held, "held")
+
+    def rows(self, b: Buffer, name: str, index: CoreInt) -> None:
+        """Rows of weight tensor `name` go to buffer `b`."""
+        array = self.p.weights.get(name)
+        if array is None:
+            self.bad("there is no weight tensor of that name")
+        if array.ndim != 2 or array.dtype != self.dtype(b.dtype).numpy:
+            self.bad(f"weights are {array.dtype} of rank {array.ndim}, buffer {b.name} needs rows of {b.dtype}")
+        if array.shape[1] > b.elements:
+            self.bad(f"does not fit buffer {b.name}", row_elements=array.shape[1], buffer_elements=b.elements)
+        self.core_int(index, "index", -1, array.shape[0] - 1)
 
     def port(self, port: Port, kind: str) -> None:
         b = self.of(port.buffer, "its buffer")
@@ -347,6 +349,14 @@ class _Check:
                         self.bad(f"reaches behind the {b.elements} elements of buffer {b.name}")
                 self.to(c.to)
                 self.semaphore(c.semaphore)
+            case Fetch():
+                target = self.of(c.target, "its target")
+                self.rows(target, c.array, c.index)
+                if target.kind not in ("owned", "window"):
+                    self.bad(f"writes {target.kind} {target.name}")
+                if not self.p.machine.get("dip_count", 1):
+                    self.bad("the machine has no interface processor")
+                self.semaphore(c.semaphore)
             case Wait():
                 self.core_int(c.count, "count", 0, 2**32 - 1)
                 self.semaphore(c.semaphore)
@@ -406,85 +416,6 @@ class _Check:
         for k, scalar in enumerate(c.scalars):
             self.core_int(scalar, f"scalar {k}", None)
         self.axes(c.held, "held")
-
-    # ---- commands together ------------------------------------------------------------------------------------------
-
-    def commands(self, kind: Callable[[Command], bool]) -> Iterator[tuple[str, Command]]:
-        for r in self.p.roles:
-            for t, thread in enumerate(r.threads):
-                for path, c in numbered(thread):
-                    if kind(c):
-                        yield f"role {r.name!r} thread {t} command {place_text(path)} ({type(c).__name__})", c
-
-    def pairs(self) -> None:
-        """What one command waits for another one of the program must send, to the same buffer by the same semaphore."""
-        pushed: dict[int, tuple[int, int]] = {}
-        for at, c in self.commands(lambda c: isinstance(c, Push)):
-            assert isinstance(c, Push)
-            self.at = at
-            if pushed.setdefault(c.exchange, (c.target, c.semaphore)) != (c.target, c.semaphore):
-                self.bad(f"exchange {c.exchange} is pushed to two targets or by two semaphores")
-        for at, c in self.commands(lambda c: isinstance(c, (Arrive, Fill))):
-            self.at = at
-            if isinstance(c, Arrive) and pushed.get(c.exchange, (-1, -1))[1] != c.semaphore:
-                self.bad(f"nobody pushes exchange {c.exchange} by semaphore {c.semaphore}")
-            if isinstance(c, Fill) and c.exchange >= 0 and pushed.get(c.exchange, (c.buffer, 0))[0] != c.buffer:
-                self.bad(f"exchange {c.exchange} goes to another buffer than {self.p.buffers[c.buffer].name}")
-        self.targets = {x: target for x, (target, _) in pushed.items()}
-
-    def shared_semaphores(self) -> None:
-        """At any time a semaphore counts the arrivals of one buffer: what one movement brings has come on all cores
-        before a barrier, behind which the next one is sent. Rounds of a loop follow each other in the same way. In a
-        program without barriers a thread names one buffer only."""
-        barriers = any(True for _ in self.commands(lambda c: isinstance(c, Barrier)))
-        for k, r in enumerate(self.p.roles):
-            found = list(order.events(r, [*self.p.roles[:k], *self.p.roles[k + 1 :]]))
-            groups = [found] if barriers else [[e for e in found if e.thread == t] for t in range(len(r.threads))]
-            for group in groups:
-                self.spans(r, group)
-
-    def spans(self, r: Role, events: list[order.Event]) -> None:
-        """The uses of a semaphore for different buffers must not overlap. A use lasts from a push to the Arrive that
-        waits for it where the role has both, equally often; otherwise every command is a use. Buffers whose Arrives
-        stand together count as one: behind them all messages have come, whatever each of them has waited for."""
-        sent: dict[int, list[order.Event]] = defaultdict(list)
-        come: dict[int, list[order.Event]] = defaultdict(list)
-        uses: dict[int, list[tuple[int, int, frozenset[int], order.Event]]] = defaultdict(list)
-        together: dict[int, frozenset[int]] = {}  # by the Arrive's event
-        for arrives, run in groupby(events, lambda e: (e.thread, isinstance(e.command, Arrive))):
-            if arrives[1]:
-                stand = [(e, e.command) for e in run if isinstance(e.command, Arrive)]
-                for e, c in stand:
-                    same = (x.exchange for _, x in stand if x.semaphore == c.semaphore)
-                    together[id(e)] = frozenset(self.targets[x] for x in same)
-        for e in events:
-            match e.command:
-                case Push():
-                    sent[e.command.exchange].append(e)
-                case Arrive():
-                    come[e.command.exchange].append(e)
-                case Send():
-                    uses[e.command.semaphore].append((e.after, e.before, frozenset((e.command.target,)), e))
-        for x in {*sent, *come}:
-            pairs = list(zip(sent[x], come[x], strict=False)) if len(sent[x]) == len(come[x]) else []
-            for first, last in pairs or ((e, e) for e in (*sent[x], *come[x])):
-                assert isinstance(last.command, Push | Arrive)
-                buffers = together.get(id(last), frozenset((self.targets[x],)))
-                uses[last.command.semaphore].append((first.after, last.before, buffers, last))
-        for semaphore, spans in uses.items():
-            ends: dict[frozenset[int], int] = {}  # when their last use is over
-            for start, end, target, e in sorted(spans, key=lambda s: (s[0], s[1])):
-                for other, over in ends.items():
-                    if other != target and over >= start:
-                        self.at = f"role {r.name!r} thread {e.thread} command {place_text(e.path)} "
-                        self.at += f"({type(e.command).__name__})"
-                        a, b = (self.p.buffers[min(x)].name for x in (other - target or other, target))
-                        self.bad(
-                            f"semaphore shared: {semaphore} counts arrivals for buffers {a} and {b}",
-                            rule="between two barriers, an arrival semaphore belongs to one target buffer",
-                        )
-                ends = {k: v for k, v in ends.items() if v >= start}
-                ends[target] = max(ends.get(target, -1), end)
 
 
 def _range(values: np.ndarray, end: int) -> np.ndarray:

@@ -23,7 +23,7 @@ from d1c.target.encoding import EncodingError, decode, encode
 from d1c.target.kernel import Nest
 from d1c.target.mesh import CoreInt, Layout, Mesh
 from d1c.target.movement import ComponentExchange, Exchange, Pieces
-from d1c.target.program import COMMANDS, Buffer, Command, Loop, Placement, Port, Program, Role, To
+from d1c.target.program import COMMANDS, Buffer, Command, Fetch, Loop, Placement, Port, Program, Role, To, every
 from d1c.target.program_check import MAX_CORES, MAX_DEPTH, check
 
 WEIGHTS = "weights"
@@ -108,14 +108,17 @@ def _narrow(t: np.dtype) -> bool:
 
 
 def _typed(program: Program) -> Mapping[str, np.ndarray]:
-    """The weights in the element types of the buffers that they are placed in."""
+    """The weights in the element types of the buffers that they are placed in or fetched to."""
     weights = dict(program.weights)
-    for p in program.placements:
-        array = weights.get(p.array)
-        if array is None or array.dtype != np.uint8 or not 0 <= p.buffer < len(program.buffers):
+    uses = [(p.array, p.buffer) for p in program.placements]
+    commands = (c for role in program.roles for thread in role.threads for c in every(thread))
+    uses += [(c.array, c.target) for c in commands if isinstance(c, Fetch)]
+    for name, buffer in uses:
+        array = weights.get(name)
+        if array is None or array.dtype != np.uint8 or not 0 <= buffer < len(program.buffers):
             continue  # `check` says what is wrong
-        if program.buffers[p.buffer].dtype in {d.name for d in NARROW}:
-            weights[p.array] = array.view(dtype(program.buffers[p.buffer].dtype).numpy)
+        if program.buffers[buffer].dtype in {d.name for d in NARROW}:
+            weights[name] = array.view(dtype(program.buffers[buffer].dtype).numpy)
     return weights
 
 

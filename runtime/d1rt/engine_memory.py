@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from d1c.target.dtypes import dtype
-from d1c.target.program import Call, Fill, Port, Program, Push
+from d1c.target.program import Call, Fetch, Fill, Port, Program, Push
 from d1rt.engine_schedule import Step, unaliased
 from d1rt.engine_states import Movement, holders, placed
 
@@ -109,6 +109,8 @@ class Memory:
             c = step.command
             if isinstance(c, Call):
                 rows[c.out][step.cores] = True
+            elif isinstance(c, Fetch):
+                rows[c.target][step.cores] = True
             elif isinstance(c, Push):
                 rows[c.target] |= moves[c.exchange].class_of >= 0
                 via.setdefault(c.target, set()).add(c.exchange)
@@ -168,6 +170,8 @@ def touches(step: Step) -> tuple[int, ...]:
         return (c.out, *c.operands, *c.tables)
     if isinstance(c, Fill):
         return (c.buffer,)
+    if isinstance(c, Fetch):
+        return (c.target,)
     return (c.source, c.target)
 
 

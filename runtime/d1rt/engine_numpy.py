@@ -27,6 +27,7 @@ from d1c.target.program import (
     Barrier,
     Call,
     Command,
+    Fetch,
     Fill,
     Free,
     Loop,
@@ -68,7 +69,7 @@ class Engine:
     def close(self) -> None:
         """Nothing is held between runs but tables."""
 
-    def table(self, command: Call | Send | Wait) -> tuple[np.ndarray, ...]:
+    def table(self, command: Call | Send | Fetch | Wait) -> tuple[np.ndarray, ...]:
         """A command's per-core integers for all cores, in the order of its fields; for a Call: bases [cores, operands],
         trips, scalars, and which cores run it."""
         key = id(command)  # commands live as long as the program
@@ -88,6 +89,8 @@ class Engine:
                 case Send():
                     fields = (command.source_offset, command.target_offset, command.elements)
                     self._tables[key] = tuple(v.of(mesh) for v in fields)
+                case Fetch():
+                    self._tables[key] = (command.index.of(mesh),)
                 case Wait():
                     self._tables[key] = (command.count.of(mesh),)
         return self._tables[key]
@@ -244,7 +247,7 @@ class _Run:
             else:
                 self.blocked[core, semaphore].append(t)
 
-    def send(self, cores: list[int], c: Push | Send, offsets: np.ndarray, data: np.ndarray) -> None:
+    def send(self, cores: list[int], c: Push | Send | Fetch, offsets: np.ndarray, data: np.ndarray) -> None:
         """Put a message in flight; its bytes must be free when it is sent, since a credit precedes every message."""
         b = self.program.buffers[c.target]
         for core in cores:
@@ -297,6 +300,11 @@ class _Run:
                 if cores:
                     data = core.read(buffers[c.source], source + np.arange(n))
                     self.send(cores, c, target + np.arange(n), data)
+            case Fetch():
+                row = int(self.engine.table(c)[0][core.number])
+                if row >= 0:
+                    data = self.program.weights[c.array][row]
+                    self.send([core.number], c, np.arange(len(data)), data)
             case Arrive():
                 expected = int(self.engine.movements[c.exchange].expected[core.number])
                 core.waited[c.semaphore] += expected
@@ -411,6 +419,8 @@ class _Run:
                 return any(target in moves.reached(i) for i in moves.sent_by(core))
             case Post() | Send() if c.semaphore == semaphore:
                 return target in reach(self.mesh, core, c.to)
+            case Fetch() if c.semaphore == semaphore:
+                return target == core and bool(self.engine.table(c)[0][core] >= 0)
             case Barrier():
                 return semaphore in (*c.up, c.release) and core != target
         return False

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from d1c.target.program import Call, Fill, Loop, Program, Push, Send
+from d1c.target.program import Call, Fetch, Fill, Loop, Program, Push, Send
 from d1rt.engine_memory import touches, written
 from d1rt.engine_schedule import Rounds, Step
 from d1rt.engine_states import Movement
@@ -104,6 +104,8 @@ def work(stretch: Stretch, program: Program, moves: Sequence[Movement]) -> int:
             total += int(moves[c.exchange].messages.elements.sum())
         elif isinstance(c, Send):
             total += int(c.elements.of(mesh)[step.cores].sum())
+        elif isinstance(c, Fetch):
+            total += program.weights[c.array].shape[1] * len(step.cores)
         else:
             total += program.buffers[c.buffer].elements * len(step.cores)
     return total

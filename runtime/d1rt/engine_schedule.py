@@ -23,6 +23,7 @@ from d1c.target.program import (
     Barrier,
     Call,
     Command,
+    Fetch,
     Fill,
     Free,
     Loop,
@@ -48,10 +49,10 @@ SHOWN, POSTERS = 10, 3
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
     """`cores` (ascending) perform `command` together. Calls: only the cores that have work. Pushes: `messages` are the
-    numbers of those they send (None: all of the movement). Sends: `targets` [n, 2], (index into cores, core). Fills:
-    `late` if messages may have come first."""
+    numbers of those they send (None: all of the movement). Sends: `targets` [n, 2], (index into cores, core). Fetches:
+    only the cores that read something. Fills: `late` if messages may have come first."""
 
-    command: Call | Push | Send | Fill
+    command: Call | Push | Send | Fetch | Fill
     cores: np.ndarray
     messages: np.ndarray | None = None
     targets: np.ndarray | None = None
@@ -325,6 +326,8 @@ class Schedule:
         if isinstance(c, Push) and c.semaphore == semaphore:
             m, cls = self.moves[c.exchange].messages, self.moves[c.exchange].class_of[target]
             return bool(np.any((m.src == core) & (m.cls == cls)))
+        if isinstance(c, Fetch) and c.semaphore == semaphore:
+            return target == core and bool(c.index.of(self.mesh)[core] >= 0)
         if isinstance(c, (Send, Post)) and c.semaphore == semaphore:
             return target in reached(c.to, np.array([core]), self.mesh)[1]
         return False
@@ -353,6 +356,12 @@ class Schedule:
                     self.memory.send(c, cores, who, to)
                     self.counts[:, c.semaphore] += np.bincount(to, minlength=self.mesh.cores)
                     self.steps.append(Step(c, cores, targets=np.stack([who, to], axis=1)))
+            case Fetch():
+                cores = cores[c.index.of(self.mesh)[cores] >= 0]
+                if len(cores):
+                    self.memory.fetch(c, cores)
+                    self.counts[cores, c.semaphore] += 1
+                    self.steps.append(Step(c, cores))
             case Post():
                 to = reached(c.to, cores, self.mesh)[1]
                 self.counts[:, c.semaphore] += np.bincount(to, minlength=self.mesh.cores)
@@ -383,7 +392,7 @@ def _buffers(c: Command) -> tuple[int, ...]:
     match c:
         case Call():
             return (c.out,)
-        case Push() | Send():
+        case Push() | Send() | Fetch():
             return (c.target,)
         case Fill():
             return (c.buffer,)
@@ -393,13 +402,14 @@ def _buffers(c: Command) -> tuple[int, ...]:
 
 
 def unaliased(steps: list[Step], moves: list[Movement]) -> set[int]:
-    """Buffers that cores of one class need not hold equally: written by calls or Sends, filled by a part of a class."""
+    """Buffers that cores of one class need not hold equally: written by calls, Sends or Fetches, or filled by a part of
+    a class."""
     out = set()
     for s in steps:
         c = s.command
         if isinstance(c, Call):
             out.add(c.out)
-        elif isinstance(c, Send):
+        elif isinstance(c, (Send, Fetch)):
             out.add(c.target)
         elif isinstance(c, Fill):
             if c.exchange < 0:

@@ -15,7 +15,7 @@ import numpy as np
 from d1c.errors import Trap
 from d1c.target.mesh import place
 from d1c.target.movement import Exchange, Messages, ragged
-from d1c.target.program import Buffer, Call, Command, Fill, Free, Loop, Port, Program, Push, Send
+from d1c.target.program import Buffer, Call, Command, Fetch, Fill, Free, Loop, Port, Program, Push, Send
 from d1rt import engine_numpy, state
 from d1rt.command_cycles import participants
 from d1rt.state import MAYBE
@@ -71,6 +71,8 @@ class Memory(Protocol):
     def push(self, c: Push, cores: np.ndarray, picks: np.ndarray | None) -> None: ...
 
     def send(self, c: Send, cores: np.ndarray, who: np.ndarray, to: np.ndarray) -> None: ...
+
+    def fetch(self, c: Fetch, cores: np.ndarray) -> None: ...
 
     def fill(self, c: Fill, cores: np.ndarray) -> bool:
         """Whether messages may have come first."""
@@ -187,6 +189,13 @@ class Slots:
         filled.reshape(-1)[places] = True
         self.live[b, to] = True
         self.written[b, to] = filled[to].all(axis=1)
+
+    def fetch(self, c: Fetch, cores: np.ndarray) -> None:
+        self.require_free(c, c.target, self.mask(cores) & self.live[c.target])
+        self.require_near(c, c.target, self.mask(cores))
+        self.live[c.target, cores] = True
+        whole = self.program.weights[c.array].shape[1] == self.buffers[c.target].elements
+        self.written[c.target, cores] = whole
 
     def fill(self, c: Fill, cores: np.ndarray) -> bool:
         b = c.buffer
@@ -346,6 +355,15 @@ class Bytes:
                 self.cores[core].mark(self.buffers[c.target], writes, state.FULL)
         except Fault as f:
             self.fault(core, c, f)
+
+    def fetch(self, c: Fetch, cores: np.ndarray) -> None:
+        writes = np.arange(self.program.weights[c.array].shape[1])
+        for number in cores.tolist():
+            try:
+                self.cores[number].require_free(self.buffers[c.target], writes)
+                self.cores[number].mark(self.buffers[c.target], writes, state.FULL)
+            except Fault as f:
+                self.fault(number, c, f)
 
     def fill(self, c: Fill, cores: np.ndarray) -> bool:
         window = self.buffers[c.buffer]

@@ -7,7 +7,7 @@ import numpy as np
 from d1c.target.dtypes import dtype, fill_value
 from d1c.target.mesh import CoreInt
 from d1c.target.movement import ragged
-from d1c.target.program import Call, Fill, Program, Push, Send
+from d1c.target.program import Call, Fetch, Fill, Program, Push, Send
 from d1rt.engine_memory import Memory
 from d1rt.engine_native import CALLS, COPY, UNIT, Native
 from d1rt.engine_records import Boxes, Group, boxes, chunks, groups
@@ -72,6 +72,8 @@ class Units:
             self.call(step, c)
         elif isinstance(c, Push):
             self.push(step, c)
+        elif isinstance(c, Fetch):
+            self.fetch(step, c)
         elif isinstance(c, Fill):
             self.fill(step, c)
         else:
@@ -176,6 +178,14 @@ class Units:
         on = elements > 0
         none = np.zeros(int(on.sum()), np.int64)
         self.copies(groups(soff[on], toff[on], elements[on] * size, none + 1, none, none), source.base, target.base)
+
+    def fetch(self, step: Step, c: Fetch) -> None:
+        rows, room = np.ascontiguousarray(self.program.weights[c.array]), self.memory.rooms[c.target]
+        self.held.append(rows)
+        size = rows.shape[1] * rows.itemsize
+        soff, toff = c.index.of(self.mesh)[step.cores] * size, room.row[step.cores] * room.stride
+        none = np.zeros(len(soff), np.int64)
+        self.copies(groups(soff, toff, none + size, none + 1, none, none), rows.ctypes.data, room.base)
 
     def fill(self, step: Step, c: Fill) -> None:
         b, room = self.program.buffers[c.buffer], self.memory.rooms[c.buffer]

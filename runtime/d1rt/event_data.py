@@ -18,9 +18,9 @@ STATES = 9
 # Kinds of events. A head comes along a row (RIGHT, LEFT) or a column (DOWN, UP); EDGE + way: it now wants a die edge.
 THREAD, START, SOURCE, TAIL, RIGHT, LEFT, DOWN, UP, EDGE = range(9)
 # What a message has waited for.
-PORT, ROW, COLUMN, DIE_EDGE = range(4)
+PORT, ROW, COLUMN, DIE_EDGE, DIP = range(5)
 # Commands.
-CALL, FILL, SEND, POST, WAIT, LOOP, BACK, STOP = range(8)
+CALL, FILL, SEND, POST, WAIT, LOOP, BACK, STOP, FETCH = range(9)
 # Fields of a command.
 OP, A, B, C, SEMAPHORE, PLACE, LAYER = range(7)
 FIELDS = 7
@@ -44,14 +44,18 @@ class Queue(NamedTuple):
 
 class Net(NamedTuple):
     """The network. Links are numbered (way * rows + row) * columns + column of the router that they leave, ways right,
-    left, down, up. `place` [cores, 2] row, column; `links` [links, 2], `edges` [edges, 2], `out` and `into` [cores, 2]:
-    when it is free, packets (ports: cycles) so far; `edge_of` [links] the die edge that a link crosses or -1; `costs`:
-    hop, crossing, inject, eject; `rates`: cycles of a packet on a link, on a die edge; `shape`: rows, columns."""
+    left, down, up. `place` [places, 2] row, column of cores and gates (d1rt.dips); `links` [links, 2], `edges` [edges,
+    2], `dips` [dips, 2], `out` and `into` [places, 2]: when it is free, packets (ports: cycles) so far; `edge_of`
+    [links] the die edge that a link crosses or -1; `dip_of` [rows] a row's interface processor; `costs`: hop, crossing,
+    inject, eject, HBM access, way between an interface processor and the edge; `rates`: cycles of a packet on a link,
+    on a die edge, of an interface processor; `shape`: rows, columns."""
 
     place: np.ndarray
     links: np.ndarray
     edge_of: np.ndarray
     edges: np.ndarray
+    dips: np.ndarray
+    dip_of: np.ndarray
     out: np.ndarray
     into: np.ndarray
     costs: np.ndarray

@@ -15,10 +15,10 @@ import numpy as np
 from numba import njit
 
 from d1rt.event_data import (
-    BACK, BLOCKED, CALL, COLUMN, CORE, DEPTH, DIE_EDGE, DONE, DOWN, EDGE, END, EVENTS, FAR, FILL, FINISHED, FREE,
-    FULL, LAST, LAUNCH, LAYER, LEFT, LOG, LOGGED, LOGS, LOOP, MADE, MOST, NEAR, NEED, NOW, OP, PAUSED, PC, PLACE,
-    PORT, POST, RIGHT, ROOM, ROUND, ROW, SEMAPHORE, SEND, SINCE, SOURCE, START, TAIL, THREAD, UP, WAIT, WAITED,
-    WINDOW, A, B, C, Code, Net, Queue, Routes,
+    BACK, BLOCKED, CALL, COLUMN, CORE, DEPTH, DIE_EDGE, DIP, DONE, DOWN, EDGE, END, EVENTS, FAR, FETCH, FILL,
+    FINISHED, FREE, FULL, LAST, LAUNCH, LAYER, LEFT, LOG, LOGGED, LOGS, LOOP, MADE, MOST, NEAR, NEED, NOW, OP,
+    PAUSED, PC, PLACE, PORT, POST, RIGHT, ROOM, ROUND, ROW, SEMAPHORE, SEND, SINCE, SOURCE, START, TAIL, THREAD, UP,
+    WAIT, WAITED, WINDOW, A, B, C, Code, Net, Queue, Routes,
 )  # fmt: skip
 
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -124,8 +124,8 @@ def schedule(
 
 @_inline
 def _longer(wait: int, cycles: float, what: int) -> int:
-    """The longest single wait so far: 4 x cycles + what for."""
-    return max(wait, int(min(cycles, 5e8)) << 2 | what)
+    """The longest single wait so far: 8 x cycles + what for."""
+    return max(wait, int(min(cycles, 2.5e8)) << 3 | what)
 
 
 @_inline
@@ -137,6 +137,20 @@ def _inject(q: Queue, net: Net, routes: Routes, now: int, m: int, command: int) 
     net.out[core, 1] += cycles
     schedule(q, begin + net.costs[2], SOURCE, 0, m, command, 0, _longer(0, begin - now, PORT), now)
     return int(begin + cycles)
+
+
+@_inline
+def _fetch(q: Queue, net: Net, routes: Routes, now: int, way: int, m: int, command: int) -> Any:
+    """Ask an interface processor, `way` cycles from here to the edge, for message `m`: from when to when it sends."""
+    p = routes.message[m, 1]
+    d = net.dip_of[net.place[routes.message[m, 0], 0]]
+    ready = now + way + net.costs[5] + net.costs[4]
+    begin = max(net.dips[d, 0], float(ready))
+    net.dips[d, 0] = begin + p * net.rates[2]
+    net.dips[d, 1] += p
+    start = int(np.ceil(begin))
+    schedule(q, start + net.costs[5], SOURCE, 0, m, command, 0, _longer(0, start - ready, DIP), now)
+    return start, int(np.ceil(begin + p * net.rates[2]))
 
 
 @_inline
@@ -344,6 +358,15 @@ def _thread(q: Queue, net: Net, routes: Routes, code: Code, now: int, x: int) ->
                 t[PC] = pc + 1
                 schedule(q, end, THREAD, 0, 0, 0, x, 0, 0)
                 return
+        elif op == FETCH:
+            m = code.sends[c[A], core]
+            if m < code.sends[c[A], core + 1]:
+                begin, end = _fetch(q, net, routes, now, code.values[c[B], core], m, pc)
+                _write(q, code, x, pc, now, now + 1, -1, core, begin - now, end)
+                _finish(code, x, pc, now, now + 1)
+                t[PC] = pc + 1
+                schedule(q, now + 1, THREAD, 0, 0, 0, x, 0, 0)
+                return
         elif op == WAIT:
             count = code.values[c[A], core]
             s = c[SEMAPHORE]
@@ -425,17 +448,10 @@ def run(q: Queue, net: Net, routes: Routes, code: Code, arrival: np.ndarray, eve
             arrival[cursor] = now
         else:
             s[END] = max(s[END], now)
-            _arrive(
-                q,
-                code,
-                now,
-                routes.receiver[cursor, 2],
-                code.commands[command, SEMAPHORE],
-                command,
-                routes.message[m, 0],
-                wait,
-                sent,
-            )
+            core, src = routes.receiver[cursor, 2], routes.message[m, 0]
+            if src >= len(code.busy):  # a gate: the core has asked itself
+                src = core
+            _arrive(q, code, now, core, code.commands[command, SEMAPHORE], command, src, wait, sent)
     return PAUSED
 
 

@@ -11,10 +11,11 @@ import numpy as np
 from d1c.target import barrier
 from d1c.target.dtypes import dtype
 from d1c.target.machine import Machine
-from d1c.target.program import Arrive, Barrier, Call, Command, Fill, Loop, Post, Program, Push, Send, Wait
+from d1c.target.program import Arrive, Barrier, Call, Command, Fetch, Fill, Loop, Post, Program, Push, Send, Wait
 from d1c.target.program_check import role_cores
 from d1rt import event_data as ev
 from d1rt.command_cycles import PIPES, Work, call_work, fill_work
+from d1rt.dips import asked, fetches, gated, gates, rate
 from d1rt.engine_schedule import reached
 from d1rt.engine_states import Movement, movements
 from d1rt.launches import counted, posted_semaphores
@@ -53,11 +54,12 @@ class Thread:
 
 @dataclass(frozen=True)
 class Prepared:
-    """`code` and `routes` for the event loop. Per command of the list: `of` (the program's), `thread` (index into
-    `threads`), `layer` (to which its time belongs), `pipe` [cores] of calls: the binding one, -1 without
-    work.
+    """`code` and `routes` for the event loop, over the places of `fabric`. Per command of the list: `of` (the
+    program's), `thread` (index into `threads`), `layer` (to which its time belongs), `pipe` [cores] of calls: the
+    binding one, -1 without work.
     `places`: where keys begin in Code.done. `busy` [pipes, cores]: cycles of all simulated rounds."""
 
+    fabric: Fabric
     code: ev.Code
     routes: ev.Routes
     of: list[Command | None]
@@ -86,7 +88,8 @@ def prepare(expanded: Expanded, machine: Machine, fabric: Fabric, logs: bool) ->
 class _Translation:
     def __init__(self, expanded: Expanded, machine: Machine, fabric: Fabric) -> None:
         self.program, self.moves = expanded.program, expanded.moves
-        self.machine, self.fabric, self.mesh = machine, fabric, expanded.program.mesh
+        self.machine, self.mesh = machine, expanded.program.mesh
+        self.fabric = gated(fabric) if fetches(expanded.program) else fabric
         self.commands: list[list[int]] = []
         self.of: list[Command | None] = []
         self.keys: list[Key | None] = []
@@ -144,6 +147,7 @@ class _Translation:
             np.zeros((4096 if logs else 1, ev.ENTRY), np.int64), options,
         )  # fmt: skip
         return Prepared(
+            self.fabric,
             code,
             self.joined(),
             self.of,
@@ -210,6 +214,8 @@ class _Translation:
                 self.emit(c, key, ev.SEND, self.pushed(c))
             case Send():
                 self.emit(c, key, ev.SEND, self.sent(c))
+            case Fetch():
+                self.emit(c, key, ev.FETCH, *self.fetched(c))
             case Post():
                 who, to = reached(c.to, np.arange(self.mesh.cores), self.mesh)
                 own = np.bincount(to[who == to], minlength=self.mesh.cores)
@@ -289,6 +295,18 @@ class _Translation:
         who, to = reached(c.to, np.arange(self.mesh.cores), self.mesh)
         size = c.elements.of(self.mesh) * dtype(self.program.buffers[c.source].dtype).bytes
         return self.multicasts(who, to, np.maximum(-(-size // self.machine.packet_bytes), 1))
+
+    def fetched(self, c: Fetch) -> tuple[int, int]:
+        """What cores get from their gates; how far these are."""
+        cores, size = asked(self.program, c, self.mesh)
+        packets = np.full(len(cores), max(1, -(-size // self.machine.packet_bytes)))
+        cycles = np.maximum(packets, np.ceil(packets * self.machine.packet_bytes / rate(self.machine))).astype(np.int64)
+        src, each = gates(self.fabric, cores), np.arange(len(cores))
+        way = np.zeros(self.mesh.cores, np.int64)
+        way[cores] = self.fabric.distance(cores, src)
+        number = self.messages(src, each, packets, cycles, np.arange(len(cores) + 1), cores)
+        self.sends[number] = self.sends[number][0] + np.searchsorted(cores, np.arange(self.mesh.cores + 1))
+        return number, self.row(way)
 
     def posts(self, who: np.ndarray, to: np.ndarray) -> int:
         if not len(who):

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from d1c.target.machine import Machine
-from d1c.target.program import Barrier, Call, Fill, Program
+from d1c.target.program import Barrier, Call, Fetch, Fill, Program
 from d1rt import event_data as ev
 from d1rt.command_cycles import PIPES
+from d1rt.dips import fetches
 from d1rt.event_loop import start_threads
 from d1rt.event_program import Bodies, Expanded, Key, Prepared, prepare
 from d1rt.linkload import Fabric
@@ -24,7 +25,7 @@ from d1rt.network import empty, handle, new_queue
 from d1rt.timing import Times, layer_times
 from d1rt.traps import command_text, core_text, deadlock
 
-WAITS = {ev.PORT: "SRAM port", ev.ROW: "row link", ev.COLUMN: "column link", ev.DIE_EDGE: "die edge"}
+WAITS = {ev.PORT: "SRAM port", ev.ROW: "row link", ev.COLUMN: "column link", ev.DIE_EDGE: "die edge", ev.DIP: "DIP"}
 SHOWN = 10
 
 
@@ -81,7 +82,7 @@ class Simulator:
     def _simulate(self, machine: Machine, logs: bool) -> _Outcome:
         fabric = Fabric.of(machine)
         made = prepare(self.expanded, machine, fabric, logs)
-        code, net = made.code, empty(fabric)
+        code, net = made.code, empty(made.fabric)
         contexts = len(code.context)
         queue = new_queue(2 * contexts + int(code.options[ev.MOST]) + 1024)
         start_threads(queue, contexts)
@@ -193,8 +194,10 @@ class _Outcome:
                 way = int(self.fabric.distance(np.array([source]), np.array([core]))[0])
                 parts = [
                     (max(sent, end - way), end, "distance"),
-                    (sent, max(sent, end - way), WAITS[wait & 3] if wait >> 2 else "SRAM port"),
+                    (sent, max(sent, end - way), WAITS[wait & 7] if wait >> 3 else "SRAM port"),
                 ]
+                if isinstance(self.made.of[by >> 32], Fetch):
+                    parts = [(sent, end, "DIP")]
                 t = threads[int(self.made.thread[by >> 32])]
                 x, time = t.base + int(np.searchsorted(t.cores, source)), sent
             else:
@@ -203,7 +206,8 @@ class _Outcome:
                     what = f"compute/{PIPES[int(self.made.pipe[number][core])]}"
                     parts = [(begin + wait, end, what), (begin, begin + wait, "launch")]
                 else:
-                    parts = [(begin, end, "compute/store" if isinstance(command, Fill) else "SRAM port")]
+                    kinds = {Fill: "compute/store", Fetch: "DIP"}
+                    parts = [(begin, end, kinds.get(type(command), "SRAM port"))]
             found += [Segment(a, b, core, source, what, *about) for a, b, what in parts if b > a]
         found.reverse()
         return found
@@ -220,6 +224,8 @@ class _Outcome:
             kinds["column links"] = np.concatenate([links[2, :-1].ravel(), links[3, 1:].ravel()])
         if m.dies > 1:
             kinds["die edges"] = net.edges[:, 1] * net.rates[1]
+        if fetches(self.program):
+            kinds["DIPs"] = net.dips[:, 1] * net.rates[2]
         end = max(self.end, 1)
         return {k: {"mean": float(v.mean() / end), "max": float(v.max() / end)} for k, v in kinds.items()}
 

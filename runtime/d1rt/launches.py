@@ -9,7 +9,7 @@ import numpy as np
 
 from d1c.target.machine import Machine
 from d1c.target.movement import Exchange
-from d1c.target.program import Arrive, Barrier, Call, Command, Loop, Post, Program, Push, Send, Wait, every
+from d1c.target.program import Arrive, Barrier, Call, Command, Fetch, Loop, Post, Program, Push, Send, Wait, every
 from d1c.target.program_check import role_cores
 from d1rt.command_cycles import active, participants
 
@@ -67,9 +67,9 @@ def launches(program: Program, machine: Machine) -> dict[int, float]:
 
 
 def posted_semaphores(program: Program) -> set[int]:
-    """Those that other cores count, but for barriers'."""
+    """Those that other cores or interface processors count, but for barriers'."""
     threads = (every(t) for role in program.roles for t in role.threads)
-    sent = (c for t in threads for c in t if isinstance(c, Push | Send) or (isinstance(c, Post) and c.to))
+    sent = (c for t in threads for c in t if isinstance(c, Push | Send | Fetch) or (isinstance(c, Post) and c.to))
     return {c.semaphore for c in sent}
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from d1c.target.machine import Machine
 from d1c.target.movement import ragged
+from d1rt.dips import dip_of, rate
 from d1rt.event_data import (
     CONTEXT,
     ENTRY,
@@ -119,9 +120,10 @@ def empty(fabric: Fabric) -> Net:
 
     return Net(
         np.stack([fabric.row, fabric.col], 1), np.zeros((len(edge_of), 2)), edge_of, np.zeros((edges, 2)),
-        np.zeros((cores, 2), np.int64), np.zeros((cores, 2), np.int64),
-        np.array([m.hop_cycles, m.die_crossing_cycles, m.inject_cycles, m.eject_cycles]),
-        np.array([m.packet_bytes / m.link_bytes_per_cycle, m.packet_bytes / m.die_edge_bytes_per_cycle]),
+        np.zeros((max(m.dip_count, 1), 2)), dip_of(m), np.zeros((cores, 2), np.int64), np.zeros((cores, 2), np.int64),
+        np.array([m.hop_cycles, m.die_crossing_cycles, m.inject_cycles, m.eject_cycles, m.hbm_latency_cycles,
+                  m.dip_latency_cycles]),
+        np.array([m.packet_bytes / x for x in (m.link_bytes_per_cycle, m.die_edge_bytes_per_cycle, rate(m))]),
         np.array(fabric.shape),
     )  # fmt: skip
 

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from d1c.target.program import Arrive, Barrier, Call, Fill, Program, Wait
+from d1c.target.program import Arrive, Barrier, Call, Fetch, Fill, Program, Wait
 from d1rt import event_data as ev
+from d1rt.dips import dip_of
 from d1rt.events import Events
 from d1rt.traps import core_text
 
@@ -71,12 +72,14 @@ def trace_events(program: Program, found: Events) -> dict[str, Any]:
                 busiest_cycles=busy, busy_share=min(1.0, busy / (end - begin)),
             )  # fmt: skip
     for dip in range(machine.dip_count):
-        track(_MEMORY, dip, "interface processors (closed form)", f"DIP {dip}")
+        track(_MEMORY, dip, "interface processors", f"DIP {dip}")
         weights, inputs = found.total["weight_load_cycles"], found.total["input_load_cycles"]
         if weights:
             slice_(_MEMORY, dip, "load weights", -loads, -inputs, cat="memory")
         if inputs:
             slice_(_MEMORY, dip, "load inputs", -inputs, 0, cat="memory")
+        for begin, end, layer, origin in _fetched(found, dip):
+            slice_(_MEMORY, dip, origin or f"layer {layer}", begin, end, cat="memory", layer=layer)
         if found.total["output_store_cycles"]:
             end = found.outcome.end
             slice_(_MEMORY, dip, "store outputs", end, end + found.total["output_store_cycles"], cat="memory")
@@ -112,6 +115,29 @@ def _entries(found: Events, x: int) -> Iterator[tuple[int, int, int, int]]:
         _, number, begin, end, by, extra, _ = (int(v) for v in found.outcome.code.log[entry])
         if end > begin:
             yield number, begin, end, extra if by < 0 else 0
+
+
+def _fetched(found: Events, dip: int) -> list[tuple[int, int, int, str]]:
+    """What an interface processor sends, in order: from when to when, for which layer, of which node. Fetches of one
+    layer that follow each other are one."""
+    outcome, of = found.outcome, found.prepared.of
+    serves = dip_of(outcome.machine)
+    sent = []
+    for t in found.prepared.threads:
+        if not any(isinstance(c, Fetch) for c in of[t.first : t.last]):
+            continue
+        for i in np.flatnonzero(serves[outcome.fabric.row[t.cores]] == dip).tolist():
+            for entry in outcome.history.of(t.base + i):
+                _, number, asked, _, by, wait, end = (int(v) for v in outcome.code.log[entry])
+                if by < 0 and isinstance(of[number], Fetch):
+                    sent.append((asked + wait, end, found.prepared.layer[number], getattr(of[number], "origin", "")))
+    out: list[tuple[int, int, int, str]] = []
+    for begin, end, layer, origin in sorted(sent):
+        if out and out[-1][2] == layer and begin <= out[-1][1]:
+            out[-1] = (out[-1][0], max(end, out[-1][1]), layer, origin)
+        else:
+            out.append((max(begin, out[-1][1]) if out else begin, end, layer, origin))
+    return out
 
 
 def _windows(found: Events) -> dict[int, tuple[int, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from d1c.errors import Deadlock, Trap
 from d1c.target.barrier import barrier_axes
 from d1c.target.mesh import Mesh
-from d1c.target.program import Arrive, Call, Command, Fill, Free, Loop, Post, Program, Push, Send, Wait
+from d1c.target.program import Arrive, Call, Command, Fetch, Fill, Free, Loop, Post, Program, Push, Send, Wait
 
 FREE_BYTES = "a message, a fill or a result is written into free bytes only; Free is the credit for the next writer"
 WRITTEN_BYTES = "bytes are read only after they have been written"
@@ -43,6 +43,8 @@ def command_text(program: Program, command: Command) -> str:
             return f"{name} exchange {command.exchange}, {moved}"
         case Send():
             return f"{name} {buffers[command.source].name} -> {buffers[command.target].name}"
+        case Fetch():
+            return f"{name} {command.array} -> {buffers[command.target].name}"
         case Arrive():
             return f"{name} exchange {command.exchange}, semaphore {command.semaphore}"
         case Wait() | Post():

@@ -3,6 +3,7 @@
     tile.call(%y, %x, %w) {kernel = "k0", trips = [4, #int"nr: 8 7"], layer = 0}     result, operands, then tables
     tile.push(%x, %x.w) {movement = "m0", semaphore = 9}                            source, target
     tile.send(%x, %slot) {to = "nc+1", elements = 64, semaphore = 3}
+    tile.fetch(%w) {array = "w", index = #int"nr: 0 1", semaphore = 4}              from an interface processor's memory
     tile.loop(%go) {trips = 8} ({                                                   a condition, or none
       ...
       tile.yield
@@ -93,6 +94,16 @@ class SendAttrs:
     semaphore: int
     source_offset: PerCore = 0
     target_offset: PerCore = 0
+    layer: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class FetchAttrs:
+    """Row `index` of constant `array`, -1: nothing. `semaphore`: counts that it has come."""
+
+    array: str
+    semaphore: int
+    index: PerCore = 0
     layer: int = -1
 
 
@@ -203,6 +214,11 @@ def _check_fill(op: Op) -> None:
     _count(op, 1, "the window")
 
 
+def _check_fetch(op: Op) -> None:
+    _count(op, 1, "the target")
+    _semaphores(op)
+
+
 def _check_loop(op: Op) -> None:
     types = buffers(op)
     if len(types) > 1 or any(t.dtype.name != "bool" for t in types):
@@ -228,6 +244,7 @@ for _name, _attrs, _check, _doc in (
     ("push", MovementAttrs, _check_pair, "Send this core's part of a movement."),
     ("arrive", MovementAttrs, _check_none, "Wait for all messages of a movement to this core."),
     ("send", SendAttrs, _check_pair, "Send one message to other cores."),
+    ("fetch", FetchAttrs, _check_fetch, "Read a constant's row from an interface processor's memory."),
     ("wait", WaitAttrs, _check_none, "Wait for a count of a semaphore."),
     ("post", PostAttrs, _check_none, "Add 1 to a semaphore, here or elsewhere."),
     ("free", FreeAttrs, _check_free, "Make the bytes of buffers free for the next message."),

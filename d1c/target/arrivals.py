@@ -1,0 +1,155 @@
+"""What a program's messages and those who wait for them must keep: who counts which arrivals on which semaphore."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator
+from itertools import groupby
+
+from d1c.target import order
+from d1c.target.program import (
+    Arrive,
+    Barrier,
+    Command,
+    Fetch,
+    Fill,
+    Program,
+    Push,
+    Role,
+    Send,
+    Wait,
+    numbered,
+    place_text,
+)
+
+Fault = tuple[str, str]
+"""What is wrong, with its place; the rule."""
+_Use = tuple[int, int, frozenset[int], order.Event]
+"""From which barrier to which one, of which buffers, told of which command."""
+
+
+def broken(program: Program) -> Fault | None:
+    """The first rule about arrivals that a program breaks. Its references must be in order."""
+    targets: dict[int, int] = {}
+    return next(_pairs(program, targets), None) or next(_shared(program, targets), None)
+
+
+def _commands(program: Program, kind: Callable[[Command], bool]) -> Iterator[tuple[str, Command]]:
+    for r in program.roles:
+        for t, thread in enumerate(r.threads):
+            for path, c in numbered(thread):
+                if kind(c):
+                    yield f"role {r.name!r} thread {t} command {place_text(path)} ({type(c).__name__}): ", c
+
+
+def _pairs(program: Program, targets: dict[int, int]) -> Iterator[Fault]:
+    """What one command waits for another one of the program must send, to the same buffer by the same semaphore.
+    `targets` gets the buffer of every exchange."""
+    pushed: dict[int, tuple[int, int]] = {}
+    for at, c in _commands(program, lambda c: isinstance(c, Push)):
+        assert isinstance(c, Push)
+        if pushed.setdefault(c.exchange, (c.target, c.semaphore)) != (c.target, c.semaphore):
+            yield f"{at}exchange {c.exchange} is pushed to two targets or by two semaphores", ""
+    for at, c in _commands(program, lambda c: isinstance(c, (Arrive, Fill))):
+        if isinstance(c, Arrive) and pushed.get(c.exchange, (-1, -1))[1] != c.semaphore:
+            yield f"{at}nobody pushes exchange {c.exchange} by semaphore {c.semaphore}", ""
+        if isinstance(c, Fill) and c.exchange >= 0 and pushed.get(c.exchange, (c.buffer, 0))[0] != c.buffer:
+            yield f"{at}exchange {c.exchange} goes to another buffer than {program.buffers[c.buffer].name}", ""
+    targets.update((x, target) for x, (target, _) in pushed.items())
+
+
+def _shared(program: Program, targets: dict[int, int]) -> Iterator[Fault]:
+    """At any time a semaphore counts the arrivals of one buffer: what one movement brings has come on all cores before
+    a barrier, behind which the next one is sent. Rounds of a loop follow each other in the same way. In a program
+    without barriers a thread names one buffer only."""
+    barriers = any(True for _ in _commands(program, lambda c: isinstance(c, Barrier)))
+    for k, r in enumerate(program.roles):
+        found = list(order.events(r, [*program.roles[:k], *program.roles[k + 1 :]]))
+        groups = [found] if barriers else [[e for e in found if e.thread == t] for t in range(len(r.threads))]
+        for group in groups:
+            yield from _spans(program, r, group, targets, _fetched(group) if barriers else {})
+        if not barriers:
+            yield from _fetched_once(program, r, found)
+
+
+def _spans(
+    program: Program, r: Role, events: list[order.Event], targets: dict[int, int], fetches: dict[int, list[_Use]]
+) -> Iterator[Fault]:
+    """The uses of a semaphore for different buffers must not overlap. A use lasts from a push to the Arrive that waits
+    for it where the role has both, equally often, from a Fetch to the relative Wait that takes its count; otherwise
+    every command is a use. Buffers whose Arrives stand together, or that one Wait waits for, count as one: behind them
+    all messages have come, whatever each of them has waited for."""
+    sent: dict[int, list[order.Event]] = defaultdict(list)
+    come: dict[int, list[order.Event]] = defaultdict(list)
+    uses: dict[int, list[_Use]] = defaultdict(list)
+    together: dict[int, frozenset[int]] = {}  # by the Arrive's event
+    for arrives, run in groupby(events, lambda e: (e.thread, isinstance(e.command, Arrive))):
+        if arrives[1]:
+            stand = [(e, e.command) for e in run if isinstance(e.command, Arrive)]
+            for e, c in stand:
+                same = (x.exchange for _, x in stand if x.semaphore == c.semaphore)
+                together[id(e)] = frozenset(targets[x] for x in same)
+    for e in events:
+        match e.command:
+            case Push():
+                sent[e.command.exchange].append(e)
+            case Arrive():
+                come[e.command.exchange].append(e)
+            case Send():
+                uses[e.command.semaphore].append((e.after, e.before, frozenset((e.command.target,)), e))
+    for x in {*sent, *come}:
+        pairs = list(zip(sent[x], come[x], strict=False)) if len(sent[x]) == len(come[x]) else []
+        for first, last in pairs or ((e, e) for e in (*sent[x], *come[x])):
+            assert isinstance(last.command, Push | Arrive)
+            buffers = together.get(id(last), frozenset((targets[x],)))
+            uses[last.command.semaphore].append((first.after, last.before, buffers, last))
+    for semaphore, fetched in fetches.items():
+        uses[semaphore] += fetched
+    for semaphore, spans in uses.items():
+        ends: dict[frozenset[int], int] = {}  # when their last use is over
+        for start, end, target, e in sorted(spans, key=lambda s: (s[0], s[1])):
+            for other, over in ends.items():
+                if other != target and over >= start:
+                    a, b = (program.buffers[min(x)].name for x in (other - target or other, target))
+                    yield (
+                        f"role {r.name!r} thread {e.thread} command {place_text(e.path)} ({type(e.command).__name__}): "
+                        f"semaphore shared: {semaphore} counts arrivals for buffers {a} and {b}",
+                        "between two barriers, an arrival semaphore belongs to one target buffer",
+                    )
+            ends = {k: v for k, v in ends.items() if v >= start}
+            ends[target] = max(ends.get(target, -1), end)
+
+
+def _fetched(events: list[order.Event]) -> dict[int, list[_Use]]:
+    """Per semaphore its uses by Fetches, each with the Wait that takes its count."""
+    asked: dict[int, deque[order.Event]] = defaultdict(deque)
+    waits: dict[int, list[tuple[order.Event, int]]] = defaultdict(list)
+    for e in events:
+        if isinstance(e.command, Fetch):
+            asked[e.command.semaphore].append(e)
+        elif isinstance(e.command, Wait) and e.command.relative:
+            waits[e.command.semaphore].append((e, max(e.command.count.values)))
+    out: dict[int, list[_Use]] = defaultdict(list)
+    for semaphore, fetches in asked.items():
+        for wait, count in waits[semaphore]:
+            taken = [fetches.popleft() for _ in range(min(count, len(fetches)))]
+            if taken:
+                buffers = frozenset(x.command.target for x in taken if isinstance(x.command, Fetch))
+                out[semaphore].append((min(x.after for x in taken), wait.before, buffers, wait))
+        for e in fetches:
+            assert isinstance(e.command, Fetch)
+            out[semaphore].append((e.after, e.before, frozenset((e.command.target,)), e))
+    return out
+
+
+def _fetched_once(program: Program, r: Role, events: list[order.Event]) -> Iterator[Fault]:
+    """Without barriers, a semaphore counts the Fetches of one Wait."""
+    for semaphore, uses in _fetched(events).items():
+        for _, _, buffers, e in uses[1:]:
+            if buffers != uses[0][2]:
+                a, b = (program.buffers[min(x)].name for x in (uses[0][2], buffers))
+                yield (
+                    f"role {r.name!r} thread {e.thread} command {place_text(e.path)} ({type(e.command).__name__}): "
+                    f"semaphore shared: {semaphore} counts arrivals for buffers {a} and {b}",
+                    "in a program without barriers, an arrival semaphore belongs to one target buffer",
+                )
