@@ -26,13 +26,14 @@ from d1c.target.program import Call, Loop, Program
 from d1c.target.program_check import role_cores
 from d1rt.engine_alone import calls_alone
 from d1rt.engine_checks import check_calls
+from d1rt.engine_joint import Joints
 from d1rt.engine_memory import Memory, Scatter
 from d1rt.engine_native import Job, Native
 from d1rt.engine_plan import Plan, Planner, Stretch, loops, work
 from d1rt.engine_schedule import Rounds, Schedule, Step
 from d1rt.engine_states import Bytes, Slots, movements
 from d1rt.engine_units import Units
-from d1rt.jit_nest import build
+from d1rt.jit_nest import build, units_of
 from d1rt.loader import Kept, Result
 from d1rt.traps import Fault, trap
 
@@ -73,7 +74,14 @@ class Engine:
         phase = [p for x in planner.stretches for p in x.phase]
         flat = [s for x in planner.stretches for s in x.steps]
         self.memory = Memory(program, self._moves, flat, phase, plain, copied=plain and small, loops=planner.spans)
-        self.kernels = build(dict(program.kernels), use_dot=use_dot)
+        found = Joints(program, self.memory, *units_of(use_dot))
+        together = {id(s): t for s in flat if (t := found.of(s)) is not None}
+        single = {s.command.kernel for s in flat if isinstance(s.command, Call) and id(s) not in together}
+        self.kernels = build(
+            {program.kernels[k][0]: program.kernels[k][1] for k in sorted(single)}, use_dot=use_dot,
+            joint={t.name: t.joint for t in together.values()},
+        )  # fmt: skip
+        self._joints = found, together
         self._prepare(planner.stretches, keep)
         self._inputs = [Scatter(self.memory, p) for p in program.inputs]
         self._outputs = [Scatter(self.memory, p) for p in program.outputs]
@@ -103,7 +111,7 @@ class Engine:
         """Make the job, a part for every stretch, and the arrays [cores, elements] for copies of results to keep."""
         native = Native()
         rng = None if self._shuffle is None else np.random.default_rng(self._shuffle)
-        units = Units(self.program, self._moves, self.memory, self.kernels, native, self.threads, rng)
+        units = Units(self.program, self._moves, self.memory, self.kernels, native, self.threads, rng, *self._joints)
         self._kept: list[list[tuple[int, np.ndarray, np.ndarray]]] = []
         parts = []
         looping = any(True for _ in loops(self._plan))
@@ -212,4 +220,4 @@ class Engine:
             if self._pool is not None:
                 self._pool.shutdown()
             self._inputs, self._outputs, self._conditions = [], [], {}
-            del self._job, self._units, self._held, self.memory
+            del self._job, self._units, self._held, self._joints, self.memory

@@ -52,13 +52,13 @@ class Memory:
         self.program, self.mesh, self.plain = program, program.mesh, plain
         self.rooms = [Room(0, 0, np.full(self.mesh.cores, -1, np.int64))] * len(program.buffers)
         self._copied: list[tuple[int, np.ndarray, np.ndarray]] = []
-        self._arrays: list[np.ndarray] = []
+        self._arrays: dict[int, np.ndarray] = {}
         for buffer, index, weights in placed(program):
             if copied:
                 self._copied.append((buffer, index, weights))
             else:
                 array = np.ascontiguousarray(weights)
-                self._arrays.append(array)
+                self._arrays[buffer] = array
                 self.rooms[buffer] = Room(array.ctypes.data, array.shape[1] * array.itemsize, index)
         self.fixed = set() if copied else {p.buffer for p in program.placements}
         if plain:
@@ -84,6 +84,10 @@ class Memory:
         for buffer, index, weights in self._copied:
             holds = np.flatnonzero(index >= 0)
             self.array(buffer)[holds, : weights.shape[1]] = weights[index[holds]]
+
+    def constant(self, buffer: int) -> np.ndarray:
+        """[rows, elements] what a buffer in `fixed` holds."""
+        return self._arrays[buffer]
 
     def firsts(self, buffer: int, cores: np.ndarray) -> Callable[[], np.ndarray]:
         """What reads element 0 of a buffer on these cores: the values, one per core."""

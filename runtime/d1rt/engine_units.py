@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from d1c.target.dtypes import dtype, fill_value
 from d1c.target.mesh import CoreInt
 from d1c.target.movement import ragged
 from d1c.target.program import Call, Fetch, Fill, Program, Push, Send
+from d1rt.engine_joint import Joints, Together
 from d1rt.engine_memory import Memory
 from d1rt.engine_native import CALLS, COPY, UNIT, Native
 from d1rt.engine_records import Boxes, Group, boxes, chunks, groups
@@ -26,8 +29,9 @@ class Units:
 
     def __init__(
         self, program: Program, moves: list[Movement], memory: Memory, kernels: Kernels, native: Native, threads: int,
-        rng: np.random.Generator | None,
+        rng: np.random.Generator | None, joints: Joints, together: Mapping[int, Together],
     ) -> None:  # fmt: skip
+        self._joints, self._together = joints, together
         self.program, self.mesh, self.moves, self.memory = program, program.mesh, moves, memory
         self.kernels, self.native, self.threads, self.rng = kernels, native, threads, rng
         self.held: list[np.ndarray] = []
@@ -105,6 +109,9 @@ class Units:
             if shared and rooms[b].stride > size:
                 size, key = rooms[b].stride, rooms[b].row[cores]
         columns += [*self.values(c.trips, cores), *self.values(c.scalars, cores)]
+        if (t := self._together.get(id(step))) is not None:
+            self.call_together(c, t, np.ascontiguousarray(np.stack(columns, axis=1)), step)
+            return
         order = np.lexsort((cores, key))
         if self.rng is not None:
             order = self.rng.permutation(order)
@@ -116,6 +123,15 @@ class Units:
         self.emit(
             CALLS, start / n, function=self.native.calls, kernel=self.kernels.address(name),
             arguments=args.ctypes.data + start * stride, count=count, stride=stride,
+        )  # fmt: skip
+
+    def call_together(self, c: Call, t: Together, args: np.ndarray, step: Step) -> None:
+        words = self._joints.calls(c, t, args, step, self.threads * PIECES)
+        self.held += [args, words]
+        n = len(words)
+        self.emit(
+            CALLS, np.arange(n) / n, function=self.native.calls, kernel=self.kernels.address(t.name),
+            arguments=words.ctypes.data + np.arange(n) * words.shape[1] * 8, count=1, stride=0,
         )  # fmt: skip
 
     # ---- copies -----------------------------------------------------------------------------------------------------

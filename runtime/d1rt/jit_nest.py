@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from d1c.errors import UsageError
 from d1c.target.kernel import Nest
 from d1rt.jit_ir import Function, Module, Value, vec
+from d1rt.jit_joint import Joint, joint_scratch, joint_text
 from d1rt.jit_loops import Frame, levels
 from d1rt.jit_mac import Blocking, blocking, emit_mac, scratch_layout
 from d1rt.jit_map import emit_lookup, emit_map, emit_scatter
@@ -135,34 +136,45 @@ def _plain_arithmetic(fn: Function) -> Value:
     return before
 
 
-def build(
-    nests: Mapping[str, Nest], cpu: str | None = None, use_dot: bool | None = None, wide: bool | None = None,
-    folder: Path | None = None, cached: bool = True,
-) -> Kernels:  # fmt: skip
-    """Compile nests by name. `cpu`: an LLVM cpu name instead of the host's; `use_dot`: whether to use the bf16 dot
-    product (default: where the host has it and it passes its test); `wide`: blocks for AVX-512 (default: by the cpu);
-    `folder`: the object cache (default: the user's). No choice changes any bit of the results."""
-    target = host() if cpu is None else Host(cpu, "")
-    cache_ = ObjectCache((folder or default_folder()) if cached else None)
+def units_of(use_dot: bool | None = None, cpu: str | None = None, wide: bool | None = None) -> tuple[bool, bool]:
+    """Whether kernels are made for AVX-512, and whether with the bf16 dot product: as `build` takes these."""
     if use_dot and cpu is None and not dot_works():
         # LLVM aborts the process when it meets the instruction without the feature
         raise UsageError("this host has no bf16 dot product", remedy="leave use_dot out, or say False")
     dot = (cpu is None and dot_works()) if use_dot is None else use_dot
     if wide is None:
+        target = host() if cpu is None else Host(cpu, "")
         wide = target.has("avx512f") or cpu in ("skylake-avx512", "sapphirerapids", "znver4", "znver5")
+    return wide, dot
+
+
+def build(
+    nests: Mapping[str, Nest], cpu: str | None = None, use_dot: bool | None = None, wide: bool | None = None,
+    folder: Path | None = None, cached: bool = True, joint: Mapping[str, Joint] | None = None,
+) -> Kernels:  # fmt: skip
+    """Compile nests by name. `cpu`: an LLVM cpu name instead of the host's; `use_dot`: whether to use the bf16 dot
+    product (default: where the host has it and it passes its test); `wide`: blocks for AVX-512 (default: by the cpu);
+    `folder`: the object cache (default: the user's). No choice changes any bit of the results. `joint`: kernels for
+    many cores at a time, by names of their own."""
+    target = host() if cpu is None else Host(cpu, "")
+    cache_ = ObjectCache((folder or default_folder()) if cached else None)
+    wide, dot = units_of(use_dot, cpu, wide)
     blocks = blocking(wide, dot)
     symbols: dict[str, str] = {}
     texts: dict[str, str] = {}
     known: dict[str, str] = {}
-    for name, nest in nests.items():
-        text = nest_text(nest, blocks)
+    texts_of = {n: partial(nest_text, x, blocks) for n, x in nests.items()}
+    texts_of |= {n: partial(joint_text, x) for n, x in (joint or {}).items()}
+    for name, make in texts_of.items():
+        text = make()
         symbols[name] = known.setdefault(text, f"kernel{len(known)}")
         texts[symbols[name]] = text
     texts["mxcsr"] = _mxcsr_text()
     objects = dict(zip(texts, compile_all(texts.values(), target, cache_), strict=True))
     exports = {s: ("kernel", o) for s, o in objects.items() if s != "mxcsr"}
     exports |= {s: (s, objects["mxcsr"]) for s in ("mxcsr_get", "mxcsr_set")}
-    kernels = Kernels(Library(exports), symbols, max([64, *map(scratch_bytes, nests.values())]), dot)
+    scratch = [64, *map(scratch_bytes, nests.values()), *(joint_scratch(x)[2] for x in (joint or {}).values())]
+    kernels = Kernels(Library(exports), symbols, max(scratch), dot)
     kernels.hits, kernels.misses = cache_.hits, cache_.misses
     return kernels
 

@@ -1,0 +1,99 @@
+"""Calls of many cores made as one: which cores go together, how columns are packed, and the bits of the results."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import onnx
+import pytest
+
+from d1c.frontend.importer import import_onnx
+from d1c.interp import evaluate
+from d1c.passes import distribute
+from d1c.passes.lower_tile import run as lower
+from d1c.pipeline import PASSES, PIPELINE, run_pipeline
+from d1c.target.kernel import Loop, Nest, Operand
+from d1c.target.machine import machine
+from d1rt import engine_jit
+from d1rt.engine_jit import Engine
+from d1rt.engine_joint import _cuts, grouped
+from d1rt.jit_joint import joint_strides
+from tests import networks
+
+GRAPH = [n for n in PIPELINE if PASSES[n].level_out == "graph"]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_groups_are_all_pairs_of_windows_and_columns(seed: int) -> None:
+    """Against the definition: every core once; a set has one window; a segment has one kind of column."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 60))
+    window = rng.integers(0, rng.integers(1, 9), (n, 2))
+    columns = rng.integers(0, rng.integers(1, 5), (n, 2))
+    rows, lanes = window[:, 0] + 1, columns[:, 1] + 1
+    groups = grouped(window, columns, rows, lanes)
+    assert sorted(itertools.chain(*(g.cores.reshape(-1).tolist() for g in groups))) == list(range(n))
+    for g in groups:
+        for row, cores in zip(g.rows, g.cores, strict=True):
+            assert len(np.unique(window[cores], axis=0)) == 1 and (rows[cores] == row).all()
+            assert len(np.unique(columns[cores], axis=0)) == len(cores)
+        for lane, cores in zip(g.lanes, g.cores.T, strict=True):
+            assert len(np.unique(columns[cores], axis=0)) == 1 and (lanes[cores] == lane).all()
+    whole = {tuple(map(tuple, np.unique(columns[g.cores[0]], axis=0).tolist())) for g in groups}
+    assert len(whole) == len(groups)  # sets with the same columns are in one group
+
+
+def test_a_full_grid_is_one_group() -> None:
+    a, b = np.divmod(np.random.default_rng(0).permutation(12), 4)
+    (g,) = grouped(a[:, None], b[:, None], a + 1, b + 1)
+    assert g.cores.shape == (3, 4) and g.rows.tolist() == [1, 2, 3] and g.lanes.tolist() == [1, 2, 3, 4]
+
+
+def test_runs_of_sets_have_at_most_so_many_rows() -> None:
+    assert _cuts(np.array([3, 3, 3, 9, 1, 1]), 6) == [(0, 2), (2, 3), (3, 4), (4, 6)]
+    assert _cuts(np.array([2]), 1) == [(0, 1)]
+
+
+def product(b: tuple[int, ...], a: tuple[int, ...] = (8, 0, 2, 1), dtype: str = "bf16", n: int = 3) -> Nest:
+    """m x n x 4 x pair."""
+    loops = tuple(Loop(x, e) for x, e in zip("mnke", (5, n, 4, 2), strict=True))
+    out = Operand("bf16", (n, 1, 0, 0), (None,) * 4)
+    return Nest("mac", loops, 2, tuple(Operand(dtype, s, (None,) * 4) for s in (a, b)), out, 2)
+
+
+def test_which_matrices_can_be_packed() -> None:
+    assert joint_strides(product((0, 2, 6, 1))) == (4, (0, 0, 1, 0))
+    assert joint_strides(product((0, 2, 12, 1))) == (7, (0, 0, 2, 0))  # every other row of it
+    for b in ((6, 2, 6, 1), (0, 1, 6, 3), (0, 2, 7, 1), (0, 2, -6, 1)):
+        assert joint_strides(product(b)) is None
+    assert joint_strides(product((0, 2, 6, 1), (8, 1, 2, 1))) is None  # rows that depend on the column
+    assert joint_strides(product((0, 2, 6, 1), dtype="f32")) is None  # pairs are bf16's
+
+
+def convolutions() -> onnx.ModelProto:
+    """A convolution with a residual, a pointwise one with few columns, a product with many."""
+    f = networks.Net(3)
+    x = f("Relu", f.conv("x", 6, 10, 3, 3, bias=True, pads=[1] * 4))
+    y = f("Add", f.conv(x, 10, 10, 3, 3, bias=True, pads=[1] * 4), x)
+    y = f("Relu", f.conv(y, 10, 5, 1, 1, bias=True, strides=[2, 2]))
+    y = f("MatMul", f("Flatten", y), f.random(5 * 12, 70, fan=60))
+    return f.model({"x": np.zeros((2, 6, 6, 7), np.float32)}, y)[0]
+
+
+@pytest.mark.parametrize("policy", ["f32", "bf16"])
+@pytest.mark.parametrize(("target", "seed"), [("test", None), ("test", 1), ("test", 2), ("d1-node", None)])
+def test_the_bits_are_the_graphs(policy: str, target: str, seed: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = run_pipeline(import_onnx(convolutions()), GRAPH, options={"policy": policy}).module
+    x = {"x": np.random.default_rng(6).standard_normal((2, 6, 6, 7)).astype(np.float32)}
+    want = next(iter(evaluate(graph, x).values())).tobytes()
+    p = lower(distribute.run(graph, machine(target), seed), machine(target)).program
+    used = 0
+    for wide, threads, shuffle in ((False, 1, None), (False, 2, 4), (True, 2, None)):
+        monkeypatch.setattr(engine_jit, "units_of", lambda _, w=wide: (w, False))
+        engine = Engine(p, threads, shuffle, use_dot=False)
+        used += len(engine._joints[1])
+        for _ in range(2):
+            assert next(iter(engine.run(x).outputs.values())).tobytes() == want
+        engine.close()
+    assert used > 0 or target == "d1-node"  # a single core has nobody to share with
