@@ -171,8 +171,7 @@ def grouped(window: np.ndarray, columns: np.ndarray, rows: np.ndarray, lanes: np
     """Cores [n] with what tells their windows and their columns apart, in groups: all pairs of some windows and some
     columns. Cores that have both in common are in different sets."""
     n = len(rows)
-    a = np.unique(window, axis=0, return_inverse=True)[1].reshape(-1)
-    b = np.unique(columns, axis=0, return_inverse=True)[1].reshape(-1)
+    a, b = ranks(window), ranks(columns)
     pair = a * n + b
     order = np.argsort(pair, kind="stable")
     new = np.concatenate(([True], pair[order][1:] != pair[order][:-1]))
@@ -185,12 +184,23 @@ def grouped(window: np.ndarray, columns: np.ndarray, rows: np.ndarray, lanes: np
     marks = np.random.default_rng(0).integers(1 << 63, size=int(b.max()) + 1, dtype=np.uint64)
     told = np.add.reduceat(marks[b[order]], sets)  # which columns a set has
     size = np.diff(np.append(sets, n))
-    _, kind = np.unique(np.stack([told, size.astype(np.uint64)], 1), axis=0, return_inverse=True)
+    kind = ranks(np.stack([told.view(np.int64), size], 1))
     out = []
     for k in range(int(kind.max()) + 1):
-        of = np.flatnonzero(kind.reshape(-1) == k)
+        of = np.flatnonzero(kind == k)
         cores = order[sets[of][:, None] + np.arange(size[of[0]])]
         out.append(Group(cores, rows[cores[:, 0]], lanes[cores[0]]))
+    return out
+
+
+def ranks(rows: np.ndarray) -> np.ndarray:
+    """[n] numbers from 0 of the different rows of [n, columns] int64, in their lexicographic order."""
+    out = np.zeros(len(rows), np.int64)
+    for column in rows.T:
+        if (column == column[0]).all():
+            continue
+        values = np.unique(column, return_inverse=True)[1]
+        out = np.unique(out * (int(values.max()) + 1) + values, return_inverse=True)[1] if out.any() else values
     return out
 
 

@@ -8,7 +8,7 @@ have FTZ and DAZ set: `Kernels.enter` and `Kernels.leave` do so. d1c.target.nume
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from d1rt.jit_joint import Joint, joint_scratch, joint_text
 from d1rt.jit_loops import Frame, levels
 from d1rt.jit_mac import Blocking, blocking, emit_mac, scratch_layout
 from d1rt.jit_map import emit_lookup, emit_map, emit_scatter
-from d1rt.jit_object import Host, Library, ObjectCache, compile_all, default_folder, host
+from d1rt.jit_object import Host, Library, ObjectCache, compile_all, compile_made, default_folder, generator, host
 from d1rt.jit_reduce import WIDE, emit_reduce
 from d1rt.jit_vector import LANES
 
@@ -161,16 +161,15 @@ def build(
     wide, dot = units_of(use_dot, cpu, wide)
     blocks = blocking(wide, dot)
     symbols: dict[str, str] = {}
-    texts: dict[str, str] = {}
+    texts: dict[str, tuple[str, Callable[[], str]]] = {}
     known: dict[str, str] = {}
-    texts_of = {n: partial(nest_text, x, blocks) for n, x in nests.items()}
-    texts_of |= {n: partial(joint_text, x) for n, x in (joint or {}).items()}
-    for name, make in texts_of.items():
-        text = make()
-        symbols[name] = known.setdefault(text, f"kernel{len(known)}")
-        texts[symbols[name]] = text
-    texts["mxcsr"] = _mxcsr_text()
-    objects = dict(zip(texts, compile_all(texts.values(), target, cache_), strict=True))
+    made = {n: (repr((generator(), blocks, x)), partial(nest_text, x, blocks)) for n, x in nests.items()}
+    made |= {n: (repr((generator(), x)), partial(joint_text, x)) for n, x in (joint or {}).items()}
+    for name, (told, make) in made.items():
+        symbols[name] = known.setdefault(told, f"kernel{len(known)}")
+        texts[symbols[name]] = told, make
+    texts["mxcsr"] = _mxcsr_text(), _mxcsr_text
+    objects = dict(zip(texts, compile_made(texts.values(), target, cache_), strict=True))
     exports = {s: ("kernel", o) for s, o in objects.items() if s != "mxcsr"}
     exports |= {s: (s, objects["mxcsr"]) for s in ("mxcsr_get", "mxcsr_set")}
     scratch = [64, *map(scratch_bytes, nests.values()), *(joint_scratch(x)[2] for x in (joint or {}).values())]

@@ -17,6 +17,8 @@ from typing import Any
 import llvmlite
 import llvmlite.binding as llvm
 
+from d1c.target import dtypes, kernel
+
 LIMIT = 256 << 20
 """Bytes of object files that a cache folder keeps; the least recently used go first."""
 _MAGIC = b"d1c-object-1\n"
@@ -141,17 +143,30 @@ def compile_text(text: str, target: Host) -> bytes:
 
 
 def compile_all(texts: Iterable[str], target: Host, cache: ObjectCache) -> list[bytes]:
-    """The objects of many modules, from the cache or compiled. One by one: llvmlite holds a lock over every call."""
+    """The objects of many modules, from the cache or compiled."""
+    return compile_made(((t, lambda t=t: t) for t in texts), target, cache)  # type: ignore[misc]
+
+
+def compile_made(made: Iterable[tuple[str, Callable[[], str]]], target: Host, cache: ObjectCache) -> list[bytes]:
+    """The same of modules whose text is only made where the cache does not have the object: what decides the text, and
+    what makes it. One by one: llvmlite holds a lock over every call."""
     version = f"{llvmlite.__version__} {llvm.llvm_version_info}"
 
-    def one(text: str) -> bytes:
-        key = hashlib.sha256("\0".join((text, target.cpu, target.features, version)).encode()).hexdigest()
-        return cache.get(key, lambda: compile_text(text, target))
+    def one(told: str, make: Callable[[], str]) -> bytes:
+        key = hashlib.sha256("\0".join((told, target.cpu, target.features, version)).encode()).hexdigest()
+        return cache.get(key, lambda: compile_text(make(), target))
 
-    objects = [one(t) for t in texts]
+    objects = [one(*m) for m in made]
     if cache.misses:
         cache.trim()
     return objects
+
+
+@cache
+def generator() -> str:
+    """A digest of the modules that make texts: with the record of a kernel it decides that kernel's text."""
+    files = [*sorted(Path(__file__).parent.glob("jit_*.py")), *(Path(str(m.__file__)) for m in (dtypes, kernel))]
+    return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()
 
 
 @cache

@@ -7,9 +7,11 @@ import threading
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from d1c.target.kernel import Loop, Nest, Operand
 from d1c.target.numerics import Recorder
+from d1rt import jit_nest
 from d1rt.jit_nest import Kernels, build
 from d1rt.jit_object import ObjectCache
 
@@ -54,6 +56,18 @@ def test_a_folder_that_cannot_be_written_is_no_cache(tmp_path: Path) -> None:
 def test_code_for_another_cpu_is_another_object(tmp_path: Path) -> None:
     first = build({"relu": relu(21)}, folder=tmp_path)
     assert build({"relu": relu(21)}, cpu="x86-64-v3", folder=tmp_path).misses == first.misses
+
+
+def test_a_cached_kernel_makes_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what decides its text decides its object: the record, and the modules that make the text."""
+    first = build({"relu": relu(21)}, folder=tmp_path)
+    made: list[Nest] = []
+    text = jit_nest.nest_text
+    monkeypatch.setattr(jit_nest, "nest_text", lambda nest, blocks: made.append(nest) or text(nest, blocks))
+    assert build({"again": relu(21), "equal": relu(21)}, folder=tmp_path).hits == first.misses and not made
+    assert build({"relu": relu(22)}, folder=tmp_path).misses == 1 and made == [relu(22)]
+    monkeypatch.setattr(jit_nest, "generator", lambda: "another")
+    assert works(build({"relu": relu(21)}, folder=tmp_path)) and made[1:] == [relu(21)]
 
 
 def test_the_oldest_objects_go_first(tmp_path: Path) -> None:

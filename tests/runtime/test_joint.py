@@ -17,7 +17,7 @@ from d1c.target.kernel import Loop, Nest, Operand
 from d1c.target.machine import machine
 from d1rt import engine_jit
 from d1rt.engine_jit import Engine
-from d1rt.engine_joint import _cuts, grouped
+from d1rt.engine_joint import _cuts, grouped, ranks
 from d1rt.jit_joint import joint_strides
 from tests import networks
 
@@ -42,6 +42,13 @@ def test_groups_are_all_pairs_of_windows_and_columns(seed: int) -> None:
             assert len(np.unique(columns[cores], axis=0)) == 1 and (lanes[cores] == lane).all()
     whole = {tuple(map(tuple, np.unique(columns[g.cores[0]], axis=0).tolist())) for g in groups}
     assert len(whole) == len(groups)  # sets with the same columns are in one group
+
+
+def test_ranks_are_those_of_whole_rows() -> None:
+    rows = np.random.default_rng(2).integers(-3, 3, (200, 3)) << 60
+    rows[:, 1] = 7
+    np.testing.assert_array_equal(ranks(rows), np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1))
+    assert ranks(np.array([[5, 5]] * 3)).tolist() == [0, 0, 0]
 
 
 def test_a_full_grid_is_one_group() -> None:
