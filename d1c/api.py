@@ -205,17 +205,24 @@ class _Run:
         return module
 
     def lower(self, module: Module) -> None:
-        """Distribute and lower: with fewer and fewer constants resident and smaller windows until the program fits."""
-        from d1c.passes.distribute import ATTEMPTS
+        """Distribute and lower: with fewer and fewer constants resident and smaller windows until the program fits.
+        Constants are streamed where the SRAM of all cores together does not hold them, or nothing else fits."""
+        from d1c.passes.distribute import ATTEMPTS, STREAM_FROM, STREAM_SHARES
 
-        self.whole_constants(module)
+        can_stream = self.machine.dip_count > 0 and self.machine.threads > 3
+        part = self.whole_constants(module, can_stream)
         names = [n for n in LOWERINGS if module.level == "graph" or PASSES[n].level_in != "graph"]
         module = self.bounded(module) if module.level == "graph" else module
-        for resident, window in ATTEMPTS if module.level == "graph" else ATTEMPTS[-1:]:
+        ways = [(*a, False) for a in ATTEMPTS if part <= 1]
+        ways += [(*a, True) for a in STREAM_SHARES if can_stream and part >= STREAM_FROM]
+        ways = ways if module.level == "graph" else ways[-1:]
+        for resident, window, stream in ways:
             try:
-                done = self.passes_over(module, names, machine=self.machine, resident=resident, window=window)
+                done = self.passes_over(
+                    module, names, machine=self.machine, resident=resident, window=window, stream=stream
+                )
             except DoesNotFit:
-                if (resident, window) == ATTEMPTS[-1]:
+                if (resident, window, stream) == ways[-1]:
                     raise
             else:
                 self.modules[done.module.level] = done.module
@@ -229,13 +236,14 @@ class _Run:
         found = lower_bounds(module, self.machine)
         return replace(module, attrs={**module.attrs, "bounds": tuple(found.items())})
 
-    def whole_constants(self, module: Module) -> None:
-        """Refuse before any work constants that the SRAM of all cores together does not hold."""
+    def whole_constants(self, module: Module, can_stream: bool) -> float:
+        """The part of the SRAM of all cores together that the constants take. Refused before any work if that is more
+        than all of it, unless they can be streamed."""
         ops = [op for f in module.functions for op in f.block.ops]
         values = {op.result: op.attrs.name for op in ops if op.name.endswith(".const")}
         sizes = {name: module.constants[name].nbytes for name in values.values() if name in module.constants}
         have, need = self.machine.cores * self.machine.data_bytes, sum(sizes.values())
-        if need > have:
+        if need > have and not can_stream:
             rows = sorted(sizes.items(), key=lambda x: (-x[1], x[0]))
             readers = {values[v]: op.origin for op in reversed(ops) for v in op.operands if v in values}
             raise DoesNotFit(
@@ -253,6 +261,7 @@ class _Run:
                 },
                 remedy="use a larger --target, or --precision bf16",
             )
+        return need / have
 
 
 @dataclass(frozen=True)

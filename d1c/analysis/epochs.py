@@ -38,7 +38,7 @@ class Buffer:
 class Step:
     """A step of the program, in order. `op` is a dist.compute, or the dist.loop of which the step is a part:
 
-    compute       a call, with the exchanges `fetch` that it is the first to wait for.
+    compute       a call, with the exchanges `fetch` and the constants `streams` that it is the first to wait for.
     start, carry  a call that copies a carried value's initial or new value into its buffer.
     test          only the exchange in `fetch`: all cores learn whether the condition holds.
     begin, end    of a loop's body.
@@ -48,6 +48,7 @@ class Step:
     op: Op
     kind: Literal["compute", "start", "carry", "test", "begin", "end"] = "compute"
     fetch: list[Op] = field(default_factory=list)
+    streams: list[Op] = field(default_factory=list)
     new: tuple[int, ...] = ()
     reads: tuple[int, ...] = ()
     layer: int = 0
@@ -84,12 +85,12 @@ def cut(
     arrivals: int, shared: bool,
 ) -> tuple[bool, ...] | None:  # fmt: skip
     """Cut the steps into epochs whose buffers take at most `capacity` bytes and whose exchanges at most `arrivals`
-    semaphores (`shared`: one for all exchanges of a step), and say which epochs each buffer lives through. An epoch
-    uses neither bytes nor semaphores of the one before, which are given back while it runs; except where it would not
-    fit otherwise, and at the borders of loops: there it waits. Per epoch whether it does; None where one step alone
-    does not fit."""
+    semaphores (`shared`: one for all exchanges of a step; one more for what is streamed for it), and say which epochs
+    each buffer lives through. An epoch uses neither bytes nor semaphores of the one before, which are given back while
+    it runs; except where it would not fit otherwise, and at the borders of loops: there it waits. Per epoch whether it
+    does; None where one step alone does not fit."""
     last = last_uses(steps, outputs)
-    wanted = [min(len(s.fetch), 1) if shared else len(s.fetch) for s in steps]
+    wanted = [(min(len(s.fetch), 1) if shared else len(s.fetch)) + bool(s.streams) for s in steps]
     ahead = _ahead(steps, buffers, wanted)
     live = set(inputs)
     born = dict.fromkeys(live, 0)

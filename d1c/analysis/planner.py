@@ -28,6 +28,8 @@ MORE, ROUNDS = 4, 3
 """Candidates of a layer that are added per round, and rounds at most; `Places.first` is how many there are at first."""
 STEPS = 7
 """Of the bisection of the price of a byte, from 2^-24 to 2^-5 cycles: to within 11%."""
+BEHIND = 1 / 16
+"""Part of the time of a constant that comes while a layer computes that is priced: it takes links from others."""
 SMALL = 2048
 """Bytes of a constant's window that always stays: gathering it would cost its distance and save nothing."""
 
@@ -70,10 +72,10 @@ class _Variable:
 
 class Planner:
     """Prices are remembered: layers of equal shapes ask the same. `room`: bytes of SRAM that the windows and the result
-    of a layer may take."""
+    of a layer may take. `stream`: constants that do not stay come from the interface processors' memories."""
 
-    def __init__(self, where: Places, room: float) -> None:
-        self.where, self.room = where, room
+    def __init__(self, where: Places, room: float, stream: bool = False) -> None:
+        self.where, self.room, self.stream = where, room, stream
         self.pools: dict[Like, list[Candidate]] = {}
         self.moved: dict[tuple[Need, int], dict[Layout, tuple[float, bool]]] = {}
         self.gathers: dict[tuple[Need, int], float] = {}
@@ -129,8 +131,12 @@ class Planner:
         return [known[s] for s in sources]
 
     def gather(self, o: Stored, need: Need) -> float:
-        """What it costs to gather a constant for a use."""
+        """What it costs to gather a constant for a use, or for how long the memories outside are busy with it."""
         key = need, o.dtype.bytes
+        if self.stream:
+            m = self.where.machine
+            rate = m.dip_count * min(m.dip_bytes_per_cycle, m.dip_edge_bytes_per_cycle)
+            return math.prod(need.local_shape(self.where.mesh)) * o.dtype.bytes * m.cores / rate
         if key not in self.gathers:
             self.gathers[key] = self.moves([shard(o.shape, need, self.where.mesh)], need, o.shape, o.dtype.bytes)[0][0]
         return self.gathers[key]
@@ -183,6 +189,9 @@ class _Graph:
                 for o, need, size in zip(v.layer.operands, c.needs, c.constants, strict=True):
                     if size > SMALL:
                         v.held[i].append((size, self.planner.gather(o, need)))
+                if self.planner.stream:  # what is streamed comes while the layer before computes
+                    come, v.held[i] = sum(g for _, g in v.held[i]), []
+                    own += max(0.0, come - c.cycles) + BEHIND * come
             v.own[i] = own
         return v.own[i]
 

@@ -46,6 +46,7 @@ from d1c.analysis.planner import Planner
 from d1c.analysis.plans import Plan, shard, spread, stages
 from d1c.analysis.price import places
 from d1c.analysis.random_plans import random_plan
+from d1c.analysis.segments import segmented
 from d1c.ir.core import Block, Function, Module, Op, Value
 from d1c.ir.layout import Need, need_of
 from d1c.ir.structured import Dim, Structured
@@ -62,16 +63,27 @@ WINDOW_SHARES = (0.55, 0.35, 0.2)
 """How much of a core's SRAM the windows and the result of one layer may take, if that is possible at all; tried in this
 order behind the last of RESIDENT_SHARES."""
 
+STREAM_SHARES = ((0.1, 0.4), (0.05, 0.25), (0.0, 0.15))
+"""(resident, window) where constants that are not resident are streamed. Two layers' windows must fit beside each other
+if the next one's are to come while one computes."""
+
+STREAM_FROM = 1 / 16
+"""Streaming is tried where constants take this part of the SRAM of all cores, or more: with less it frees little."""
+
+SEGMENT = 0.6
+"""Part of a layer's windows that a streamed constant may take, spread over all cores."""
+
 ATTEMPTS = (*((r, WINDOW_SHARES[0]) for r in RESIDENT_SHARES), *((0.0, w) for w in WINDOW_SHARES[1:]))
 """(resident, window) in the order in which they are tried."""
 
 
 def run(
     module: Module, machine: Machine, seed: int | None = None, resident: float = RESIDENT_SHARES[0],
-    window: float = WINDOW_SHARES[0],
+    window: float = WINDOW_SHARES[0], stream: bool = False,
 ) -> Module:  # fmt: skip
     """The distributed module. `seed`: random plans instead of priced ones (tests). `resident`, `window`: see
-    RESIDENT_SHARES and WINDOW_SHARES.
+    RESIDENT_SHARES and WINDOW_SHARES. `stream`: constants that are not resident are read from the interface processors'
+    memories for their use, instead of being gathered from other cores.
 
     The attribute `scalars` names the outputs of shape (), which are stored as [1]. Results whose names the attribute
     `outputs` does not give (hand-written modules) go by the names of their values. Raises TypeMismatch for an empty
@@ -84,9 +96,12 @@ def run(
         module = replace(module, attrs={**module.attrs, "scalars": scalars})
     mesh = Mesh(machine.axes)
     layers = {f.name: layers_of(module, f.name) for f in module.functions}
+    if stream:
+        most = SEGMENT * window * machine.data_bytes * mesh.cores
+        layers = {k: segmented(x, most, machine.mma_n * mesh.cores) for k, x in layers.items()}
     rng = None if seed is None else np.random.default_rng(seed)
-    planner = Planner(places(machine), window * machine.data_bytes)
-    whole = _Whole(layers, mesh, planner, rng, resident * machine.data_bytes)
+    planner = Planner(places(machine), window * machine.data_bytes, stream)
+    whole = _Whole(layers, mesh, planner, rng, resident * machine.data_bytes, stream)
     _Distributor(whole, layers["main"]).run("main")
     functions = tuple(whole.functions[f.name] for f in module.functions)
     used = {op.attrs.name for f in functions for op in f.block.ops if op.name == "dist.const"}
@@ -98,14 +113,15 @@ def run(
 
 @dataclass
 class _Whole:
-    """What the functions of a module share: the layers of all, who plans them (`rng`: plans are drawn), and how many
-    bytes of constants are resident and may be."""
+    """What the functions of a module share: the layers of all, who plans them (`rng`: plans are drawn), how many bytes
+    of constants are resident and may be, and whether the others are streamed."""
 
     layers: Mapping[str, Layers]
     mesh: Mesh
     planner: Planner
     rng: np.random.Generator | None
     budget: float
+    stream: bool = False
     resident: float = 0.0
     functions: dict[str, Function] = field(default_factory=dict)
 
@@ -239,22 +255,30 @@ class _Distributor:
         return self.windows[key]
 
     def constant(self, o: Stored, need: Need, fill: float | None, origin: str) -> Value:
-        """A constant stays resident in its window while the budget lasts; larger ones are gathered for each use."""
+        """A constant stays resident in its window while the budget lasts; larger ones are gathered or streamed for each
+        use."""
         key = (o.name, o.constant, need, fill)
         if key in self.windows:
             return self.windows[key]
         size = math.prod(need.local_shape(self.mesh)) * o.dtype.bytes
         if self.whole.resident + size <= self.whole.budget and (o.name, need) not in self.away:
             self.whole.resident += size
-            w = Value(WindowType(o.shape, o.dtype, need), o.name)
-            self.ops.append(Op("dist.const", (), DistConstAttrs(o.name, fill or 0.0), (w,), (), origin))
-            self.windows[key] = w
-            return w
+            return self.window(o, need, fill, origin)
+        if self.whole.stream:
+            return self.window(o, need, fill, origin, streamed=True)
         if o.name not in self.gathered:
             v = Value(TensorType(o.shape, o.dtype, shard(o.shape, need, self.mesh)), o.name)
             self.ops.append(Op("dist.const", (), DistConstAttrs(o.name), (v,), (), origin))
             self.gathered[o.name] = v
         return self.fetch(o, need, fill, origin)
+
+    def window(self, o: Stored, need: Need, fill: float | None, origin: str, streamed: bool = False) -> Value:
+        """A constant where it is read."""
+        w = Value(WindowType(o.shape, o.dtype, need), o.name)
+        self.ops.append(Op("dist.const", (), DistConstAttrs(o.name, fill or 0.0, streamed), (w,), (), origin))
+        if not streamed:
+            self.windows[o.name, o.constant, need, fill] = w
+        return w
 
 
 def _layout(v: Value) -> Layout:

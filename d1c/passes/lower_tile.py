@@ -5,7 +5,8 @@ ready. Thread 1 sends: it waits until a tensor is ready and pushes it to where i
 epochs: within an epoch no byte is used twice. Behind an epoch thread 2 frees what is dead and meets the other cores at
 a barrier, which is the credit for everybody's pushes, not of the next epoch but of the one after it, so that nobody
 waits for the barrier; where memory is too short for that, the next epoch waits. Thread 3 sends weights to where they
-are needed, some layers ahead.
+are needed, some layers ahead, and asks for those that are streamed from the interface processors' memories, as soon as
+there is space.
 
 All threads run a loop's body as often; each of its rounds begins like an epoch that waits. Carried values have a buffer
 each, to which a call copies the new value when the round is over and thread 1 has sent what reads the old one. A
@@ -16,6 +17,7 @@ once thread 0 has posted that it is there, and thread 2 frees it once they have 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -79,12 +81,14 @@ class _Lowering:
         self.exchanges: list[Exchange] = []
         self.layers: list[dict[str, Any]] = []
         self.conditions: dict[Op, int] = {}
+        self.streamed: dict[Op, tuple[str, CoreInt]] = {}
         self.sync: tuple[bool, ...] = ()
         self.signals = Signals.of(0, False, False, False)
         self.fetches = False
 
     def run(self) -> TileProgram:
         main = self.module.function()
+        self.streams()
         for v in main.block.args:
             self.add(v, "owned")
         outputs = self.walk(main.block)
@@ -128,6 +132,19 @@ class _Lowering:
         )  # fmt: skip
         return TileProgram(program, tuple(self.moves))
 
+    def streams(self) -> None:
+        """Refuse what only a machine with interface processors and a thread for them can run."""
+        ops = (op for f in self.module.functions for op in f.block.ops)
+        if (self.machine.threads < 4 or not self.machine.dip_count) and (
+            op := next((op for op in ops if op.name == "dist.const" and op.attrs.streamed), None)
+        ):
+            raise DoesNotFit(
+                f"machine {self.machine.name} cannot stream constant {op.attrs.name}", where=op.origin,
+                rule="streaming takes a fourth thread on every core, and an interface processor",
+                amounts={"threads": self.machine.threads, "interface processors": self.machine.dip_count},
+                remedy="use a larger --target",
+            )  # fmt: skip
+
     def add(self, v: Value, kind: str) -> int:
         t = v.type
         if isinstance(t, WindowType):
@@ -157,11 +174,13 @@ class _Lowering:
     def walk(self, block: Block) -> tuple[Value, ...]:
         """Add a function's steps, with buffers, constants and movements of everything on the way; its results."""
         fetch: list[Op] = []
+        streams: list[Op] = []
         for op in block.ops:
             if op.name == "dist.return":
                 return op.operands
             if op.name == "dist.const":
                 self.constant(op)
+                streams += [op] if op.attrs.streamed else []
             elif op.name == "dist.exchange":
                 self.exchange(op)
                 fetch.append(op)
@@ -169,8 +188,8 @@ class _Lowering:
                 self.loop(op)
             else:
                 self.add(op.result, "owned")
-                self.compute(op, "compute", fetch)
-                fetch = []
+                self.compute(op, "compute", fetch, streams)
+                fetch, streams = [], []
         raise AssertionError("a dist function ends in dist.return")
 
     def exchange(self, op: Op, window: int | None = None) -> None:
@@ -182,11 +201,13 @@ class _Lowering:
         self.exchanges.append(exchange_of(x.type.layout, x.type.shape, w.need, self.mesh))
         self.moves.append(Movement(x.type.layout, x.type.shape, w.need))
 
-    def compute(self, op: Op, kind: Literal["compute", "start", "carry"], fetch: list[Op]) -> None:
+    def compute(
+        self, op: Op, kind: Literal["compute", "start", "carry"], fetch: list[Op], streams: Sequence[Op] = ()
+    ) -> None:
         self.layers.append(self.record(op))
-        new = (self.of[op.result], *(self.of[f.result] for f in fetch))
+        new = (self.of[op.result], *(self.of[f.result] for f in (*fetch, *streams)))
         reads = (*(self.of[v] for v in op.operands), *(self.of[f.operands[0]] for f in fetch))
-        self.steps.append(Step(op, kind, fetch, new, reads, len(self.layers) - 1))
+        self.steps.append(Step(op, kind, fetch, list(streams), new, reads, len(self.layers) - 1))
 
     def loop(self, op: Op) -> None:
         """The steps of a loop. Its carried values, which are its results, have buffers of their own."""
@@ -209,7 +230,7 @@ class _Lowering:
                 self.conditions[op] = self.of[window]
                 around.append(self.of[window])
             new = tuple(self.of[f.result] for f in fetch)
-            self.steps.append(Step(op, kind, fetch, new, tuple(around), len(self.layers) - 1))
+            self.steps.append(Step(op, kind, fetch, [], new, tuple(around), len(self.layers) - 1))
 
         if a.condition:
             step("test")
@@ -232,7 +253,7 @@ class _Lowering:
         }  # fmt: skip
 
     def constant(self, op: Op) -> None:
-        """Place a constant: a row of its array for every different window or share."""
+        """Place a constant, or have it streamed: a row of its array for every different window or share."""
         if op.attrs.name not in self.module.constants:
             raise UsageError(
                 f"the data of constant {op.attrs.name!r} is not in the module",
@@ -240,7 +261,7 @@ class _Lowering:
                 remedy="lower the model itself: d1c compile MODEL.onnx --emit tile",
             )
         array, t = self.module.constants[op.attrs.name], op.result.type
-        number = self.add(op.result, "constant")
+        number = self.add(op.result, "window" if op.attrs.streamed else "constant")
         size = self.buffers[number].elements
         if isinstance(t, WindowType):
             axes = tuple(a for a in self.mesh.names if a in t.need.axes)
@@ -257,7 +278,12 @@ class _Lowering:
             data[row] = values
             index[position[core]] = row
         held = t.layout.held if isinstance(t, TensorType) and t.layout is not None else ()
-        self.put(number, data, CoreInt.over(axes, index, self.mesh), held)
+        if op.attrs.streamed:
+            name = self.buffers[number].name
+            self.weights[name] = data
+            self.streamed[op] = name, CoreInt.over(axes, index, self.mesh)
+        else:
+            self.put(number, data, CoreInt.over(axes, index, self.mesh), held)
 
     def put(self, number: int, data: np.ndarray, index: CoreInt, held: tuple[str, ...]) -> None:
         name = self.buffers[number].name
@@ -297,7 +323,7 @@ class _Lowering:
         fixed = sum(b.bytes for b in self.buffers if b.kind in ("constant", "table"))
         axes, loops = len(barrier_axes(self.mesh)), any(s.kind != "compute" for s in self.steps)
         weights = any(self.buffers[self.of[f.operands[0]]].kind == "constant" for s in self.steps for f in s.fetch)
-        self.fetches = weights and self.machine.threads > 3
+        self.fetches = bool(self.streamed) or (weights and self.machine.threads > 3)
         inputs, results = ([self.of[v] for v in vs] for vs in (self.module.function().block.args, outputs))
         for share in (1.0, 0.95, 0.8, 0.65, 0.5):
             for meets in (False, True):

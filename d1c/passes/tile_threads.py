@@ -2,11 +2,12 @@
 weights, and what they tell each other.
 
 Thread 0 computes. Thread 1 sends what has been computed as soon as it is there, though its reader's turn may be much
-later: within an epoch every window has space. Thread 2 ends epochs: when the first two are through with
-one, it frees what is dead and meets the other cores at a barrier, while they go on with the next epoch. Thread 3 sends
-weights to the windows that want them, some layers ahead of their use; its sources are constants, so it waits for space
-only. What an epoch wants of the memory and the semaphores of the one before the last was given back while the last one
-ran; an epoch that is `sync` begins when the one before it has been given back.
+later: within an epoch every window has space. Thread 2 ends epochs: when the first two are through with one, it frees
+what is dead and meets the other cores at a barrier, while they go on with the next epoch. Thread 3 sends weights to the
+windows that want them, some layers ahead of their use, and asks for those that are streamed from outside the mesh; its
+sources are constants, so it waits for space only. What an epoch wants of the memory and the semaphores of the one
+before the last was given back while the last one ran; an epoch that is `sync` begins when the one before it has been
+given back.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
+
 from d1c.analysis.epochs import Buffer, Step
 from d1c.ir.core import Op, Value
-from d1c.target.mesh import CoreInt
+from d1c.target.mesh import CoreInt, Mesh
 from d1c.target.movement import Exchange
-from d1c.target.program import Arrive, Barrier, Call, Command, Fill, Free, Loop, Post, Push, Wait
+from d1c.target.program import Arrive, Barrier, Call, Command, Fetch, Fill, Free, Loop, Post, Push, Wait
 
 AHEAD = 2
 """So many layers' weights are on their way, or have come, before their turn."""
@@ -64,12 +67,15 @@ class Signals:
 class Plan(Protocol):
     """What the threads are made from."""
 
+    mesh: Mesh
     buffers: list[Buffer]
     steps: list[Step]
     of: dict[Value, int]
     movements: dict[Value, int]
     exchanges: list[Exchange]
     conditions: dict[Op, int]
+    streamed: dict[Op, tuple[str, CoreInt]]
+    """Per constant that is streamed its array, and the row of every core."""
     signals: Signals
     sync: tuple[bool, ...]
     """Per epoch whether it begins when all before it has been given back."""
@@ -149,6 +155,8 @@ class Threads:
         for f in s.fetch:
             self.push(f, s)
         self.arrival += self.shared and bool(s.fetch)
+        if s.streams:
+            self.stream(s)
         if s.kind in ("begin", "end"):
             self.loop(s)
         elif s.kind == "test":
@@ -222,6 +230,18 @@ class Threads:
             self.pushes.append((self.ready_at.get(x, 0), s, push))
             self.undrained = self.unsent = True
         self.compute.commands.append(Arrive(movement, semaphore, s.layer, s.op.origin))
+
+    def stream(self, s: Step) -> None:
+        """Ask for a step's streamed constants as soon as there is space, and wait for all of them together."""
+        semaphore, count = self.at.arrival + self.arrival % self.pool, np.zeros(self.p.mesh.cores, np.int64)
+        self.arrival += 1
+        self.fetch.wait(self.at.stock, self.credit, s)
+        for op in s.streams:
+            array, index = self.p.streamed[op]
+            count += index.of(self.p.mesh) >= 0
+            self.fetch.commands.append(Fetch(self.p.of[op.result], array, index, semaphore, s.layer, s.op.origin))
+        wanted = CoreInt.over(self.p.mesh.names, count, self.p.mesh)
+        self.compute.commands.append(Wait(semaphore, wanted, s.layer, s.op.origin, relative=True))
 
     def sends(self) -> None:
         """What thread 1 sends since it was last settled: first what is ready first, then what is wanted first."""

@@ -25,11 +25,13 @@ register_attribute("nest", Structured)
 
 @dataclass(frozen=True, slots=True)
 class DistConstAttrs:
-    """`name`: the key in Module.constants; its data is placed before the program starts. `fill`: what a window holds
-    outside the tensor."""
+    """`name`: the key in Module.constants; its data is placed before the program starts, or (`streamed`) a window of it
+    is read for its first use from the interface processors' memories. `fill`: what a window holds outside the
+    tensor."""
 
     name: str
     fill: float = 0.0
+    streamed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,11 @@ def _stated(types: tuple[Type, ...], attrs: Any) -> tuple[Type, ...]:
     raise ValueError("the result type is stated, not inferred")
 
 
+def _check_const(op: Op) -> None:
+    if op.attrs.streamed and not isinstance(op.result.type, WindowType):
+        raise ValueError("only windows are streamed")
+
+
 def _check_exchange(op: Op) -> None:
     (x,), w = op.operands, op.result.type
     if not isinstance(x.type, TensorType) or x.type.layout is None:
@@ -96,8 +103,9 @@ def _check_exchange(op: Op) -> None:
 
 
 register(OpDef(
-    "dist.const", "constant", _stated, DistConstAttrs, facts={"infer_op": lambda op: tuple(v.type for v in op.results)},
-    doc="A constant: a tensor with a layout (sharded), or a window, resident where it is needed.",
+    "dist.const", "constant", _stated, DistConstAttrs,
+    facts={"infer_op": lambda op: tuple(v.type for v in op.results), "check": _check_const},
+    doc="A constant: a tensor with a layout (sharded), or a window, resident where it is needed or read for its use.",
 ))  # fmt: skip
 register(OpDef(
     "dist.exchange", "exchange", _stated, ExchangeAttrs,
