@@ -14,7 +14,7 @@ import numpy as np
 
 from d1c.ir.layout import Component, Need
 from d1c.target.mesh import Group, Layout, LayoutError, Mesh
-from d1c.target.movement import ComponentExchange, Exchange, Pieces, ragged
+from d1c.target.movement import ComponentExchange, Exchange, grouped, ragged
 
 
 def exchange(source: Layout, shape: tuple[int, ...], need: Need, mesh: Mesh) -> Exchange:
@@ -86,7 +86,7 @@ def _component(wanted: list[Component], owned: list[Group], shape: tuple[int, ..
         axes,
         window,
         math.prod(blocks),
-        _grouped(t, s, soff, doff, n),
+        grouped(t, s, soff, doff, n),
         real,
         length,
     )
@@ -172,37 +172,3 @@ def _split(
     start = np.maximum(lin[o], base[o] + block * period)
     stop = np.minimum(lin[o] + n[o], base[o] + (block + 1) * period)
     return t[o], start, doff[o] + start - lin[o], stop - start
-
-
-def _grouped(t: np.ndarray, s: np.ndarray, soff: np.ndarray, doff: np.ndarray, n: np.ndarray) -> Pieces:
-    """Runs with the same ends, equal lengths and constant steps become one piece of several runs."""
-    order = np.lexsort((doff, t))
-    t, s, soff, doff, n = t[order], s[order], soff[order], doff[order], n[order]
-    m = len(t)
-    if m == 0:
-        z = np.zeros(0, np.int64)
-        return Pieces(t, s, soff, doff, n, z, z, z)
-    # touching runs first become one longer run
-    glue = (t[1:] == t[:-1]) & (s[1:] == s[:-1]) & (soff[1:] == soff[:-1] + n[:-1]) & (doff[1:] == doff[:-1] + n[:-1])
-    head = np.flatnonzero(np.concatenate(([True], ~glue)))
-    n = np.add.reduceat(n, head)
-    t, s, soff, doff = t[head], s[head], soff[head], doff[head]
-    m = len(t)
-    same = (t[1:] == t[:-1]) & (s[1:] == s[:-1]) & (n[1:] == n[:-1])
-    ds, dd = np.diff(soff), np.diff(doff)
-    joined = np.zeros(m, bool)  # run i continues the piece of run i - 1
-    # a piece goes on while its steps stay those of its first two runs
-    go = (
-        same & np.concatenate(([True], ~(same[:-1] & same[1:]) | ((ds[1:] == ds[:-1]) & (dd[1:] == dd[:-1]))))
-        if m > 1
-        else same
-    )
-    joined[1:] = go
-    head = np.flatnonzero(~joined)
-    count = np.diff(np.append(head, m))
-    step = np.minimum(head, max(m - 2, 0))
-    multi = count > 1
-    zero = np.zeros(len(head), np.int64)
-    sstep = np.where(multi, ds[step], 0) if m > 1 else zero
-    dstep = np.where(multi, dd[step], 0) if m > 1 else zero
-    return Pieces(t[head], s[head], soff[head], doff[head], n[head], count, sstep, dstep)

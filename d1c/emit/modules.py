@@ -22,6 +22,7 @@ from d1c.target.dtypes import dtype
 from d1c.target.kernel import Nest
 from d1c.target.machine import PRESETS, Machine, machine
 from d1c.target.mesh import CoreInt, LayoutError, Mesh, axes_text, parse_axes
+from d1c.target.movement import Cut
 from d1c.target.program import (
     Arrive,
     Barrier,
@@ -61,7 +62,8 @@ def to_modules(tile: TileProgram) -> tuple[Module, Module]:
         values.append(value)
         ops.append(Op("tile.buffer", (), d.BufferAttrs(b.kind, "" if named else b.name), (value,)))  # type: ignore[arg-type]
     for i, m in enumerate(tile.movements):
-        ops.append(Op("tile.movement", attrs=d.MovementDecl(f"m{i}", m.source, m.shape, m.need)))
+        cut = () if m.cut is None else (*m.cut.owned, *m.cut.window)
+        ops.append(Op("tile.movement", attrs=d.MovementDecl(f"m{i}", m.source, m.shape, m.need, cut)))
     for place in p.placements:
         attrs = d.PlaceAttrs(place.array, _short(place.index), axes_text(place.held))
         ops.append(Op("tile.place", (values[place.buffer],), attrs))
@@ -111,7 +113,7 @@ def _command_op(x: Command, values: list[Value], p: Program) -> Op:
             bases = _shorts(x.bases) if any(b != CoreInt() for b in x.bases) else ()
             trips = None if x.trips == extents else _shorts(x.trips)
             attrs = c.CallAttrs(
-                name, bases, len(x.tables), trips, _shorts(x.scalars), axes_text(x.held), x.layer
+                name, bases, len(x.tables), trips, _shorts(x.scalars), axes_text(x.held), x.layer, x.out_base
             )  # fmt: skip
         case Push():
             used = (x.source, x.target)
@@ -214,7 +216,10 @@ class _Reader:
             if a.name in self.movements:
                 raise self.fail(op, f"movement {a.name} is declared twice")
             self.movements[a.name] = len(self.moves)
-            self.moves.append(Movement(a.source, a.shape, a.need))
+            if len(a.cut) not in (0, 4):
+                raise self.fail(op, f"cut = {list(a.cut)}", "a cut has two ranges, four numbers")
+            cut = Cut((a.cut[0], a.cut[1]), (a.cut[2], a.cut[3])) if a.cut else None
+            self.moves.append(Movement(a.source, a.shape, a.need, cut))
             try:
                 a.source.check(a.shape, self.mesh)
                 exchanges.append(self.moves[-1].exchange(self.mesh))
@@ -322,7 +327,7 @@ class _Reader:
         trips = tuple(loop.extent for loop in nest.loops) if a.trips is None else a.trips
         return Call(
             number, used[0], used[1:split], tuple(map(_long, bases)), used[split:], tuple(map(_long, trips)),
-            tuple(map(_long, a.scalars)), parse_axes(a.held), a.layer, op.origin,
+            tuple(map(_long, a.scalars)), parse_axes(a.held), a.layer, op.origin, a.out_base,
         )  # fmt: skip
 
 

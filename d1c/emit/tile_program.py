@@ -7,21 +7,24 @@ from dataclasses import dataclass
 from d1c.analysis.exchange import exchange
 from d1c.ir.layout import Need
 from d1c.target.mesh import Layout, Mesh
-from d1c.target.movement import Exchange
+from d1c.target.movement import Cut, Exchange
 from d1c.target.program import Program
 
 
 @dataclass(frozen=True, slots=True)
 class Movement:
-    """A movement as it is written: a tensor of `shape`, owned as `source`, becomes the windows of `need`."""
+    """A movement as it is written: a tensor of `shape`, owned as `source`, becomes the windows of `need`, or the part
+    `cut` of them."""
 
     source: Layout
     shape: tuple[int, ...]
     need: Need
+    cut: Cut | None = None
 
     def exchange(self, mesh: Mesh) -> Exchange:
         """The pieces; LayoutError where source and need do not cover the same dims."""
-        return exchange(self.source, self.shape, self.need, mesh)
+        whole = exchange(self.source, self.shape, self.need, mesh)
+        return whole if self.cut is None else whole.part(self.cut)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from d1c.target.program import (
     Command,
     Fetch,
     Fill,
+    Loop,
     Program,
     Push,
     Role,
@@ -44,7 +45,7 @@ def _commands(program: Program, kind: Callable[[Command], bool]) -> Iterator[tup
 
 def _pairs(program: Program, targets: dict[int, int]) -> Iterator[Fault]:
     """What one command waits for another one of the program must send, to the same buffer by the same semaphore.
-    `targets` gets the buffer of every exchange."""
+    `targets` gets the buffer of every exchange, modulo how many there are."""
     pushed: dict[int, tuple[int, int]] = {}
     for at, c in _commands(program, lambda c: isinstance(c, Push)):
         assert isinstance(c, Push)
@@ -55,7 +56,36 @@ def _pairs(program: Program, targets: dict[int, int]) -> Iterator[Fault]:
             yield f"{at}nobody pushes exchange {c.exchange} by semaphore {c.semaphore}", ""
         if isinstance(c, Fill) and c.exchange >= 0 and pushed.get(c.exchange, (c.buffer, 0))[0] != c.buffer:
             yield f"{at}exchange {c.exchange} goes to another buffer than {program.buffers[c.buffer].name}", ""
-    targets.update((x, target) for x, (target, _) in pushed.items())
+    # Parts of a window are told apart: behind the Arrives of one of them the others need not have come.
+    alike: dict[tuple[int, int], set[int]] = defaultdict(set)
+    for x, (target, semaphore) in pushed.items():
+        cut = program.exchanges[x].cut
+        targets[x] = target if cut is None else (1 + cut.window[0]) * len(program.buffers) + target
+        if cut is not None:
+            alike[targets[x], semaphore].add(x)
+    for r in program.roles:
+        for t, thread in enumerate(r.threads):
+            yield from _apart(f"role {r.name!r} thread {t}: ", thread, targets, alike)
+
+
+def _apart(
+    at: str, commands: tuple[Command, ...], targets: dict[int, int], alike: dict[tuple[int, int], set[int]]
+) -> Iterator[Fault]:
+    """Messages for the same rows of a window, if one semaphore counts them, are waited for together."""
+    for arrives, run in groupby(commands, lambda c: isinstance(c, Arrive)):
+        stand = list(run)
+        if arrives:
+            here = {c.exchange for c in stand if isinstance(c, Arrive)}
+            for c in stand:
+                if isinstance(c, Arrive) and not alike.get((targets[c.exchange], c.semaphore), here) <= here:
+                    yield (
+                        f"{at}Arrive of exchange {c.exchange} stands apart from those for the same rows",
+                        "what one semaphore counts for the same rows of a window is waited for together",
+                    )
+            continue
+        for c in stand:
+            if isinstance(c, Loop):
+                yield from _apart(at, c.body, targets, alike)
 
 
 def _shared(program: Program, targets: dict[int, int]) -> Iterator[Fault]:
@@ -110,7 +140,7 @@ def _spans(
         for start, end, target, e in sorted(spans, key=lambda s: (s[0], s[1])):
             for other, over in ends.items():
                 if other != target and over >= start:
-                    a, b = (program.buffers[min(x)].name for x in (other - target or other, target))
+                    a, b = (_name(program, x) for x in (other - target or other, target))
                     yield (
                         f"role {r.name!r} thread {e.thread} command {place_text(e.path)} ({type(e.command).__name__}): "
                         f"semaphore shared: {semaphore} counts arrivals for buffers {a} and {b}",
@@ -118,6 +148,10 @@ def _spans(
                     )
             ends = {k: v for k, v in ends.items() if v >= start}
             ends[target] = max(ends.get(target, -1), end)
+
+
+def _name(program: Program, targets: frozenset[int]) -> str:
+    return program.buffers[min(targets) % len(program.buffers)].name
 
 
 def _fetched(events: list[order.Event]) -> dict[int, list[_Use]]:
@@ -147,7 +181,7 @@ def _fetched_once(program: Program, r: Role, events: list[order.Event]) -> Itera
     for semaphore, uses in _fetched(events).items():
         for _, _, buffers, e in uses[1:]:
             if buffers != uses[0][2]:
-                a, b = (program.buffers[min(x)].name for x in (uses[0][2], buffers))
+                a, b = (_name(program, x) for x in (uses[0][2], buffers))
                 yield (
                     f"role {r.name!r} thread {e.thread} command {place_text(e.path)} ({type(e.command).__name__}): "
                     f"semaphore shared: {semaphore} counts arrivals for buffers {a} and {b}",

@@ -8,13 +8,16 @@ boxes from one core to a class of cores (those that differ only along factors on
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from d1c.target.machine import Machine
 from d1c.target.mesh import Mesh
+
+Range = tuple[int, int]
+"""From the first to before the second."""
 
 
 def ragged(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -42,6 +45,40 @@ class Pieces:
         return len(self.t)
 
 
+def grouped(t: np.ndarray, s: np.ndarray, soff: np.ndarray, doff: np.ndarray, n: np.ndarray) -> Pieces:
+    """Runs with the same ends, equal lengths and constant steps become one piece of several runs."""
+    order = np.lexsort((doff, t))
+    t, s, soff, doff, n = t[order], s[order], soff[order], doff[order], n[order]
+    m = len(t)
+    if m == 0:
+        z = np.zeros(0, np.int64)
+        return Pieces(t, s, soff, doff, n, z, z, z)
+    # touching runs first become one longer run
+    glue = (t[1:] == t[:-1]) & (s[1:] == s[:-1]) & (soff[1:] == soff[:-1] + n[:-1]) & (doff[1:] == doff[:-1] + n[:-1])
+    head = np.flatnonzero(np.concatenate(([True], ~glue)))
+    n = np.add.reduceat(n, head)
+    t, s, soff, doff = t[head], s[head], soff[head], doff[head]
+    m = len(t)
+    same = (t[1:] == t[:-1]) & (s[1:] == s[:-1]) & (n[1:] == n[:-1])
+    ds, dd = np.diff(soff), np.diff(doff)
+    joined = np.zeros(m, bool)  # run i continues the piece of run i - 1
+    # a piece goes on while its steps stay those of its first two runs
+    go = (
+        same & np.concatenate(([True], ~(same[:-1] & same[1:]) | ((ds[1:] == ds[:-1]) & (dd[1:] == dd[:-1]))))
+        if m > 1
+        else same
+    )
+    joined[1:] = go
+    head = np.flatnonzero(~joined)
+    count = np.diff(np.append(head, m))
+    step = np.minimum(head, max(m - 2, 0))
+    multi = count > 1
+    zero = np.zeros(len(head), np.int64)
+    sstep = np.where(multi, ds[step], 0) if m > 1 else zero
+    dstep = np.where(multi, dd[step], 0) if m > 1 else zero
+    return Pieces(t[head], s[head], soff[head], doff[head], n[head], count, sstep, dstep)
+
+
 @dataclass(frozen=True)
 class ComponentExchange:
     """One component: factors of target and source positions, extents of window and owned buffer (elements), pieces, and
@@ -54,6 +91,19 @@ class ComponentExchange:
     pieces: Pieces
     real: np.ndarray
     length: np.ndarray
+
+    def cut(self, owned: Range, window: Range) -> ComponentExchange:
+        """What goes from elements `owned` of the owned buffers to elements `window` of the windows."""
+        p = self.pieces
+        o, i = ragged(p.count)
+        soff, doff = p.soff[o] + i * p.sstep[o], p.doff[o] + i * p.dstep[o]
+        lo = np.maximum(np.maximum(owned[0] - soff, window[0] - doff), 0)
+        hi = np.minimum(np.minimum(owned[1] - soff, window[1] - doff), p.length[o])
+        k = np.flatnonzero(lo < hi)
+        lo, hi, o = lo[k], hi[k], o[k]
+        real = np.bincount(p.t[o], hi - lo, len(self.real)).astype(np.int64)
+        pieces = grouped(p.t[o], p.s[o], soff[k] + lo, doff[k] + lo, hi - lo)
+        return replace(self, pieces=pieces, real=real)
 
     @cached_property
     def first(self) -> np.ndarray:
@@ -83,15 +133,51 @@ class ComponentExchange:
         return bool(np.array_equal(np.bincount(t, n, len(self.real)).astype(np.int64), self.real))
 
 
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A part of a movement: elements `owned` of the first component whose owned buffers have more than one element,
+    elements `window` of the first whose windows have: these are ranges of rows of what is sent, and of the windows."""
+
+    owned: Range
+    window: Range
+
+
 @dataclass(frozen=True)
 class Exchange:
-    """The product of its components; `target_held` and `source_held` are factors held at 0 on either side."""
+    """The product of its components; `target_held` and `source_held` are factors held at 0 on either side. With a `cut`
+    it brings a part of its windows: other exchanges bring what is missing."""
 
     mesh: Mesh
     components: tuple[ComponentExchange, ...]
     source_held: tuple[str, ...]
     target_held: tuple[str, ...]
     plan_axes: tuple[str, ...]
+    cut: Cut | None = None
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """Components that a cut means: the first with more than one owned element, the first with such windows."""
+        n = len(self.components)
+        owned = next((k for k, c in enumerate(self.components) if c.owned > 1), n)
+        return owned, next((k for k, c in enumerate(self.components) if c.window > 1), n)
+
+    @property
+    def row_elements(self) -> tuple[int, int]:
+        """Elements of a row of what is owned, and of a window."""
+        a, b = self.rows
+        return math.prod(c.owned for c in self.components[a + 1 :]), math.prod(
+            c.window for c in self.components[b + 1 :]
+        )
+
+    def part(self, cut: Cut) -> Exchange:
+        """The part that `cut` says."""
+        every = (0, 1 << 62)
+        a, b = self.rows
+        components = tuple(
+            c.cut(cut.owned if k == a else every, cut.window if k == b else every) if k in (a, b) else c
+            for k, c in enumerate(self.components)
+        )
+        return replace(self, components=components, cut=cut)
 
     @cached_property
     def keyed(self) -> tuple[str, ...]:
@@ -120,8 +206,8 @@ class Exchange:
 
     @property
     def padded(self) -> bool:
-        """Some window holds elements outside the tensor."""
-        return any(bool((c.real != c.length).any()) for c in self.components)
+        """Some window holds elements outside the tensor; a part of a movement does not say."""
+        return self.cut is None and any(bool((c.real != c.length).any()) for c in self.components)
 
     @cached_property
     def local(self) -> bool:

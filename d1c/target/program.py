@@ -55,9 +55,9 @@ class To:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Run kernel `kernel` on this core's share. Buffers by number: the result, the operands (each from element
-    `bases[i]` on), the tables. A core whose coordinate along a factor of `held` is not 0, or one of whose trip counts
-    is 0, skips it. Reading a byte that nothing has written traps."""
+    """Run kernel `kernel` on this core's share, or a part of it. Buffers by number: the result (from element `out_base`
+    on), the operands (each from element `bases[i]` on), the tables. A core whose coordinate along a factor of `held` is
+    not 0, or one of whose trip counts is 0, skips it. Reading a byte that nothing has written traps."""
 
     kernel: int
     out: int
@@ -69,6 +69,7 @@ class Call:
     held: tuple[str, ...]
     layer: int = -1
     origin: str = ""
+    out_base: int = 0
 
 
 @dataclass(frozen=True, slots=True)

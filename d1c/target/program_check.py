@@ -18,7 +18,7 @@ from d1c.target.barrier import barrier_axes
 from d1c.target.dtypes import DType, dtype
 from d1c.target.machine import Machine
 from d1c.target.mesh import CoreInt, LayoutError, Mesh
-from d1c.target.movement import ComponentExchange, Exchange
+from d1c.target.movement import ComponentExchange, Cut, Exchange
 from d1c.target.program import (
     Arrive,
     Barrier,
@@ -236,6 +236,8 @@ class _Check:
         self.axes([*sources, *x.source_held], "the source")
         if not set(x.keyed) <= set(x.plan_axes):
             self.bad(f"windows depend on {' '.join(x.keyed)}, the plan has only {' '.join(x.plan_axes)}")
+        if x.cut is not None:
+            self.cut(x, x.cut)
         if not x.covers():
             self.bad("pieces do not deliver every needed element exactly once")
         classes = self.mesh.core_offset(x.keyed, np.arange(self.mesh.parts(x.keyed)))
@@ -244,6 +246,19 @@ class _Check:
             count *= np.diff(c.first)[self.mesh.position(c.target_axes, classes)]
         if count.sum() > MAX_MESSAGES:
             self.bad(f"{count.sum():.3g} messages, more than {MAX_MESSAGES:,}")
+
+    def cut(self, x: Exchange, cut: Cut) -> None:
+        """A part brings nothing from or to elsewhere: what has come is known from what its parts are."""
+        for k, (lo, hi), name in zip(x.rows, (cut.owned, cut.window), ("owned", "window"), strict=True):
+            p = x.components[k].pieces if k < len(x.components) else None
+            if not 0 <= lo < hi:
+                self.bad(f"{name} part {lo} to {hi}")
+            if p is None or not len(p):
+                continue
+            first, step = (p.soff, p.sstep) if name == "owned" else (p.doff, p.dstep)
+            last = first + (p.count - 1) * step
+            if np.minimum(first, last).min() < lo or (np.maximum(first, last) + p.length).max() > hi:
+                self.bad(f"a piece leaves the {name} part {lo} to {hi}")
 
     def component(self, c: ComponentExchange) -> None:
         self.axes(c.target_axes, "target_axes")
@@ -406,6 +421,8 @@ class _Check:
                 self.bad(f"{what} is buffer {b.name} of {b.dtype}, kernel {name} takes {operand.dtype}")
             if k:
                 self.core_int(c.bases[k - 1], f"base of {what}", 0, b.elements - 1)
+            elif not 0 <= c.out_base < b.elements:
+                self.bad(f"base of {what} is {c.out_base}, buffer {b.name} has {b.elements} elements")
         if self.of(c.out, "out").kind not in ("owned", "window"):
             self.bad(f"writes {self.p.buffers[c.out].kind} {self.p.buffers[c.out].name}")
         for number in c.tables:

@@ -22,7 +22,7 @@ from d1c.target.dtypes import NARROW, dtype
 from d1c.target.encoding import EncodingError, decode, encode
 from d1c.target.kernel import Nest
 from d1c.target.mesh import CoreInt, Layout, Mesh
-from d1c.target.movement import ComponentExchange, Exchange, Pieces
+from d1c.target.movement import ComponentExchange, Cut, Exchange, Pieces
 from d1c.target.program import COMMANDS, Buffer, Command, Fetch, Loop, Placement, Port, Program, Role, To, every
 from d1c.target.program_check import MAX_CORES, MAX_DEPTH, check
 
@@ -52,7 +52,7 @@ def save(program: Program, path: str | Path) -> None:
             components.append({**axes, "window": c.window, "owned": c.owned})
         exchanges.append(
             {"components": components, "source_held": list(x.source_held), "target_held": list(x.target_held),
-             "plan_axes": list(x.plan_axes)}
+             "plan_axes": list(x.plan_axes), "cut": [] if x.cut is None else [*x.cut.owned, *x.cut.window]}
         )  # fmt: skip
     manifest = {
         "machine": dict(program.machine), "mesh": [list(a) for a in program.mesh.axes], "info": dict(program.info),
@@ -301,7 +301,7 @@ def _exchanges(where: str, mesh: Mesh, data: Any, arrays: Mapping[str, np.ndarra
     used: set[str] = set()
     for n, row in _rows(where, "exchanges", data):
         what = f"exchange {n}"
-        keys = {"components", "source_held", "target_held", "plan_axes"}
+        keys = {"components", "source_held", "target_held", "plan_axes", "cut"}
         if not isinstance(row, dict) or set(row) != keys or not isinstance(row["components"], list):
             _bad(where, f"{what}: needs exactly {', '.join(sorted(keys))}")
         components = []
@@ -320,10 +320,20 @@ def _exchanges(where: str, mesh: Mesh, data: Any, arrays: Mapping[str, np.ndarra
             sizes = _size(where, what, c["window"]), _size(where, what, c["owned"])
             components.append(ComponentExchange(*names, *sizes, Pieces(**found), real, length))
         held = _names(where, what, row["source_held"]), _names(where, what, row["target_held"])
-        out.append(Exchange(mesh, tuple(components), *held, _names(where, what, row["plan_axes"])))
+        plan_axes, cut = _names(where, what, row["plan_axes"]), _cut(where, what, row["cut"])
+        out.append(Exchange(mesh, tuple(components), *held, plan_axes, cut))
     if set(arrays) - used:
         _bad(where, f"program.safetensors: unknown tensor {_short(min(set(arrays) - used))}")
     return tuple(out)
+
+
+def _cut(where: str, what: str, data: Any) -> Cut | None:
+    if data == []:
+        return None
+    if not isinstance(data, list) or len(data) != 4:
+        _bad(where, f"{what}: a cut has two ranges, not {_short(data)}")
+    a, b, c, d = (_size(where, what, v) for v in data)
+    return Cut((a, b), (c, d))
 
 
 def _names(where: str, what: str, data: Any) -> tuple[str, ...]:
@@ -335,7 +345,7 @@ def _names(where: str, what: str, data: Any) -> tuple[str, ...]:
 
 def _size(where: str, what: str, data: Any) -> int:
     if type(data) is not int or not 0 <= data < 2**31:
-        _bad(where, f"{what}: window or owned extent {_short(data)}")
+        _bad(where, f"{what}: extent {_short(data)}")
     return data
 
 

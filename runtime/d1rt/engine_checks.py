@@ -14,7 +14,7 @@ from d1rt.traps import INSIDE, Fault, trap
 
 def check_calls(program: Program) -> None:
     """Every operand of every call on every core against its buffer. The program has passed program_check."""
-    tables = {p.buffer: _Table(program.weights[p.array], p.index) for p in program.placements}
+    tables = placed_tables(program)
     for role in program.roles:
         for thread in role.threads:
             for c in every(thread):
@@ -22,7 +22,7 @@ def check_calls(program: Program) -> None:
                     _call(program, c, tables)
 
 
-class _Table:
+class Table:
     """Least and greatest entry of every prefix of a table's rows."""
 
     def __init__(self, rows: np.ndarray, index: CoreInt) -> None:
@@ -37,17 +37,22 @@ class _Table:
         return self._bounds[0][row, count - 1], self._bounds[1][row, count - 1]
 
 
-def _call(program: Program, c: Call, tables: dict[int, _Table]) -> None:
+def placed_tables(program: Program) -> dict[int, Table]:
+    """Per buffer what is placed in it."""
+    return {p.buffer: Table(program.weights[p.array], p.index) for p in program.placements}
+
+
+def _call(program: Program, c: Call, tables: dict[int, Table]) -> None:
     nest, mesh = program.kernels[c.kernel][1], program.mesh
     cores = np.flatnonzero(active(c, mesh))
     if not len(cores):
         return
     trips = np.stack([t.of(mesh)[cores] for t in c.trips], axis=1) if c.trips else np.zeros((len(cores), 0), np.int64)
-    slots = [(nest.out, c.out, np.zeros(len(cores), np.int64), nest.parallel, "written")]
+    slots = [(nest.out, c.out, np.full(len(cores), c.out_base), nest.parallel, "written")]
     for k, (o, number, integer) in enumerate(zip(nest.operands, c.operands, c.bases, strict=True)):
         slots.append((o, number, integer.of(mesh)[cores], reading_loops(nest, k), "read"))
     for operand, buffer, base, loops, verb in slots:
-        lo, hi = _reach(operand, loops, base, trips, c, tables, mesh, cores)
+        lo, hi = reach(operand, loops, base, trips, c, tables, mesh, cores)
         b = program.buffers[buffer]
         outside = (lo < 0) | (hi >= b.elements)
         if outside.any():
@@ -57,8 +62,8 @@ def _call(program: Program, c: Call, tables: dict[int, _Table]) -> None:
             raise trap(program, int(cores[i]), c, Fault(text, b.address, b.name, INSIDE))
 
 
-def _reach(
-    operand: Operand, loops: int, base: np.ndarray, trips: np.ndarray, c: Call, tables: dict[int, _Table], mesh: Mesh,
+def reach(
+    operand: Operand, loops: int, base: np.ndarray, trips: np.ndarray, c: Call, tables: dict[int, Table], mesh: Mesh,
     cores: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Least and greatest element that an operand addresses over the first `loops` loops, per core."""

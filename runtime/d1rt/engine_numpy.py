@@ -367,7 +367,7 @@ class _Run:
             loops = [i for o in (nest.out, *nest.operands) for i, t in enumerate(o.tables) if t == k]
             entries = np.arange(max((trips[i] for i in loops), default=0))
             tables.append(core.read(buffers[number], entries))
-        out, target = buffers[c.out], self.engine.footprint(nest.out, nest.parallel, trips, tables)
+        out, target = buffers[c.out], c.out_base + self.engine.footprint(nest.out, nest.parallel, trips, tables)
         core.require_free(out, target)
         for k, (operand, number) in enumerate(zip(nest.operands, c.operands, strict=True)):
             offsets = int(bases[k]) + self.engine.footprint(operand, reading_loops(nest, k), trips, tables)
@@ -377,7 +377,7 @@ class _Run:
             core.values(buffers[number])[int(base) + shift :]
             for number, base, shift in zip(c.operands, bases, shifts, strict=True)
         ]
-        run_nest(nest, core.values(out), operands, tables, trips, [int(s) for s in scalars])
+        run_nest(nest, core.values(out)[c.out_base :], operands, tables, trips, [int(s) for s in scalars])
         core.mark(out, target, FULL)
         if self.engine.keep and c.layer >= 0:
             self.kept.setdefault(c.layer, {})[core.number] = core.values(out).copy()

@@ -6,8 +6,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from typing import Any, NoReturn, Protocol
 
 import numpy as np
@@ -18,6 +19,7 @@ from d1c.target.movement import Exchange, Messages, ragged
 from d1c.target.program import Buffer, Call, Command, Fetch, Fill, Free, Loop, Port, Program, Push, Send
 from d1rt import engine_numpy, state
 from d1rt.command_cycles import participants
+from d1rt.engine_parts import Reads, Results, windows
 from d1rt.state import MAYBE
 from d1rt.traps import FREE_BYTES, WRITTEN_BYTES, Fault, core_text, trap
 
@@ -135,8 +137,9 @@ _UNKNOWN = -2
 
 
 class Slots:
-    """Buffers as a whole. A buffer is written when a call has written to it, all its messages have come (and its
-    padding is filled), or it is placed or an input; live from the first write until Free."""
+    """Buffers as a whole, or in parts of rows (`results`, `parts`). A buffer is written when a call has written to it,
+    all its messages have come (and its padding is filled), or it is placed or an input; live from the first write
+    until Free."""
 
     def __init__(self, program: Program, moves: list[Movement]) -> None:
         self.program, self.moves, self.buffers = program, moves, program.buffers
@@ -145,6 +148,7 @@ class Slots:
         self.written, self.live, self.filled = (np.zeros(shape, bool) for _ in range(3))
         self.arrived, self.filling = np.zeros(shape, np.int32), np.full(shape, -1, np.int32)
         self.sent: dict[int, np.ndarray] = {}  # [cores, elements] of buffers that Sends write
+        self.reads, self.results, self.parts = Reads(program), Results(program), windows(program)
         for port in program.inputs:
             cores = holders(port, program)
             self.written[port.buffer, cores] = self.live[port.buffer, cores] = True
@@ -154,29 +158,37 @@ class Slots:
 
     def call(self, c: Call, cores: np.ndarray) -> None:
         for b in dict.fromkeys((*c.operands, *c.tables)):
-            self.require_full(c, b, cores)
-        self.require_free(c, c.out, self.mask(cores) & self.live[c.out])
+            self.require_written(c, b, cores, partial(self.reads.call, c, b))
+        if c.out in self.results.upto:
+            self.require_free(c, c.out, self.results.write(c, cores))
+        else:
+            self.require_free(c, c.out, self.mask(cores) & self.live[c.out])
+            self.written[c.out, cores] = True
         self.require_near(c, c.out, self.mask(cores))
-        self.written[c.out, cores] = self.live[c.out, cores] = True
+        self.live[c.out, cores] = True
 
     def push(self, c: Push, cores: np.ndarray, picks: np.ndarray | None) -> None:
         move, b = self.moves[c.exchange], c.target
         m = move.messages
-        self.require_full(c, c.source, np.flatnonzero(self.mask(m.src if picks is None else m.src[picks])))
+        senders = np.flatnonzero(self.mask(m.src if picks is None else m.src[picks]))
+        self.require_written(c, c.source, senders, lambda: self.reads.push(c, m))
         counts = move.counts if picks is None else np.bincount(m.cls[picks], minlength=len(move.counts))
         new = move.per_core(counts).astype(np.int32)
         to = new > 0
-        other = (self.filling[b] != c.exchange) & (self.filling[b] != -1)
-        self.require_free(c, b, to & (other | (self.arrived[b] + new > move.expected)))
+        part = self.parts[b] if move.exchange.cut is not None else None
+        number, come = (c.exchange, self.arrived[b]) if part is None else (part.number, part.come[c.exchange])
+        other = (self.filling[b] != number) & (self.filling[b] != -1)
+        self.require_free(c, b, to & (other | (come + new > move.expected)))
         self.require_free(c, b, to & (self.filling[b] == -1) & self.live[b] & ~self.filled[b])
         self.require_near(c, b, to)
-        self.arrived[b] += new
-        self.filling[b, to] = c.exchange
+        come += new
+        self.filling[b, to] = number
         self.live[b] |= to
-        self.written[b] |= to & (self.arrived[b] == move.expected) & (self.filled[b] | ~move.padded)
+        if part is None:
+            self.written[b] |= to & (self.arrived[b] == move.expected) & (self.filled[b] | ~move.padded)
 
     def send(self, c: Send, cores: np.ndarray, who: np.ndarray, to: np.ndarray) -> None:
-        self.require_full(c, c.source, cores[np.unique(who)])
+        self.require_written(c, c.source, cores[np.unique(who)], lambda: self.reads.send(c))
         mesh, b = self.program.mesh, c.target
         filled = self.sent.setdefault(b, np.zeros((mesh.cores, self.buffers[b].elements), bool))
         owner, i = ragged(c.elements.of(mesh)[cores][who])
@@ -199,14 +211,15 @@ class Slots:
 
     def fill(self, c: Fill, cores: np.ndarray) -> bool:
         b = c.buffer
-        early = (self.filling[b] == c.exchange) & ~self.filled[b] & (c.exchange >= 0)  # messages came first
+        number = self.parts[b].number if b in self.parts else c.exchange
+        early = (self.filling[b] == number) & ~self.filled[b] & (c.exchange >= 0)  # messages came first
         self.require_free(c, b, self.mask(cores) & self.live[b] & ~early)
         self.require_near(c, b, self.mask(cores))
         self.live[b, cores] = self.filled[b, cores] = True
         if c.exchange < 0:
             self.written[b, cores] = True
             self.filled[b, cores] = False  # nothing is left for messages
-        else:
+        elif b not in self.parts:
             self.written[b, cores] = self.arrived[b, cores] == self.moves[c.exchange].expected[cores]
         return bool(early[cores].any())
 
@@ -221,27 +234,39 @@ class Slots:
         )
         for b in set(c.buffers) & set(self.sent):
             self.sent[b][cores] = False
+        for rows in self.in_parts(c.buffers):
+            rows[cores] = 0
+
+    def in_parts(self, buffers: Sequence[int]) -> list[np.ndarray]:
+        """How much is there of those that come in parts: arrays over the cores."""
+        results = [self.results.upto[b] for b in buffers if b in self.results.upto]
+        return results + [come for b in buffers if b in self.parts for come in self.parts[b].come.values()]
 
     def condition(self, c: Loop, cores: np.ndarray) -> None:
-        self.require_full(c, c.condition, cores)
+        self.require_written(c, c.condition, cores, lambda: np.ones(self.program.mesh.cores, np.int64))
 
     def state(self, buffers: Sequence[int]) -> Any:
         rows = np.array(buffers, np.int64)
         known = [a[rows] for a in (self.written, self.live, self.filled, self.arrived, self.filling)]
-        return rows, known, {b: self.sent[b].copy() for b in buffers if b in self.sent}
+        parts = [(x, x.copy()) for x in self.in_parts(buffers)]
+        return rows, known, {b: self.sent[b].copy() for b in buffers if b in self.sent}, parts
 
     def changed(self, state: Any) -> tuple[int, int] | None:
-        rows, known, sent = state
+        rows, known, sent, parts = state
         new = (self.written, self.live, self.filled, self.arrived, self.filling)
         odd = np.any([a[rows] != old for a, old in zip(new, known, strict=True)], axis=0)
         for i, b in enumerate(rows.tolist()):
             if b in self.sent:
                 odd[i] |= np.any(self.sent[b] != sent.get(b, False), axis=1)
+        for now, old in parts:
+            odd[0] |= now != old
         at, core = np.nonzero(odd)
         return (int(core[0]), int(rows[at[0]])) if len(at) else None
 
     def join(self, state: Any) -> None:
-        rows, (written, live, filled, arrived, filling), sent = state
+        rows, (written, live, filled, arrived, filling), sent, parts = state
+        for now, old in parts:  # rows that are surely there
+            np.minimum(now, old, out=now)
         self.written[rows] &= written
         self.live[rows] |= live
         self.filled[rows] &= filled
@@ -254,7 +279,7 @@ class Slots:
 
     def output(self, port: Port) -> None:
         bad = holders(port, self.program)
-        bad = bad[~self.written[port.buffer, bad]]
+        bad = bad[self.unwritten(port.buffer, bad, lambda: self.reads.output(port))]
         if len(bad):
             b, core = self.buffers[port.buffer], core_text(self.program.mesh, int(bad[0]))
             raise Trap(
@@ -267,8 +292,21 @@ class Slots:
         out[cores] = True
         return out
 
-    def require_full(self, c: Command, buffer: int, cores: np.ndarray) -> None:
-        bad = cores[~self.written[buffer, cores]]
+    def unwritten(self, buffer: int, cores: np.ndarray, need: Callable[[], np.ndarray]) -> np.ndarray:
+        """Mask over `cores`: of whom the first need() elements of a buffer may not be written."""
+        missing = ~self.written[buffer]
+        if buffer in self.results.upto:
+            missing = missing & (self.results.upto[buffer] < need())
+        elif buffer in self.parts:
+            part, wanted = self.parts[buffer], need()
+            ready = np.ones(len(missing), bool)
+            for i, first in enumerate(part.begins.tolist()):
+                ready &= (wanted <= first) | part.ready(i, self.filled[buffer], self.moves)
+            missing = missing & ~ready
+        return np.asarray(missing[cores])
+
+    def require_written(self, c: Command, buffer: int, cores: np.ndarray, need: Callable[[], np.ndarray]) -> None:
+        bad = cores[self.unwritten(buffer, cores, need)]
         if len(bad):
             b = self.buffers[buffer]
             fault = Fault(f"uninitialised read: {b.name} is not wholly written", b.address, b.name, WRITTEN_BYTES)
@@ -326,7 +364,7 @@ class Bytes:
                 for k, b in enumerate(c.tables):
                     loops = [i for o in (nest.out, *nest.operands) for i, t in enumerate(o.tables) if t == k]
                     tables.append(core.read(buffers[b], np.arange(max((trips[i] for i in loops), default=0))))
-                target = self.tables.footprint(nest.out, nest.parallel, trips, tables)
+                target = c.out_base + self.tables.footprint(nest.out, nest.parallel, trips, tables)
                 core.require_free(buffers[c.out], target)
                 for k, (operand, b) in enumerate(zip(nest.operands, c.operands, strict=True)):
                     reads = self.tables.footprint(operand, engine_numpy.reading_loops(nest, k), trips, tables)

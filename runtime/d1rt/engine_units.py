@@ -98,7 +98,7 @@ class Units:
     def call(self, step: Step, c: Call) -> None:
         name, nest = self.program.kernels[c.kernel]
         cores, rooms = step.cores, self.memory.rooms
-        columns = [rooms[c.out].at(cores)]
+        columns = [rooms[c.out].at(cores) + c.out_base * dtype(nest.out.dtype).bytes]
         for b, base, operand in zip(c.operands, self.values(c.bases, cores), nest.operands, strict=True):
             columns.append(rooms[b].at(cores) + base * dtype(operand.dtype).bytes)
         columns += [rooms[b].at(cores) for b in c.tables]

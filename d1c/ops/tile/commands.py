@@ -64,8 +64,8 @@ def parse_reach(text: str) -> tuple[To, ...]:
 @dataclass(frozen=True, slots=True)
 class CallAttrs:
     """`kernel`: a function of the kern module. `tables`: how many of the buffers, at the end, are tables. `bases`: per
-    operand the element at which it starts (default: 0). `trips`: per loop (default: the kernel's extents). `held`:
-    factors along which only coordinate 0 makes the call."""
+    operand the element at which it starts (default: 0), `out_base` that of the result. `trips`: per loop (default: the
+    kernel's extents). `held`: factors along which only coordinate 0 makes the call."""
 
     kernel: str
     bases: tuple[PerCore, ...] = ()
@@ -74,6 +74,7 @@ class CallAttrs:
     scalars: tuple[PerCore, ...] = ()
     held: str = ""
     layer: int = -1
+    out_base: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,12 +41,15 @@ class BufferAttrs:
 
 @dataclass(frozen=True, slots=True)
 class MovementDecl:
-    """A tensor of `shape`, owned as `source`, becomes the windows of `need`."""
+    """A tensor of `shape`, owned as `source`, becomes the windows of `need`. `cut`: only a part of them, by rows of
+    what is owned, from the first number to before the second, and rows of the windows, from the third to before the
+    fourth."""
 
     name: str
     source: Layout
     shape: tuple[int, ...]
     need: Need
+    cut: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
