@@ -15,8 +15,15 @@ DONE, FULL, PAUSED = 0, 1, 2
 # Fields of Queue.state.
 NOW, NEAR, FAR, MADE, FREE, ROOM, LOGGED, END, EVENTS = range(9)
 STATES = 9
-# Kinds of events. A head comes along a row (RIGHT, LEFT) or a column (DOWN, UP); EDGE + way: it now wants a die edge.
-THREAD, START, SOURCE, TAIL, RIGHT, LEFT, DOWN, UP, EDGE = range(9)
+# Kinds of events. A head comes along a row (RIGHT, LEFT) or a column (DOWN, UP). WAKE, LEAVE: the first in the queue of
+# a link, of a core's port, goes.
+THREAD, START, SOURCE, TAIL, RIGHT, LEFT, DOWN, UP, WAKE, LEAVE = range(10)
+# Ways of a link besides right, left, down, up: from a router into its core's SRAM, out of that into the router.
+INTO, OUT_OF = 4, 5
+# Fields of a link, and the parts of a cycle in which its time is counted.
+FREED, BUSY, PLACES, SIZE, FIRST, FINAL, CALLED, EDGE = range(8)
+BITS = 20
+PART = 1 << BITS
 # What a message has waited for.
 PORT, ROW, COLUMN, DIE_EDGE, DIP = range(5)
 # Commands.
@@ -27,13 +34,19 @@ FIELDS = 7
 # Fields of a context: one thread of one core.
 PC, CORE, LAST, WAITED, BLOCKED, NEED, SINCE, ROUND, DEPTH, LOG, FINISHED = range(11)
 CONTEXT = 11
-NODE = 8
+NODE = 12
 ENTRY = 7
 
 
 class Queue(NamedTuple):
-    """Events: `state` (see above), `head` and `tail` [WINDOW] of the cycles' lists, `node` [n, NODE] (next, kind + 16 x
-    coordinate, message, command, cursor, longest wait, time of sending in two halves), `far` [n, 3] heap."""
+    """Events: `state` (see above), `head` and `tail` [WINDOW] of the cycles' lists, `far` [n, 3] heap, `node` [n,
+    NODE].
+
+    An event's node: next, kind + 16 x coordinate, train, command, cursor, longest wait, time of sending in two halves.
+    A copy of a train in the queue of a link has the link that it came over for coordinate, then since when it waits,
+    the node that counts (in field 2) how many copies still wait (-1: this alone), and the link. A command that sends,
+    in the queue of a core's port, has the train that is next, for cursor its context or -1, then the train behind its
+    last, and the port."""
 
     state: np.ndarray
     head: np.ndarray
@@ -43,28 +56,30 @@ class Queue(NamedTuple):
 
 
 class Net(NamedTuple):
-    """The network. Links are numbered (way * rows + row) * columns + column of the router that they leave, ways right,
-    left, down, up. `place` [places, 2] row, column of cores and gates (d1rt.dips); `links` [links, 2], `edges` [edges,
-    2], `dips` [dips, 2], `out` and `into` [places, 2]: when it is free, packets (ports: cycles) so far; `edge_of`
-    [links] the die edge that a link crosses or -1; `dip_of` [rows] a row's interface processor; `costs`: hop, crossing,
-    inject, eject, HBM access, way between an interface processor and the edge; `rates`: cycles of a packet on a link,
-    on a die edge, of an interface processor; `shape`: rows, columns."""
+    """The network. Links are numbered (way * rows + row) * columns + column of their router: those that leave it right,
+    left, down, up, into its core's SRAM, and the one out of that. `place` [places, 2] row, column of cores and gates
+    (d1rt.dips); `gate` [places] 1 for these; `links` [links, 8]: when it is free (in PARTs of a cycle), packets (SRAM:
+    cycles) so far, free places for packets in the buffer behind it, all of them, first and last node that wait for it,
+    whether one of them has been called, the die edge that it crosses or -1; `edges` [edges, 2] (PARTs), `dips` [dips,
+    2]: when it is free, packets so far; `dip_of` [rows] a row's interface processor; `costs`: hop, crossing, inject,
+    eject, HBM access, way between an interface processor and the edge; `parts`: PARTs of a packet on a link, on a die
+    edge; `rates`: cycles of these and of a packet of an interface processor; `shape`: rows, columns."""
 
     place: np.ndarray
+    gate: np.ndarray
     links: np.ndarray
-    edge_of: np.ndarray
     edges: np.ndarray
     dips: np.ndarray
     dip_of: np.ndarray
-    out: np.ndarray
-    into: np.ndarray
     costs: np.ndarray
+    parts: np.ndarray
     rates: np.ndarray
     shape: np.ndarray
 
 
 class Routes(NamedTuple):
-    """`message` [m, 5]: sender, packets, cycles at the ports, class of receivers, root of its tree or -1. `first`
+    """`message` [m, 6], a row per train: sender, packets, cycles at the ports, class of receivers, root of its tree or
+    -1, whether it is the last of its message. `first`
     [classes + 1]: a class's columns. `column` [k + 1, 2]: the columns with receivers, ascending in a class, and each
     one's first receiver. `receiver` [t, 4]: row, column, core, and 1 for the first of its column, 2 the last, 3 both;
     by row. `branch` [b, 6]: for messages with a tree of their own (past dead routers) a router, row by row, the

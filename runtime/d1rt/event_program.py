@@ -136,7 +136,7 @@ class _Translation:
             counts = command[ev.OP] in works or (key not in computed and not isinstance(of, Barrier))
             command[ev.PLACE] = places[key] if key is not None and counts else -1
         every_core, semaphores = self.mesh.cores, int(self.machine.semaphores)
-        most = max((int(np.diff(s).max(initial=0)) for s in self.sends), default=0)
+        most = int(np.bincount(context[:, ev.CORE]).max(initial=0))
         options = np.array([self.machine.launch_cycles, int(logs), most], np.int64)
         code = ev.Code(
             np.array(self.commands, np.int64).reshape(-1, ev.FIELDS), _stack(self.values, every_core),
@@ -305,7 +305,10 @@ class _Translation:
         way = np.zeros(self.mesh.cores, np.int64)
         way[cores] = self.fabric.distance(cores, src)
         number = self.messages(src, each, packets, cycles, np.arange(len(cores) + 1), cores)
-        self.sends[number] = self.sends[number][0] + np.searchsorted(cores, np.arange(self.mesh.cores + 1))
+        begin, trains = self.sends[number][0], self.parts[-1].message  # by gates; here by who asks
+        self.sends[number] = begin + len(trains) // max(len(cores), 1) * np.searchsorted(
+            cores, np.arange(self.mesh.cores + 1)
+        )
         return number, self.row(way)
 
     def posts(self, who: np.ndarray, to: np.ndarray) -> int:
@@ -352,7 +355,7 @@ class _Translation:
             return np.concatenate([*(getattr(p, name) for p in self.parts), *more])
 
         return ev.Routes(
-            all_of("message", np.zeros((0, 5), np.int32)), all_of("first", np.array([columns], np.int64)),
+            all_of("message", np.zeros((0, 6), np.int32)), all_of("first", np.array([columns], np.int64)),
             all_of("column", end), all_of("receiver", np.zeros((0, 4), np.int32)),
             all_of("branch", np.zeros((0, 6), np.int32)),
         )  # fmt: skip

@@ -215,9 +215,11 @@ class _Outcome:
     def resources(self) -> dict[str, dict[str, float]]:
         """Busy shares of the time that was simulated: mean and greatest."""
         net, m, (rows, cols) = self.net, self.machine, self.fabric.shape
-        links = net.links[:, 1].reshape(4, rows, cols) * net.rates[0]
+        links = net.links[:, ev.BUSY].reshape(6, rows, cols) * net.rates[0]
+        at = net.place[net.gate == 0]
         kinds = {name: self.made.busy[i] for i, name in enumerate(PIPES)}
-        kinds["SRAM port out"], kinds["SRAM port in"] = net.out[:, 1], net.into[:, 1]
+        for name, way in (("SRAM port out", ev.OUT_OF), ("SRAM port in", ev.INTO)):
+            kinds[name] = links[way, at[:, 0], at[:, 1]] / net.rates[0]
         if cols > 1:
             kinds["row links"] = np.concatenate([links[0, :, :-1].ravel(), links[1, :, 1:].ravel()])
         if rows > 1:

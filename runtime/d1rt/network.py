@@ -1,8 +1,10 @@
 """The network between the cores at message level: who holds which port, link and die edge, and when messages arrive.
 
-A message of p packets holds its sender's port, every link of its route or tree, and each receiver's port for p packets'
-time. Whoever asks first is served first; the head goes on one hop later (cut-through), buffers have no bounds. A die
-edge is one server for all its links: it delays a message where it carries the packets later than the link does.
+A message goes in trains of as many packets as a router's input can hold. A train of p packets holds its sender's port,
+every link of its route or tree, and each receiver's port for p packets' time, and p places of the buffer behind each
+link, from when it takes that until its last copy begins to leave. It takes a link when that is free and the buffer
+behind it has room; whoever asks first is served first; the head goes on one hop later (cut-through). A die edge is one
+server for all its links: it delays a train where it carries the packets later than the link does.
 docs/timing.md says how far that is from a network of flits.
 """
 
@@ -16,16 +18,24 @@ from d1c.target.machine import Machine
 from d1c.target.movement import ragged
 from d1rt.dips import dip_of, rate
 from d1rt.event_data import (
+    BUSY,
     CONTEXT,
+    EDGE,
     ENTRY,
     FIELDS,
+    FIRST,
     FREE,
     FULL,
+    INTO,
     LOGGED,
     NODE,
     NOW,
+    OUT_OF,
+    PART,
     PAUSED,
+    PLACES,
     ROOM,
+    SIZE,
     STATES,
     WINDOW,
     Code,
@@ -87,7 +97,14 @@ class Network:
     @property
     def links(self) -> np.ndarray:
         """[4, rows, columns] packets that have left each router to the right, left, down, up."""
-        return self.net.links[:, 1].reshape(4, *self.fabric.shape)
+        return self.net.links[:, BUSY].reshape(6, *self.fabric.shape)[:4]
+
+    @property
+    def ports(self) -> tuple[np.ndarray, np.ndarray]:
+        """[cores] cycles of each core's port out of SRAM, and of the one into it."""
+        at = self.fabric.row * self.fabric.shape[1] + self.fabric.col
+        busy = self.net.links[:, BUSY].reshape(6, -1)
+        return busy[OUT_OF, at], busy[INTO, at]
 
     @property
     def edges(self) -> np.ndarray:
@@ -115,25 +132,64 @@ def die_edges(fabric: Fabric) -> tuple[np.ndarray, int]:
 
 def empty(fabric: Fabric) -> Net:
     """The network with nothing on it."""
-    m, cores = fabric.machine, len(fabric.row)
+    m, (rows, cols) = fabric.machine, fabric.shape
     edge_of, edges = die_edges(fabric)
+    links = 6 * rows * cols
+    lines = np.zeros((links, 8), np.int64)
+    lines[:, SIZE] = lines[:, PLACES] = _buffers(fabric, edge_of)
+    lines[:, [FIRST, EDGE]] = -1
+    lines[: len(edge_of), EDGE] = edge_of
+    rates = np.array([m.packet_bytes / x for x in (m.link_bytes_per_cycle, m.die_edge_bytes_per_cycle, rate(m))])
 
     return Net(
-        np.stack([fabric.row, fabric.col], 1), np.zeros((len(edge_of), 2)), edge_of, np.zeros((edges, 2)),
-        np.zeros((max(m.dip_count, 1), 2)), dip_of(m), np.zeros((cores, 2), np.int64), np.zeros((cores, 2), np.int64),
+        np.stack([fabric.row, fabric.col], 1), (np.arange(len(fabric.row)) >= m.cores).astype(np.int64),
+        lines, np.zeros((edges, 2), np.int64), np.zeros((max(m.dip_count, 1), 2)), dip_of(m),
         np.array([m.hop_cycles, m.die_crossing_cycles, m.inject_cycles, m.eject_cycles, m.hbm_latency_cycles,
                   m.dip_latency_cycles]),
-        np.array([m.packet_bytes / x for x in (m.link_bytes_per_cycle, m.die_edge_bytes_per_cycle, rate(m))]),
-        np.array(fabric.shape),
+        np.round(rates[:2] * PART).astype(np.int64), rates, np.array(fabric.shape),
     )  # fmt: skip
+
+
+def _buffers(fabric: Fabric, edge_of: np.ndarray) -> np.ndarray:
+    """[links] packets that fit behind each link: the virtual channels' places at a router's input, and at least what a
+    link carries until a credit is back. SRAM is endless; so are all buffers where the ways round dead routers are not
+    along the row, then the column: their channels keep them apart, which this model does not know."""
+    m, cells = fabric.machine, len(edge_of) // 4
+    way = np.full(6 * cells, m.hop_cycles)
+    way[OUT_OF * cells :] = m.inject_cycles
+    way[: 4 * cells][edge_of >= 0] += m.die_crossing_cycles
+    rate = m.link_bytes_per_cycle / m.packet_bytes
+    size = np.maximum(train_packets(m), np.ceil(2 * way * rate)).astype(np.int32)
+    size[INTO * cells : OUT_OF * cells] = 1 << 30
+    if fabric.detours is not None:
+        size[:] = 1 << 30
+    return size
+
+
+def train_packets(machine: Machine) -> int:
+    """The places of a router's input."""
+    return machine.virtual_channels * machine.channel_packets
+
+
+TRAINS = 16
+"""Trains of one message, at most."""
+
+
+def trains(packets: np.ndarray, accesses: np.ndarray, machine: Machine) -> tuple[np.ndarray, ...]:
+    """Messages cut into trains that a router's input can hold, evenly: per train the message, packets, port cycles,
+    whether it is the message's last. Messages of more than TRAINS of them have longer trains."""
+    count = np.clip(-(-packets // train_packets(machine)), 1, TRAINS)
+    owner, i = ragged(count)
+    k, p, a = count[owner], packets[owner], accesses[owner]
+    return owner, (i + 1) * p // k - i * p // k, (i + 1) * a // k - i * a // k, i + 1 == k
 
 
 def routes(
     fabric: Fabric, src: np.ndarray, cls: np.ndarray, packets: np.ndarray, accesses: np.ndarray, first: np.ndarray,
     targets: np.ndarray,
 ) -> tuple[Routes, np.ndarray, np.ndarray]:  # fmt: skip
-    """Routes of messages to classes of receivers, class c being targets[first[c]:first[c + 1]]; with them per message
-    the one it stands for (where the machine has no multicast tree every receiver gets its own), and the place in
+    """Routes of messages to classes of receivers, class c being targets[first[c]:first[c + 1]]; with them per train the
+    message it stands for (where the machine has no multicast tree every receiver gets its own), and the place in
     `targets` of every receiver."""
     owner = np.arange(len(src))
     if fabric.machine.multicast != "tree":
@@ -150,8 +206,10 @@ def routes(
     ends = new + 2 * np.append(new[1:], True)[: len(at)]
     columns = np.stack([np.append(col[begin], 0), np.append(begin, len(at))], 1)
     tree, branch = _trees(fabric, src, cls, first, targets[at])
+    of_train, size, ports, last = trains(packets, accesses, fabric.machine)
+    owner = owner[of_train]
     made = Routes(
-        np.stack([src, packets, accesses, cls, tree], 1).astype(np.int32),
+        np.stack([src[of_train], size, ports, cls[of_train], tree[of_train], last], 1).astype(np.int32),
         np.searchsorted(of[begin], np.arange(count + 1)), columns.astype(np.int32),
         np.stack([row, col, targets[at], ends], 1).astype(np.int32), branch,
     )  # fmt: skip

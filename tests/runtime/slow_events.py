@@ -34,6 +34,9 @@ class _Slow:
         self.heap: list = []
         self.number = itertools.count()
         self.free: dict = defaultdict(int)
+        self.held: dict = defaultdict(int)
+        self.queues: dict = defaultdict(list)
+        self.called: set = set()
         self.counts: dict = defaultdict(int)
         self.waited: dict = defaultdict(int)
         self.blocked: dict = defaultdict(list)
@@ -62,11 +65,15 @@ class _Slow:
         return self.end
 
     def resume(self, g) -> None:
-        """A thread yields (cycle,) to sleep until then, or (core, semaphore, count) to wait."""
+        """A thread yields (cycle,) to sleep until then, (core, messages, semaphore) to send and to sleep until all have
+        left, or (core, semaphore, count) to wait."""
         self.end = max(self.end, self.now)
         for want in g:
             if len(want) == 1:
                 self.at(want[0], lambda: self.resume(g))
+                return
+            if isinstance(want[1], list):
+                self.message(*want, then=lambda end: self.at(end, lambda: self.resume(g)))
                 return
             core, semaphore, count = want
             if self.counts[core, semaphore] < count:
@@ -83,37 +90,101 @@ class _Slow:
 
     # ---- messages ---------------------------------------------------------------------------------------------------
 
-    def message(self, src, targets, packets, accesses, semaphore) -> int:
-        groups = [targets] if self.m.multicast == "tree" else [[t] for t in targets]
-        done, place = self.now, (int(self.fabric.row[src]), int(self.fabric.col[src]))
-        for group in groups:
-            begin = max(self.free["out", src], self.now)
-            done = self.free["out", src] = begin + accesses
-            head = begin + self.m.inject_cycles
-            self.at(head, lambda g=group: self.router(place, list(g), packets, accesses, semaphore))
-        return done
+    def message(self, src, messages, semaphore, then=None) -> None:
+        """`messages`: (targets, packets, accesses); `then` gets the cycle when the last of them has left."""
+        place = int(self.fabric.row[src]), int(self.fabric.col[src])
+        most = self.m.virtual_channels * self.m.channel_packets
+        trains = []
+        for targets, packets, accesses in messages:
+            count = min(16, max(1, -(-packets // most)))
+            p = np.diff(np.arange(count + 1) * packets // count)
+            a = np.diff(np.arange(count + 1) * accesses // count)
+            for group in [list(targets)] if self.m.multicast == "tree" else [[t] for t in targets]:
+                trains += [(group, int(x), int(y), i == count - 1) for i, (x, y) in enumerate(zip(p, a, strict=True))]
+        link = place, "out"
 
-    def router(self, here, targets, packets, accesses, semaphore) -> None:
-        """The head is at site `here` on its way to the targets."""
+        def leave(rest=tuple(trains)) -> None:
+            group, packets, accesses, last = rest[0]
+            self.free[link] = self.now + accesses
+            self.held[link] += packets
+            head = self.now + self.m.inject_cycles
+            self.at(head, lambda: self.router(place, link, group, packets, accesses, last, semaphore))
+            if len(rest) > 1:
+                self.queues[link].insert(0, (rest[1][1], lambda: leave(rest[1:])))
+            elif then:
+                then(self.now + accesses)
+
+        self.queues[link].append((trains[0][1], leave))
+        self.call(link)
+
+    def room(self, link, packets) -> bool:
+        """All channels' places; what a link carries until a credit is back, if that is more; endless in SRAM."""
+        _, way = link
+        if way == "in":
+            return True
+        cycles = self.m.inject_cycles if way == "out" else self.m.hop_cycles
+        rate = self.m.packet_bytes / self.m.link_bytes_per_cycle
+        size = max(self.m.virtual_channels * self.m.channel_packets, int(np.ceil(2 * cycles / rate)))
+        return self.held[link] + min(packets, size) <= size
+
+    def call(self, link) -> None:
+        """The first in the queue of a link goes when that is free, if there is room behind it."""
+        if self.queues[link] and link not in self.called and self.room(link, self.queues[link][0][0]):
+            self.called.add(link)
+            _, go = self.queues[link].pop(0)
+
+            def woken() -> None:
+                self.called.discard(link)
+                go()
+                self.call(link)
+
+            self.at(max(self.now, int(np.ceil(self.free[link]))), woken)
+
+    def router(self, here, came, targets, packets, accesses, last, semaphore) -> None:
+        """The head of a train that came over a link is at site `here` on its way to the targets."""
         ways: dict = defaultdict(list)
         for t in targets:
             r, c = int(self.fabric.row[t]), int(self.fabric.col[t])
-            if c != here[1]:
-                ways[0, 1 if c > here[1] else -1].append(t)
-            elif r != here[0]:
-                ways[1 if r > here[0] else -1, 0].append(t)
-            else:
-                begin = max(self.free["in", t], self.now)
-                self.free["in", t] = begin + accesses
-                rate = self.m.packet_bytes / self.m.link_bytes_per_cycle
-                tail = begin + int(np.ceil(max(accesses, packets * rate))) + self.m.eject_cycles
-                self.at(tail, lambda t=t: self.post(t, semaphore))
-        for (dr, dc), group in sorted(ways.items(), key=lambda kv: [(0, 1), (0, -1), (1, 0), (-1, 0)].index(kv[0])):
-            begin = max(self.free[here, dr, dc], self.now)
-            self.free[here, dr, dc] = begin + packets * self.m.packet_bytes / self.m.link_bytes_per_cycle
-            to = here[0] + dr, here[1] + dc
-            head = int(np.ceil(begin)) + self.m.hop_cycles
-            self.at(head, lambda to=to, g=group: self.router(to, g, packets, accesses, semaphore))
+            way = (0, 1 if c > here[1] else -1) if c != here[1] else (1 if r > here[0] else -1, 0)
+            ways["in" if (r, c) == here else way].append(t)
+        waiting = []
+
+        def leaves() -> None:
+            self.held[came] -= packets
+            self.call(came)
+
+        def take(way, begin) -> None:
+            link, group = (here, way), ways[way]
+            rate = self.m.packet_bytes / self.m.link_bytes_per_cycle
+            if way == "in":
+                self.free[link] = self.now + accesses
+                tail = self.now + int(np.ceil(max(accesses, packets * rate))) + self.m.eject_cycles
+                if last:
+                    self.at(tail, lambda: self.post(group[0], semaphore))
+                return
+            self.free[link] = begin + packets * rate
+            self.held[link] += packets
+            to, head = (here[0] + way[0], here[1] + way[1]), self.now + self.m.hop_cycles
+            self.at(head, lambda: self.router(to, link, group, packets, accesses, last, semaphore))
+
+        def later(way) -> None:
+            free = self.free[here, way]
+            take(way, free if self.now - 1 < free else self.now)
+            waiting.remove(way)
+            if not waiting:
+                leaves()
+
+        for way in [w for w in ("in", (0, 1), (0, -1), (1, 0), (-1, 0)) if w in ways]:
+            link = here, way
+            idle = not self.queues[link] and link not in self.called and self.free[link] <= self.now
+            if idle and self.room(link, packets):
+                take(way, self.now)
+                continue
+            waiting.append(way)
+            self.queues[link].append((packets, lambda way=way: later(way)))
+            self.call(link)
+        if not waiting:
+            leaves()
 
     # ---- threads ----------------------------------------------------------------------------------------------------
 
@@ -128,17 +199,15 @@ class _Slow:
                 case Push():
                     move, width = self.moves[c.exchange], dtype(self.p.buffers[c.source].dtype).bytes
                     packets, accesses = move.messages.packets(width, self.m)
-                    done = None
-                    for i in move.sent_by(core):
-                        done = self.message(core, move.reached(i), int(packets[i]), int(accesses[i]), c.semaphore)
-                    if done is not None:
-                        yield (done,)
+                    mine = [(move.reached(i), int(packets[i]), int(accesses[i])) for i in move.sent_by(core)]
+                    if mine:
+                        yield core, mine, c.semaphore
                 case Send():
                     targets = reach(self.mesh, core, c.to)
                     size = int(c.elements.of(self.mesh)[core]) * dtype(self.p.buffers[c.source].dtype).bytes
                     if targets:
                         packets = max(1, -(-size // self.m.packet_bytes))
-                        yield (self.message(core, targets, packets, packets, c.semaphore),)
+                        yield core, [(targets, packets, packets)], c.semaphore
                 case Post():
                     yield from self.posts(core, reach(self.mesh, core, c.to), c.semaphore)
                 case Arrive():
@@ -162,7 +231,7 @@ class _Slow:
     def posts(self, core, targets, semaphore):
         others = [t for t in targets if t != core]
         if others:
-            self.message(core, others, 1, 1, semaphore)
+            self.message(core, [(others, 1, 1)], semaphore)
         if core in targets:
             self.post(core, semaphore)
         if others:

@@ -69,7 +69,7 @@ def test_two_messages_on_one_link():
     )
     assert cycles(p) == 5 + 10 + 1 + 4 + 10
     net = Simulator(p)._simulate(SQUARE, False).net
-    assert net.links[:, 1].reshape(4, 4, 4)[0].tolist() == [[10, 20, 20, 0]] * 4
+    assert net.links[:, 1].reshape(6, 4, 4)[0].tolist() == [[10, 20, 20, 0]] * 4
 
 
 def test_a_multicast_arrives_by_distance():
@@ -199,6 +199,6 @@ def test_links_carry_what_the_closed_form_says():
     p = transposed()
     net = Simulator(p)._simulate(SQUARE, False).net
     want = load(_pushed(p.exchanges[0], 4, np.ones(16, bool), SQUARE), Fabric.of(SQUARE))
-    right = net.links[:, 1].reshape(4, 4, 4)[0]
+    right = net.links[:, 1].reshape(6, 4, 4)[0]
     # Besides the movement, twice: three posts along each row to column 2, and one tree.
     assert (right >= 2 * want.right).all() and (right - 2 * want.right).sum() <= 4 * 3 + 3

@@ -84,7 +84,7 @@ def test_links_carry_what_the_closed_form_says(rng, base, multicast):
     right, left, down, up = net.links
     assert np.array_equal(right, want.right) and np.array_equal(down, want.down)
     assert np.array_equal(left[:, 1:], want.left[:, :-1]) and np.array_equal(up[1:], want.up[:-1])
-    assert np.array_equal(net.net.out[:, 1], want.sent) and np.array_equal(net.net.into[:, 1], want.received)
+    assert np.array_equal(net.ports[0], want.sent) and np.array_equal(net.ports[1], want.received)
     assert net.edges.max(initial=0) == want.edge_packets
     assert arrival.max() >= want.cycles - want.distance + 8 and (arrival > 8).all()
     again = net.send(np.zeros(1), src[:1], first[:2], targets[:fan], packets[:1])

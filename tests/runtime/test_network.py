@@ -1,15 +1,18 @@
 """d1rt's network at message level against a network of flits with code and formulas of its own; that by hand counts.
 
-The bounds are what docs/timing.md states. Events never hold a message back for want of buffers, so where all of a mesh
-is full they tell too little; they must never tell more than a network of flits needs.
+docs/timing.md has the figures. A message of the product's network goes in trains of packets and waits for room in the
+next router's buffer; in the network of flits each packet does, for a virtual channel's.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 
 from tests.runtime.flits import FIRST, OLDEST, RIGHT, TURNS, Mesh, Message, simulate
-from tests.runtime.traffic import PATTERNS, SIZES, events, flits, machine
+from tests.runtime.traffic import PATTERNS, SIZES, events, flits, machine, uniform
 
 LINE = Mesh((1, 8))
 UNICAST = ("neighbour shift", "transpose", "row reduce", "chain of sums")
@@ -128,42 +131,64 @@ MESHES = {
 }
 
 
+BOUNDS = {
+    "neighbour shift": 0.10,
+    "transpose": 0.10,
+    "row multicast": 0.10,
+    "row reduce": 0.10,
+    "chain of sums": 0.10,
+    "uniform random": 0.20,
+    "block multicast": 0.20,
+}
+"""Of the last arrival. The issue's five patterns, and two harder ones."""
+
+
+def off(mesh: str, name: str, size: int, count: int) -> list[tuple[float, float]]:
+    """How far last and mean arrival are off routers that serve the oldest message first, and such that take turns."""
+    messages = PATTERNS[name](8, 8, count, size)
+    told = events(MESHES[mesh], messages)
+    return [told.off(flits(MESHES[mesh], messages, choice=choice)) for choice in (OLDEST, TURNS)]
+
+
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("name", UNICAST)
-def test_regular_patterns(name: str, mesh: str) -> None:
-    """Links and ports are all that holds them up: 1 % of the last arrival, 5 % of the mean."""
-    messages = PATTERNS[name](8, 8, 48, 8)
-    told = events(MESHES[mesh], messages)
-    for choice in (OLDEST, TURNS):
-        last, mean = told.off(flits(MESHES[mesh], messages, choice=choice))
+def test_where_one_link_or_port_binds(name: str, mesh: str) -> None:
+    """1 % of the last arrival, 5 % of the mean."""
+    for last, mean in off(mesh, name, 8, 48):
         assert abs(last) < 0.01 and abs(mean) < 0.05
 
 
-def test_row_multicast_and_random_traffic() -> None:
-    """Where all buffers are full, routers that serve the oldest message first: 10 % and 20 % of the last arrival."""
-    for name, most in (("row multicast", 0.10), ("uniform random", 0.20)):
-        messages = PATTERNS[name](8, 8, 48, 8)
-        last, _ = events(MESHES["one die"], messages).off(flits(MESHES["one die"], messages))
-        assert -most < last < 0.01, name
-
-
-# Last and mean arrival by routers that serve the oldest first, last arrival by routers that serve inputs in turn.
-LIMITS = {
-    "row multicast": (0.20, 0.16, 0.15),
-    "block multicast": (0.38, 0.55, 0.36),
-    "uniform random": (0.25, 0.36, 0.33),
-}
+@pytest.mark.parametrize("mesh", ["one die", "two dies"])
+@pytest.mark.parametrize("name", ["row multicast", "uniform random"])
+def test_where_buffers_are_full(name: str, mesh: str) -> None:
+    for size, count in SIZES.items():
+        for last, _ in off(mesh, name, size, count):
+            assert abs(last) < BOUNDS[name], size
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", MESHES)
 @pytest.mark.parametrize("name", PATTERNS)
-def test_all_sizes(name: str, mesh: str) -> None:
-    """docs/timing.md has the figures; the bounds are a little wider."""
-    low_last, low_mean, low_turns = LIMITS.get(name, (0.01, 0.05, 0.01))
+def test_all_sizes_and_loads(name: str, mesh: str) -> None:
+    """Every size of message, few of them and many: docs/timing.md has the figures, and says how far off few multicasts
+    over a die edge are, whose copies wait for each other longer than they take."""
+    few = name == "row multicast" and mesh != "one die"
     for size, count in SIZES.items():
-        messages = PATTERNS[name](8, 8, count, size)
-        told = events(MESHES[mesh], messages)
-        last, mean = told.off(flits(MESHES[mesh], messages))
-        turns, _ = told.off(flits(MESHES[mesh], messages, choice=TURNS))
-        assert -low_last < last < 0.01 and -low_mean < mean < 0.01 and -low_turns < turns < 0.01, size
+        for load in (count // 2, count, 3 * count) if few else (count // 8, count // 2, count, 3 * count):
+            oldest, turns = off(mesh, name, size, load)
+            assert abs(oldest[0]) < BOUNDS[name], (size, load)
+            assert abs(turns[0]) < BOUNDS[name] + 0.02 * few, (size, load)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
+def test_random_traffic_of_other_seeds_and_mixed_sizes(mesh: str) -> None:
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        for sizes in ((3, 3), (24, 24), (1, 100)):
+            packets = iter(rng.integers(*sizes, 24 * 64, endpoint=True))
+            messages = [replace(m, packets=int(next(packets))) for m in uniform(8, 8, 24, 1, seed)]
+            told = events(MESHES[mesh], messages)
+            for choice in (OLDEST, TURNS):
+                last, _ = told.off(flits(MESHES[mesh], messages, choice=choice))
+                assert abs(last) < BOUNDS["uniform random"], (seed, sizes)

@@ -1,0 +1,269 @@
+"""What the routers of the timing engine do with trains of packets (numba).
+
+A train wants the links on from its router, all at once, each as soon as that is free and has room behind it. Those that
+wait for a link go in the order in which they came; who finds it free, with nobody waiting, goes at once. Its places in
+the buffer where it is are free for others when its last copy begins to leave.
+"""
+
+from __future__ import annotations  # noqa: I001 (a name a line would be too long a file)
+
+from typing import Any
+
+import numpy as np
+
+from d1rt.event_data import (
+    BITS, BUSY, CALLED, COLUMN, DIE_EDGE, DIP, DOWN, EDGE, FINAL, FIRST, FREED, INTO, LEAVE, LEFT, NOW, OUT_OF,
+    PART, PC, PLACES, PORT, RIGHT, ROW, SIZE, SOURCE, TAIL, THREAD, UP, WAKE, WINDOW, Code, Net, Queue, Routes,
+)  # fmt: skip
+from d1rt.event_queue import append, drop, finish, inline, later, log, new_node, schedule
+
+
+@inline
+def _longer(wait: int, cycles: float, what: int) -> int:
+    """The longest single wait so far: 8 x cycles + what for."""
+    return max(wait, int(min(cycles, 2.5e8)) << 3 | what)
+
+
+@inline
+def _up(time: int) -> int:
+    """The first whole cycle from a time in PARTs of a cycle on."""
+    return time + PART - 1 >> BITS
+
+
+@inline
+def _fits(line: np.ndarray, packets: int) -> Any:
+    """Whether the buffer behind a link has room for a train; one longer than the buffer needs all of it."""
+    return line[PLACES] >= min(packets, line[SIZE])
+
+
+@inline
+def _call_next(q: Queue, net: Net, routes: Routes, now: int, link: int) -> None:
+    """Let the first in a link's queue go as soon as the link is free, if there is room for it."""
+    line = net.links[link]
+    n = line[FIRST]
+    if n >= 0 and line[CALLED] == 0 and _fits(line, routes.message[q.node[n, 2], 1]):
+        line[CALLED], line[FIRST] = 1, q.node[n, 0]
+        time = max(now, _up(line[FREED]))
+        if time < q.state[NOW] + WINDOW:
+            append(q, n, time)
+        else:
+            later(q, n, time)
+
+
+@inline
+def _leaves(q: Queue, net: Net, routes: Routes, now: int, link: int, packets: int) -> None:
+    """A train begins to leave the buffer behind a link: as fast as its places get free another can come in."""
+    if link >= 0:
+        line = net.links[link]
+        line[PLACES] += min(packets, line[SIZE])
+        if line[FIRST] >= 0:
+            _call_next(q, net, routes, now, link)
+
+
+@inline
+def _queue_up(q: Queue, line: np.ndarray, n: int) -> None:
+    q.node[n, 0] = -1
+    if line[FIRST] < 0:
+        line[FIRST] = n
+    else:
+        q.node[line[FINAL], 0] = n
+    line[FINAL] = n
+
+
+@inline
+def _takes(
+    q: Queue, net: Net, routes: Routes, now: int, begin: int, link: int, way: int, coordinate: int, m: int,
+    command: int, to: int, wait: int, sent: int,
+) -> None:  # fmt: skip
+    """Train `m` goes over a link along `way` to a coordinate, and has the link's time from `begin` (PARTs) on; or it
+    goes into a receiver's SRAM."""
+    p, cycles = routes.message[m, 1], routes.message[m, 2]
+    line, passing = net.links[link], p * net.parts[0]
+    if way == INTO:
+        line[FREED] = (now + cycles) * PART
+        line[BUSY] += cycles
+        if routes.message[m, 5]:
+            end = now + max(cycles, _up(passing)) + net.costs[3]
+            schedule(q, end, TAIL, 0, m, command, to, wait, sent)
+        return
+    line[FREED] = begin + passing
+    line[BUSY] += p
+    line[PLACES] -= min(p, line[SIZE])
+    head, edge = now + net.costs[0], line[EDGE]
+    if edge >= 0:  # it holds a train up only where it carries the packets later than the link does
+        end = max(net.edges[edge, 0], now * PART) + p * net.parts[1]
+        net.edges[edge, 0] = end
+        net.edges[edge, 1] += p
+        late = max(0, end - (now * PART + max(passing, cycles * PART)))
+        wait = _longer(wait, _up(late), DIE_EDGE)
+        line[FREED] += late
+        head += _up(late) + net.costs[1]
+    schedule(q, head, RIGHT + way, coordinate, m, command, to, wait, sent)
+
+
+@inline
+def move(
+    q: Queue, net: Net, routes: Routes, now: int, kind: int, at: int, m: int, command: int, cursor: int, wait: int,
+    sent: int,
+) -> None:  # fmt: skip
+    """The head of train `m` is at a router: it goes to the receiver here and on to others, or waits for that. It keeps
+    its places in the buffer until all copies have begun to leave."""
+    tree, cols, src, p = routes.message[m, 4], net.shape[1], routes.message[m, 0], routes.message[m, 1]
+    cells = net.shape[0] * cols
+    right = left = down = up = here = -1  # where each way leads to: a receiver's column, a receiver
+    if tree >= 0:
+        branch = routes.branch[tree if kind == SOURCE else cursor]
+        r, c = branch[0] // cols, branch[0] % cols
+        right, left, down, up, here = branch[1], branch[2], branch[3], branch[4], branch[5]
+    elif kind == DOWN or kind == UP:
+        r, c = at, routes.receiver[cursor, 1]
+        if routes.receiver[cursor, 0] != r:
+            down, up = (cursor, -1) if kind == DOWN else (-1, cursor)
+        else:
+            here = cursor
+            if kind == DOWN and routes.receiver[cursor, 3] < 2:
+                down = cursor + 1
+            elif kind == UP and routes.receiver[cursor, 3] % 2 == 0:
+                up = cursor - 1
+    else:
+        r, cls = net.place[src, 0], routes.message[m, 3]
+        low, high = routes.first[cls], routes.first[cls + 1]
+        c = at
+        if kind == SOURCE:
+            c = net.place[src, 1]
+            cursor = low
+            while cursor < high and routes.column[cursor, 0] < c:
+                cursor += 1
+        found = cursor < high and routes.column[cursor, 0] == c
+        if kind != LEFT:
+            right = cursor + 1 if found else cursor
+            right = right if right < high else -1
+        if kind != RIGHT:
+            left = cursor if kind == LEFT and not found else cursor - 1
+            left = left if left >= low else -1
+        if found:
+            first, end = routes.column[cursor, 1], routes.column[cursor + 1, 1]
+            t = first
+            while t < end and routes.receiver[t, 0] < r:
+                t += 1
+            up = t - 1 if t > first else -1
+            if t < end and routes.receiver[t, 0] == r:
+                here = t
+                t += 1
+            down = t if t < end else -1
+    site = r * cols + c
+    behind = site - 1 if kind == RIGHT else site + 1 if kind == LEFT else site - cols if kind == DOWN else site + cols
+    came = (kind - RIGHT) * cells + behind
+    if kind == SOURCE:
+        came = OUT_OF * cells + site if net.gate[src] == 0 else -1
+    waiting, shared = -1, -1
+    for i in range(5):
+        way = INTO if i == 0 else i - 1
+        to = here if i == 0 else right if i == 1 else left if i == 2 else down if i == 3 else up
+        if to < 0:
+            continue
+        link = way * cells + site
+        line = net.links[link]
+        if line[FIRST] < 0 and line[CALLED] == 0 and line[FREED] <= now * PART and _fits(line, p):
+            coordinate = c + 1 if i == 1 else c - 1 if i == 2 else r + 1 if i == 3 else r - 1
+            _takes(q, net, routes, now, now * PART, link, way, coordinate, m, command, to, wait, sent)
+            continue
+        n = new_node(q)
+        node = q.node[n]
+        node[1], node[2], node[3], node[4], node[5] = WAKE | came << 4, m, command, to, wait
+        node[6], node[7], node[8], node[10] = sent & 0x7FFFFFFF, sent >> 31, now & 0x7FFFFFFF, link
+        if waiting >= 0 and shared < 0:
+            shared = new_node(q)
+            q.node[shared, 2] = 1
+            q.node[waiting, 9] = shared
+        node[9] = shared
+        if shared >= 0:
+            q.node[shared, 2] += 1
+        waiting = n
+        _queue_up(q, line, n)
+        _call_next(q, net, routes, now, link)
+    if waiting < 0:
+        _leaves(q, net, routes, now, came, p)
+
+
+@inline
+def wake(
+    q: Queue, net: Net, routes: Routes, now: int, link: int, came: int, shared: int, since: int, m: int, command: int,
+    to: int, wait: int, sent: int,
+) -> None:  # fmt: skip
+    """The first that has waited for a link goes."""
+    line, cells, cols = net.links[link], net.shape[0] * net.shape[1], net.shape[1]
+    way = link // cells
+    coordinate = (link - way * cells) // cols
+    if way < 2:
+        coordinate = link - way * cells - coordinate * cols
+    coordinate += 1 if way == 0 or way == 2 else -1
+    line[CALLED] = 0
+    wait = _longer(wait, (now & 0x7FFFFFFF) - since, PORT if way == INTO else ROW if way < 2 else COLUMN)
+    begin = max(line[FREED], (now - 1) * PART + 1)  # a link that gets free within a cycle goes on at once
+    begin = begin if begin == line[FREED] else now * PART
+    _takes(q, net, routes, now, begin, link, way, coordinate, m, command, to, wait, sent)
+    if shared >= 0:
+        q.node[shared, 2] -= 1
+    if shared < 0 or q.node[shared, 2] == 0:
+        _leaves(q, net, routes, now, came, routes.message[m, 1])
+        if shared >= 0:
+            drop(q, shared)
+    _call_next(q, net, routes, now, link)
+
+
+@inline
+def inject(q: Queue, net: Net, routes: Routes, code: Code, now: int, link: int, n: int) -> None:
+    """The next train of a core's first command that sends leaves SRAM; with the last one its thread goes on."""
+    node, line = q.node[n], net.links[link]
+    line[CALLED] = 0
+    m, command, x = node[2], node[3], node[4]
+    sent: Any = np.int64(node[7]) << 31 | np.int64(node[6])
+    core, p, cycles = routes.message[m, 0], routes.message[m, 1], routes.message[m, 2]
+    line[FREED] = (now + cycles) * PART
+    line[BUSY] += cycles
+    line[PLACES] -= min(p, line[SIZE])
+    schedule(q, now + net.costs[2], SOURCE, 0, m, command, 0, _longer(0, now - sent, PORT), sent)
+    node[2] = m + 1
+    if m + 1 < node[9]:  # still the first
+        node[0] = line[FIRST]
+        line[FINAL] = n if line[FIRST] < 0 else line[FINAL]
+        line[FIRST] = n
+    else:
+        drop(q, n)
+        if x >= 0:
+            end = now + cycles
+            log(q, code, x, command, sent, end, -1, core, 0, 0)
+            finish(code, x, command, sent, end)
+            code.context[x, PC] = command + 1
+            schedule(q, end, THREAD, 0, 0, 0, x, 0, 0)
+    _call_next(q, net, routes, now, link)
+
+
+@inline
+def send(q: Queue, net: Net, routes: Routes, now: int, core: int, first: int, end: int, command: int, x: int) -> None:
+    """Trains `first` to `end` of a core want to leave; context `x` (-1: nobody) waits until they have."""
+    link = (OUT_OF * net.shape[0] + net.place[core, 0]) * net.shape[1] + net.place[core, 1]
+    n = new_node(q)
+    node = q.node[n]
+    node[1], node[2], node[3], node[4], node[9], node[10] = LEAVE, first, command, x, end, link
+    node[6], node[7] = now & 0x7FFFFFFF, now >> 31
+    _queue_up(q, net.links[link], n)
+    _call_next(q, net, routes, now, link)
+
+
+@inline
+def fetch(q: Queue, net: Net, routes: Routes, now: int, way: int, first: int, last: int, command: int) -> Any:
+    """Ask an interface processor, `way` cycles from here to the edge, for trains: from when to when it sends."""
+    d = net.dip_of[net.place[routes.message[first, 0], 0]]
+    ready = now + way + net.costs[5] + net.costs[4]
+    begin = max(net.dips[d, 0], float(ready))
+    start, end = int(np.ceil(begin)), begin
+    for m in range(first, last):
+        p = routes.message[m, 1]
+        at = int(np.ceil(end))
+        end += p * net.rates[2]
+        net.dips[d, 1] += p
+        schedule(q, at + net.costs[5], SOURCE, 0, m, command, 0, _longer(0, start - ready, DIP), now)
+    net.dips[d, 0] = end
+    return start, int(np.ceil(end))
