@@ -1,29 +1,36 @@
 """Which calls of many cores the fast engine makes as one: those whose cores share rows, or columns, of a product.
 
 Cores that read the same window and hold different columns of the weights make a product with more columns; cores that
-hold the same columns and read different windows make one with more rows. Their weights are copied once, in the panels
-that d1rt.jit_joint takes. Only constants are: what a program writes is read where it is.
+hold the same columns and read different windows make one with more rows. Constants are copied once into the panels that
+d1rt.jit_joint takes; columns that the program writes are packed in every call.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from d1c.target.dtypes import dtype
-from d1c.target.kernel import Nest
+from d1c.target.kernel import Nest, Operand
+from d1c.target.movement import ragged
 from d1c.target.program import Call, Program
+from d1rt.engine_arguments import arguments
 from d1rt.engine_memory import Memory
 from d1rt.engine_schedule import Step
-from d1rt.jit_joint import MOST_LANES, MOST_ROWS, WORDS, Joint, joint_strides, most_rows
+from d1rt.jit_joint import MOST_LANES, MOST_ROWS, WORDS, Joint, Matrix, expandable, matrix, most_rows
 from d1rt.jit_vector import LANES
 
 PANEL_BYTES = 160 << 10
 """Columns of a call are at most as many as make this many bytes, so that they stay in the host's second cache."""
 FEW_ROWS = 24
 """Rows of a call, at least, where there are more: fewer read the columns too often."""
+EXPAND_LANES = 48
+"""Columns of a group from which on it is worth while to take rows to f32 first."""
+PACKED_ROWS = (12, 2)
+"""Rows of a group, on average, from which on it is worth while to pack columns in every run: those of cores with whole
+vectors of columns, and those of others."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,18 +45,21 @@ class Group:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Together:
-    """How a step's call is made for many cores at a time: by which kernel (`name`), for which groups."""
+    """How a step's call is made for many cores at a time: by which kernel (`name`), for which groups; `arguments`:
+    those of the cores, in the groups' order; `constant`: the buffer that has the columns, None where it is written."""
 
     name: str
     joint: Joint
     groups: list[Group]
+    arguments: np.ndarray
+    constant: int | None
 
 
 class Joints:
     """Finds what steps can be made so, and packs their constants. `held`: the packed ones, which calls point into."""
 
     def __init__(self, program: Program, memory: Memory, wide: bool, dot: bool) -> None:
-        self.program, self.memory, self.mesh = program, memory, program.mesh
+        self.program, self.memory = program, memory
         self._wide, self._dot = wide, dot
         self._packed: dict[tuple[object, ...], np.ndarray] = {}
 
@@ -60,67 +70,94 @@ class Joints:
     def of(self, step: Step) -> Together | None:
         """How the cores of a step are called together; None where each is called by itself."""
         c = step.command
-        if not isinstance(c, Call) or self.memory.plain or len(step.cores) < 2:
+        if not isinstance(c, Call) or self.memory.plain:
             return None
-        nest = self.program.kernels[c.kernel][1]
-        if nest.kind != "mac" or c.operands[1] not in self.memory.fixed:
+        name, nest = self.program.kernels[c.kernel]
+        m, lane = matrix(nest), nest.parallel - 1
+        if m is None or nest.loops[lane].extent > MOST_LANES:
             return None
-        known, n = joint_strides(nest), nest.loops[nest.parallel - 1].extent
-        lane = nest.parallel - 1
-        if known is None or n > MOST_LANES or most_rows(nest) > MOST_ROWS:
+        args = arguments(self.program, self.memory, c, step.cores)
+        if (unrolled := self._unrolled(c, m, args, step.cores)) is None:
             return None
-        if self.memory.constant(c.operands[1]).nbytes < 4 * known[0] * n * len(self.memory.constant(c.operands[1])):
+        nest, args = unrolled
+        if len(args) < 2 or most_rows(nest) > MOST_ROWS:
             return None
-        cores, rooms = step.cores, self.memory.rooms
-        bases = [v.of(self.mesh)[cores] for v in c.bases]
-        trips = np.stack([v.of(self.mesh)[cores] for v in c.trips], axis=1)
-        if bases[1].any():
+        first = 1 + len(nest.operands)
+        trips = args[:, first + nest.tables : first + nest.tables + len(nest.loops)]
+        reduced, tables = trips[:, lane + 1 :], args[:, first : first + nest.tables]
+        inner = sorted({t for t in nest.operands[0].tables[nest.parallel :] if t is not None})
+        if (reduced != reduced[0]).any() or (tables[:, inner] != tables[0, inner]).any():
             return None
-        size = dtype(nest.operands[0].dtype).bytes
-        reading = [rooms[b].at(cores) for b in c.tables]  # tables that differ mean rows that do
-        window = np.stack(
-            [rooms[c.operands[0]].at(cores) + bases[0] * size, *trips[:, :lane].T, *trips[:, lane + 1 :].T, *reading], 1
-        )
-        columns = np.stack([rooms[c.operands[1]].row[cores], trips[:, lane]], axis=1)
-        reduced = trips[:, lane + 1 :]
-        if (reduced != reduced[0]).any() or any((t != t[0]).any() for t in self._inner_tables(c, cores)):
-            return None
+        window = np.concatenate([args[:, 1:2], trips[:, :lane], tables], axis=1)
+        columns = np.stack([args[:, 2], trips[:, lane]], axis=1)
         groups = grouped(window, columns, trips[:, :lane].prod(axis=1), trips[:, lane])
-        if 2 * len(groups) > len(cores):
+        constant = c.operands[1] if c.operands[1] in self.memory.fixed else None
+        rows = sum(int(g.rows.sum()) for g in groups)
+        worth = PACKED_ROWS[nest.loops[lane].extent < LANES] * len(groups)
+        if 2 * len(groups) > len(args) or (constant is None and rows < worth):
             return None
-        joint = self._shape(nest, *known, groups)
-        return Together(f"{self.program.kernels[c.kernel][0]} for {joint.rows} x {joint.vectors}", joint, groups)
+        joint = self._shape(nest, m, groups, constant is None)
+        args = args[np.concatenate([g.cores.reshape(-1) for g in groups])]
+        blocks = f"{joint.rows}x{joint.vectors}x{joint.width} {joint.lanes} {joint.expand}"  # what else is the kernel's
+        return Together(f"{name} {blocks}", joint, groups, args, constant)
 
-    def _inner_tables(self, c: Call, cores: np.ndarray) -> list[np.ndarray]:
-        """Per table of a reduce loop its address on every core: a call has one for all."""
+    def _unrolled(self, c: Call, m: Matrix, args: np.ndarray, cores: np.ndarray) -> tuple[Nest, np.ndarray] | None:
+        """The nest without loops that move rows and columns alike, and arguments for each of their iterations. None
+        where their steps are in a table that the program writes."""
         nest = self.program.kernels[c.kernel][1]
-        used = {t for t in nest.operands[0].tables[nest.parallel :] if t is not None}
-        return [self.memory.rooms[c.tables[t]].at(cores) for t in used]
+        slots = (nest.out, *nest.operands)
+        first = len(slots) + nest.tables
+        for i in m.outer:
+            owner, number = ragged(args[:, first + i])
+            args, cores = args[owner], cores[owner]
+            args[:, first + i] = 1
+            for s, o in enumerate(slots):
+                step = number * o.strides[i]
+                if (t := o.tables[i]) is not None:
+                    if c.tables[t] not in self.memory.fixed:
+                        return None
+                    entries = self.memory.constant(c.tables[t]).view(np.uint32)
+                    step = entries[self.memory.rooms[c.tables[t]].row[cores], number].astype(np.int64)
+                args[:, s] += step * dtype(o.dtype).bytes
+        if m.outer:
+            loops = tuple(replace(x, extent=1) if i in m.outer else x for i, x in enumerate(nest.loops))
+            out, *operands = (_without(o, m.outer) for o in slots)
+            nest = replace(nest, loops=loops, operands=tuple(operands), out=out)
+            args = np.concatenate([args[:, : len(slots) + nest.tables], args[:, first:]], axis=1)
+        return nest, args
 
-    def _shape(self, nest: Nest, depth: int, strides: tuple[int, ...], groups: Sequence[Group]) -> Joint:
+    def _shape(self, nest: Nest, m: Matrix, groups: Sequence[Group], packs: bool) -> Joint:
         """Blocks that fit the host's registers and the largest group."""
         rows = max(int(g.rows.sum()) for g in groups)
         lanes = max(int(g.lanes.sum()) for g in groups)
-        high, vectors = min(rows, 6), 1
-        while 2 * vectors * high <= (24 if self._wide else 6) and 2 * vectors * LANES <= lanes:
+        dot = self._dot and nest.operands[1].dtype == "bf16"
+        width = LANES if dot or lanes > 8 else 8 if lanes > 4 else 4
+        registers = 24 if self._wide else 12 if width < LANES else 6  # for accumulators, of so many lanes
+        high, vectors = min(rows, 12 if width < LANES else 6), 1
+        while 2 * vectors * high <= registers and 2 * vectors * LANES <= lanes:
             vectors *= 2
-        return Joint(nest, high, vectors, depth, strides, self._dot and nest.operands[1].dtype == "bf16")
+        unit = LANES * vectors
+        most = -(-max(_limit(m, unit), nest.loops[nest.parallel - 1].extent) // unit) * unit if packs else 0
+        expand = not dot and lanes >= EXPAND_LANES and expandable(nest, m)
+        return Joint(nest, m, high, vectors, width, most, expand, dot)
 
     # ---- calls ------------------------------------------------------------------------------------------------------
 
-    def calls(self, c: Call, t: Together, args: np.ndarray, step: Step, pieces: int) -> np.ndarray:
-        """The words of a step's calls [calls, words]. `args`: argument arrays of the step's cores in their order,
-        which are put into the order of the groups; `pieces`: about how many calls there should be."""
-        order = np.concatenate([g.cores.reshape(-1) for g in t.groups])
-        args[:] = args[order]
-        width, first, made = args.shape[1] * 8, 0, []
-        weights = self.memory.rooms[c.operands[1]].row[step.cores]
-        whole = sum(int(g.rows.sum()) * len(self._chunks(t, g)) for g in t.groups)
-        for g in t.groups:
+    def calls(self, t: Together, pieces: int) -> np.ndarray:
+        """The words of a step's calls [calls, words]. `pieces`: about how many calls there should be."""
+        args, first, made = t.arguments, 0, []
+        width, chunks = args.shape[1] * 8, [self._chunks(t, g) for g in t.groups]
+        whole = sum(int(g.rows.sum()) * len(c) for g, c in zip(t.groups, chunks, strict=True))
+        few = FEW_ROWS if t.constant is not None else MOST_ROWS
+        for g, cut in zip(t.groups, chunks, strict=True):
             sets, segments = g.cores.shape
-            cuts = _cuts(g.rows, min(max(whole // pieces, FEW_ROWS), MOST_ROWS))
-            for lo, hi in self._chunks(t, g):
-                panels, count = self._pack(c.operands[1], t.joint, weights[g.cores[0, lo:hi]], g.lanes[lo:hi])
+            cuts = _cuts(g.rows, min(max(whole // pieces, few), MOST_ROWS))
+            for lo, hi in cut:
+                panels, lanes = 0, g.lanes[lo:hi]
+                unit = LANES * t.joint.vectors
+                count = -(-int(lanes.sum()) // unit) * t.joint.vectors
+                if t.constant is not None:
+                    panels = self._pack(t.constant, t.joint, args[first + lo : first + hi, 2], lanes, count)
                 for begin, end in cuts:
                     at = args.ctypes.data + (first + begin * segments + lo) * width
                     made.append((panels, count, hi - lo, end - begin, at, width, segments * width))
@@ -133,7 +170,7 @@ class Joints:
         """Segments of a group in runs of which each is one call's: full panels where there are such."""
         j, out, lo = t.joint, [], 0
         unit = LANES * j.vectors
-        limit = min(MOST_LANES, max(unit, PANEL_BYTES // (4 * j.depth)))
+        limit = _limit(j.matrix, unit)
         ends = np.cumsum(g.lanes)
         while lo < len(ends):
             before = int(ends[lo - 1]) if lo else 0
@@ -148,23 +185,31 @@ class Joints:
             lo = hi
         return out
 
-    def _pack(self, buffer: int, j: Joint, rows: np.ndarray, lanes: np.ndarray) -> tuple[int, int]:
-        """The address of these rows' columns in panels, and how many panels they are."""
-        key = (buffer, j.depth, j.vectors, rows.tobytes(), lanes.tobytes())
-        count = -(-int(lanes.sum()) // (LANES * j.vectors)) * j.vectors
+    def _pack(self, buffer: int, j: Joint, columns: np.ndarray, lanes: np.ndarray, count: int) -> int:
+        """The address of the constants at these addresses, so many lanes of each, in `count` panels."""
+        array, m = self.memory.constant(buffer), j.matrix
+        offsets = columns - array.ctypes.data
+        key = (buffer, m.depth, m.pitch, count, offsets.tobytes(), lanes.tobytes())
         if key not in self._packed:
-            b = j.nest.operands[1]
-            array = self.memory.constant(buffer)
-            pair = 2 if b.dtype == "bf16" else 1
-            n = j.nest.loops[j.nest.parallel - 1].extent
-            words = array[:, : j.depth * n * pair].view(np.uint32).reshape(len(array), j.depth, n)
-            columns = np.zeros((j.depth, count * LANES), np.uint32)
+            data = array.reshape(-1).view(np.uint8).data
+            words = np.zeros((m.depth, count * LANES), np.uint32)
             at = 0
-            for row, width in zip(rows.tolist(), lanes.tolist(), strict=True):
-                columns[:, at : at + width] = words[row, :, :width]
+            for offset, width in zip(offsets.tolist(), lanes.tolist(), strict=True):
+                words[:, at : at + width] = np.ndarray((m.depth, width), np.uint32, data, offset, (4 * m.pitch, 4))
                 at += width
-            self._packed[key] = np.ascontiguousarray(columns.reshape(j.depth, count, LANES).transpose(1, 0, 2))
-        return self._packed[key].ctypes.data, count
+            self._packed[key] = np.ascontiguousarray(words.reshape(m.depth, count, LANES).transpose(1, 0, 2))
+        return self._packed[key].ctypes.data
+
+
+def _limit(m: Matrix, unit: int) -> int:
+    """Columns of a call, at most, unless one core has more."""
+    return min(MOST_LANES, max(unit, PANEL_BYTES // (4 * m.depth)))
+
+
+def _without(o: Operand, loops: Collection[int]) -> Operand:
+    """The operand when it no longer moves with these loops. Tables keep their numbers."""
+    strides = tuple(0 if i in loops else x for i, x in enumerate(o.strides))
+    return replace(o, strides=strides, tables=tuple(None if i in loops else t for i, t in enumerate(o.tables)))
 
 
 def grouped(window: np.ndarray, columns: np.ndarray, rows: np.ndarray, lanes: np.ndarray) -> list[Group]:

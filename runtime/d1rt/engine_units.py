@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from d1c.target.dtypes import dtype, fill_value
-from d1c.target.mesh import CoreInt
 from d1c.target.movement import ragged
 from d1c.target.program import Call, Fetch, Fill, Program, Push, Send
+from d1rt.engine_arguments import arguments
 from d1rt.engine_joint import Joints, Together
 from d1rt.engine_memory import Memory
 from d1rt.engine_native import CALLS, COPY, UNIT, Native
@@ -90,32 +90,24 @@ class Units:
         self._units.append(unit)
         self._share.append(share)
 
-    def values(self, integers: tuple[CoreInt, ...], cores: np.ndarray) -> list[np.ndarray]:
-        return [v.of(self.mesh)[cores] for v in integers]
-
     # ---- calls ------------------------------------------------------------------------------------------------------
 
     def call(self, step: Step, c: Call) -> None:
-        name, nest = self.program.kernels[c.kernel]
+        if (t := self._together.get(id(step))) is not None:
+            self.call_together(t)
+            return
+        name = self.program.kernels[c.kernel][0]
         cores, rooms = step.cores, self.memory.rooms
-        columns = [rooms[c.out].at(cores) + c.out_base * dtype(nest.out.dtype).bytes]
-        for b, base, operand in zip(c.operands, self.values(c.bases, cores), nest.operands, strict=True):
-            columns.append(rooms[b].at(cores) + base * dtype(operand.dtype).bytes)
-        columns += [rooms[b].at(cores) for b in c.tables]
         # cores that read the same rows of the largest shared operand go one after another: it stays in the host's cache
         size, key = 0, cores
         for b in c.operands:
             shared = rooms[b].classes is not None or b in self.memory.fixed
             if shared and rooms[b].stride > size:
                 size, key = rooms[b].stride, rooms[b].row[cores]
-        columns += [*self.values(c.trips, cores), *self.values(c.scalars, cores)]
-        if (t := self._together.get(id(step))) is not None:
-            self.call_together(c, t, np.ascontiguousarray(np.stack(columns, axis=1)), step)
-            return
         order = np.lexsort((cores, key))
         if self.rng is not None:
             order = self.rng.permutation(order)
-        args = np.ascontiguousarray(np.stack(columns, axis=1)[order])
+        args = np.ascontiguousarray(arguments(self.program, self.memory, c, cores)[order])
         self.held.append(args)
         n = len(cores)
         _, start, count = chunks([n], max(1, n // (self.threads * PIECES)))
@@ -125,9 +117,9 @@ class Units:
             arguments=args.ctypes.data + start * stride, count=count, stride=stride,
         )  # fmt: skip
 
-    def call_together(self, c: Call, t: Together, args: np.ndarray, step: Step) -> None:
-        words = self._joints.calls(c, t, args, step, self.threads * PIECES)
-        self.held += [args, words]
+    def call_together(self, t: Together) -> None:
+        words = self._joints.calls(t, self.threads * PIECES)
+        self.held += [t.arguments, words]
         n = len(words)
         self.emit(
             CALLS, np.arange(n) / n, function=self.native.calls, kernel=self.kernels.address(t.name),

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import prod
+from math import gcd, prod
 
 from d1c.target.kernel import Nest
 from d1rt.jit_ir import Function, Module, Value, element, vec
@@ -20,8 +20,9 @@ from d1rt.jit_reduce import combine, reduce_order
 from d1rt.jit_vector import LANES, load_raw
 
 WORDS = ("panels", "count", "segments", "sets", "arguments", "segment_stride", "set_stride")
-"""int64 words of a call: the packed columns and how many panels; how many cores share a set of rows (segments), how
-many sets there are; the argument array of the first core, and the bytes to that of the next segment, the next set."""
+"""int64 words of a call: the packed columns, where there are, and how many panels; how many cores share a set
+of rows (segments), how many sets there are; the argument array of the first core, and the bytes to that of the next
+segment, and of the next set."""
 MOST_LANES = 512
 """Columns of a call, at most."""
 MOST_ROWS = 128
@@ -33,42 +34,55 @@ _PANEL = 4 * LANES
 
 
 @dataclass(frozen=True, slots=True)
+class Matrix:
+    """Operand 1 of a product as rows of words of 4 bytes, a pair of bf16 or an f32 each: `depth` rows, `pitch` words
+    apart; per loop how many rows an iteration of it goes on (`steps`, of reduce loops); `outer`: the other loops that
+    move it, but for the lanes: each of their iterations is a product by itself."""
+
+    depth: int
+    pitch: int
+    steps: tuple[int, ...]
+    outer: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Joint:
-    """A nest to be run for many cores: blocks of `rows` x `vectors` panels; `depth`: rows of a panel; `strides`: per
-    loop how many of them an iteration of a reduce loop steps over; `dot`: use the host's bf16 dot product."""
+    """A nest to be run for many cores: blocks of `rows` x `vectors` panels. `width`: lanes of a panel that are used;
+    `lanes`: 0, or how many columns a call has at most, which it then packs itself; `expand`: take the rows of a block
+    to f32 first; `dot`: use the host's bf16 dot product."""
 
     nest: Nest
+    matrix: Matrix
     rows: int
     vectors: int
-    depth: int
-    strides: tuple[int, ...]
+    width: int
+    lanes: int
+    expand: bool
     dot: bool
 
 
-def joint_strides(nest: Nest) -> tuple[int, tuple[int, ...]] | None:
-    """(depth, strides) of a nest whose columns can be packed in panels, else None: a product of bf16 pairs or of f32,
-    whose matrix is [depth, columns] or [depth, columns, pair]."""
+def matrix(nest: Nest) -> Matrix | None:
+    """The matrix of a product of bf16 pairs or of f32 whose columns can be packed in panels, else None."""
     if nest.kind != "mac" or nest.n_term != 2:
         return None
     lane, last = nest.parallel - 1, len(nest.loops) - 1
     a, b = nest.operands[:2]
-    n = nest.loops[lane].extent
-    pair = nest.loops[last].extent == 2
-    if not (a.dtype == b.dtype and b.dtype == ("bf16" if pair else "f32")) or any(t is not None for t in b.tables):
-        return None
+    pair = nest.loops[last].extent == 2 and b.dtype == "bf16"
     e = 2 if pair else 1
+    if a.dtype != b.dtype or (b.dtype != "f32" and not pair) or any(t is not None for t in b.tables[lane:]):
+        return None
     if pair and not a.strides[last] == b.strides[last] == 1:
         return None
-    if b.strides[lane] != e or a.strides[lane] != 0 or a.tables[lane] is not None or any(b.strides[:lane]):
+    if b.strides[lane] != e or a.strides[lane] != 0 or a.tables[lane] is not None:
         return None
-    strides, depth = [0] * len(nest.loops), 1
-    for i in range(nest.parallel, last + (not pair)):
-        whole, rest = divmod(b.strides[i], n * e)
-        if nest.loops[i].extent > 1 and (rest or whole < 0):
-            return None
-        strides[i] = whole if nest.loops[i].extent > 1 else 0
-        depth += strides[i] * (nest.loops[i].extent - 1)
-    return depth, tuple(strides)
+    outer = tuple(i for i in range(lane) if b.tables[i] is not None or (b.strides[i] and nest.loops[i].extent > 1))
+    inner = [i for i in range(nest.parallel, last + (not pair)) if nest.loops[i].extent > 1]
+    pitch = gcd(*(b.strides[i] for i in inner)) or nest.loops[lane].extent * e
+    if pitch % e or pitch < nest.loops[lane].extent * e or any(b.strides[i] < 0 for i in inner):
+        return None
+    steps = tuple(b.strides[i] // pitch if i in inner else 0 for i in range(len(nest.loops)))
+    depth = 1 + sum(s * (loop.extent - 1) for s, loop in zip(steps, nest.loops, strict=True))
+    return Matrix(depth, pitch // e, steps, outer)
 
 
 def most_rows(nest: Nest) -> int:
@@ -89,11 +103,36 @@ def _columns(nest: Nest) -> tuple[dict[int, int], int]:
     return columns, 2 + len(known)
 
 
-def joint_scratch(j: Joint) -> tuple[int, int, int]:
-    """Byte offsets of the tree's stack and of the row table in the scratch, and the bytes in all."""
+def expandable(nest: Nest, m: Matrix) -> bool:
+    """Whether rows can be taken to f32 with some profit: pairs of bf16, long runs of which lie side by side."""
+    return nest.operands[0].dtype == "bf16" and m.depth <= 4096 and _run(nest, m) is not None
+
+
+def _run(nest: Nest, m: Matrix) -> int | None:
+    """The reduce loop over pairs that lie side by side, as the matrix' rows do; at least eight."""
+    a = nest.operands[0]
+    for i in range(nest.parallel, len(nest.loops) - 1):
+        if a.strides[i] == 2 and a.tables[i] is None and m.steps[i] == 1 and nest.loops[i].extent >= 8:
+            return i
+    return None
+
+
+def _row_pitch(j: Joint) -> int:
+    """Bytes between rows in f32: the odd ones of all pairs, then the even ones."""
+    return 8 * j.matrix.depth + 64
+
+
+def joint_scratch(j: Joint) -> tuple[int, int, int, int]:
+    """Byte offsets of the tree's stack (behind it rows in f32), of the panels and of the row table in the scratch, and
+    the bytes in all."""
     stack = j.rows * _PITCH
-    table = stack + levels(j.nest) * j.rows * j.vectors * _PANEL
-    return stack, table, table + 8 * _columns(j.nest)[1] * (max(most_rows(j.nest), MOST_ROWS) + j.rows)
+    panels = _expanded(j) + j.rows * _row_pitch(j) * j.expand
+    table = panels + -(-j.lanes // LANES) * j.matrix.depth * _PANEL
+    return stack, panels, table, table + 8 * _columns(j.nest)[1] * (max(most_rows(j.nest), MOST_ROWS) + j.rows)
+
+
+def _expanded(j: Joint) -> int:
+    return j.rows * _PITCH + levels(j.nest) * j.rows * j.vectors * _PANEL
 
 
 def joint_text(j: Joint) -> str:
@@ -105,7 +144,10 @@ def joint_text(j: Joint) -> str:
     panels, count, segments, sets, arguments, segment_stride, set_stride = (
         fn.load(t, words + 8 * i) for i, t in enumerate(kinds)
     )
-    _, at_table, _ = joint_scratch(j)
+    _, at_panels, at_table, _ = joint_scratch(j)
+    if j.lanes:
+        panels = scratch + at_panels
+        _pack(fn, j, panels, segments, arguments, segment_stride)
     table, entry = scratch + at_table, 8 * _columns(j.nest)[1]
     end, rows = _fill_table(fn, j, table, sets, arguments, set_stride)
     for i in range(entry // 8):  # a block may read beyond the last row
@@ -113,12 +155,17 @@ def joint_text(j: Joint) -> str:
         for k in range(j.rows - 1):
             fn.store(x, end + (8 * i + k * entry))
     block, epilogue = _emit_block(module, j), _emit_epilogue(module, j)
+    expand = _emit_expand(module, j) if j.expand else None
 
     def turn(row: Value) -> None:
         entries = table + row * entry
+        if expand is not None:
+            fn.call("void", expand, arguments, scratch, entries)
 
         def panel(p: Value) -> None:
-            fn.call("void", block, arguments, scratch, entries, panels + p * (j.depth * _PANEL), scratch + p * _PANEL)
+            fn.call(
+                "void", block, arguments, scratch, entries, panels + p * (j.matrix.depth * _PANEL), scratch + p * _PANEL
+            )
 
         fn.loop(0, count, j.vectors, [], panel)
         left = rows - row
@@ -128,6 +175,39 @@ def joint_text(j: Joint) -> str:
     fn.loop(0, rows, j.rows, [], turn)
     fn.raw("ret void")
     return str(module)
+
+
+def _pack(fn: Function, j: Joint, panels: Value, segments: Value, arguments: Value, stride: Value) -> None:
+    """Copy the columns of the segments into panels, as many lanes at a time as divide a segment."""
+    lane, m = j.nest.parallel - 1, j.matrix
+    most = next(w for w in (8, 4, 2, 1) if j.nest.loops[lane].extent % w == 0)
+
+    def segment(s: Value, start: Value) -> Sequence[Value]:
+        frame = Frame(fn, j.nest, arguments + s * stride, panels)
+        source, trip = frame.argument("ptr", 2), frame.trips[lane]
+
+        def copy(w: int) -> None:
+            t = vec(w, "i32") if w > 1 else "i32"
+
+            def lanes(i: Value) -> None:
+                at = start + i
+                to = panels + (at >> 4) * (m.depth * _PANEL) + (at & (LANES - 1)) * 4
+
+                def row(k: Value) -> None:
+                    fn.store(fn.load(t, source + i * 4 + k * (4 * m.pitch)), to + k * _PANEL)
+
+                fn.loop(0, m.depth, 1, [], row)
+
+            fn.loop(0, trip, w, [], lanes)
+
+        if most == 1:
+            copy(1)
+        else:
+            even = ((trip | start) & (most - 1)).compare("eq", 0)
+            fn.if_(even, lambda: copy(most), lambda: copy(1))
+        return [start + trip]
+
+    fn.loop(0, segments, 1, [fn.const("i64", 0)], segment)
 
 
 def _fill_table(
@@ -168,13 +248,52 @@ def _fill_table(
     return end, rows
 
 
+def _emit_expand(module: Module, j: Joint) -> str:
+    """The function that writes the rows of a block in f32 as the panels have theirs: (arguments of a core, scratch,
+    table entries)."""
+    nest, m, width = j.nest, j.matrix, 8 * _columns(j.nest)[1]
+    fn = Function(module, "expand", ["ptr"] * 3, local=True)
+    args, scratch, entries = fn.args
+    frame = Frame(fn, nest, args, scratch)
+    run = _run(nest, m)
+    assert run is not None
+    loops = [i for i in range(nest.parallel, len(nest.loops) - 1) if i != run and nest.loops[i].extent > 1]
+    w = 8 if nest.loops[run].extent % 8 == 0 or nest.loops[run].extent >= 32 else 4
+
+    def pairs(source: Value, target: Value, t: str) -> None:
+        word = fn.load(t, source)
+        fn.store(word & -65536, target)
+        fn.store(word << 16, target + 4 * m.depth)
+
+    def over(rest: Sequence[int], source: Value, target: Value) -> None:
+        if rest:
+
+            def turn(i: Value) -> None:
+                over(rest[1:], source + frame.offset(1, rest[0], i), target + i * (4 * m.steps[rest[0]]))
+
+            fn.loop(0, frame.trips[rest[0]], 1, [], turn)
+            return
+        trip = frame.trips[run]
+        fn.loop(0, trip - (w - 1), w, [], lambda i: pairs(source + i * 4, target + i * 4, vec(w, "i32")))
+        fn.loop(trip & -w, trip, 1, [], lambda i: pairs(source + i * 4, target + i * 4, "i32"))
+
+    def row(r: Value) -> None:
+        over(loops, fn.load("ptr", entries + r * width), scratch + _expanded(j) + r * _row_pitch(j))
+
+    fn.loop(0, j.rows, 1, [], row)
+    fn.raw("ret void")
+    return "expand"
+
+
 def _packed(j: Joint) -> Nest:
-    """The nest with the matrix as panels have it: strides in elements, the pair's and the lanes' left out."""
+    """The nest with the matrix as panels have it, and rows as `expand` leaves them: strides in elements, the pair's and
+    the lanes' left out."""
     a, b = j.nest.operands[:2]
     e = _PANEL // (2 if b.dtype == "bf16" else 4)
-    strides = tuple(s * e for s in j.strides)
-    panel = replace(b, strides=strides, tables=(None,) * len(strides))
-    return replace(j.nest, operands=(a, panel, *j.nest.operands[2:]))
+    none = (None,) * len(b.tables)
+    panel = replace(b, strides=tuple(s * e for s in j.matrix.steps), tables=none)
+    rows = replace(a, dtype="f32", strides=j.matrix.steps, tables=none) if j.expand else a
+    return replace(j.nest, operands=(rows, panel, *j.nest.operands[2:]))
 
 
 def _emit_block(module: Module, j: Joint) -> str:
@@ -183,12 +302,15 @@ def _emit_block(module: Module, j: Joint) -> str:
     nest, width = _packed(j), 8 * _columns(j.nest)[1]
     fn = Function(module, "block", ["ptr noalias"] * 5, local=True)
     args, scratch, entries, b, out = fn.args
-    frame = Frame(fn, nest, args, scratch)
-    rows = [fn.load("ptr", entries + i * width) for i in range(j.rows)]
-    bases = [b + k * (j.depth * _PANEL) for k in range(j.vectors)]
+    frame = Frame(fn, nest, args, scratch, j.nest.tables)
+    if j.expand:
+        rows = [scratch + (_expanded(j) + i * _row_pitch(j)) for i in range(j.rows)]
+    else:
+        rows = [fn.load("ptr", entries + i * width) for i in range(j.rows)]
+    bases = [b + k * (j.matrix.depth * _PANEL) for k in range(j.vectors)]
     zero = fn.const("i64", 0)
     pair = nest.operands[1].dtype == "bf16"
-    types = [acc_type(nest)] * (j.rows * j.vectors)
+    types = [acc_type(nest, j.width)] * (j.rows * j.vectors)
 
     def step(p: Pointers, acc: Sequence[Value]) -> Sequence[Value]:
         return _multiply(fn, j, [x + p[1] for x in rows], [x + p[2] for x in bases], list(acc))
@@ -208,11 +330,12 @@ def _emit_block(module: Module, j: Joint) -> str:
 
 def _multiply(fn: Function, j: Joint, rows: Sequence[Value], bases: Sequence[Value], acc: list[Value]) -> list[Value]:
     """One step of the innermost reduce loop: every row times every vector, the odd one of a pair first."""
-    f32, i32, v = vec(LANES, "float"), vec(LANES, "i32"), j.vectors
+    w, v = j.width, j.vectors
+    f32, i32 = vec(w, "float"), vec(w, "i32")
     if j.nest.operands[1].dtype == "f32":
         loaded = [fn.load(f32, b) for b in bases]
         for i, p in enumerate(rows):
-            x = fn.splat(fn.load("float", p), LANES)
+            x = fn.splat(fn.load("float", p), w)
             for k in range(v):
                 acc[i * v + k] = fn.intrinsic("fma", x, loaded[k], acc[i * v + k])
         return acc
@@ -225,11 +348,14 @@ def _multiply(fn: Function, j: Joint, rows: Sequence[Value], bases: Sequence[Val
                 acc[i * v + k] = fn.call(f32, "llvm.x86.avx512bf16.dpbf16ps.512", acc[i * v + k], x, words[k])
         return acc
     for odd in (1, 0):  # as in jit_mac: each half is loaded anew
-        words = [load_raw(fn, 4, b, 4, LANES, None, volatile=True) for b in bases]
-        bs = [((w & -65536) if odd else (w << 16)).bitcast(f32) for w in words]
+        words = [load_raw(fn, 4, b, 4, w, None, volatile=True) for b in bases]
+        bs = [((x & -65536) if odd else (x << 16)).bitcast(f32) for x in words]
         for i, p in enumerate(rows):
-            w = fn.splat(fn.load("i32" if odd else "float", p), LANES).bitcast(i32)
-            x = ((w & -65536) if odd else (w << 16)).bitcast(f32)
+            if j.expand:
+                x = fn.splat(fn.load("float", p + (0 if odd else 4 * j.matrix.depth)), w)
+            else:
+                word = fn.splat(fn.load("i32" if odd else "float", p), w).bitcast(i32)
+                x = ((word & -65536) if odd else (word << 16)).bitcast(f32)
             for k in range(v):
                 acc[i * v + k] = fn.intrinsic("fma", x, bs[k], acc[i * v + k])
     return acc

@@ -12,14 +12,16 @@ Pointers = list[Value]
 
 
 class Frame:
-    """One function's view of a call: `args` is the int64 array [out, operands, tables, trip counts, scalars]."""
+    """One function's view of a call: `args` is the int64 array [out, operands, tables, trip counts, scalars]. `tables`:
+    how many it has, where the nest does not use them all."""
 
-    def __init__(self, fn: Function, nest: Nest, args: Value, scratch: Value) -> None:
+    def __init__(self, fn: Function, nest: Nest, args: Value, scratch: Value, tables: int | None = None) -> None:
         self.fn, self.nest, self.args, self.scratch = fn, nest, args, scratch
         self.slots = (nest.out, *nest.operands)
         self.sizes = [SIZE[o.dtype] for o in self.slots]
-        count = len(self.slots) + nest.tables
-        self._tables = [self.argument("ptr", len(self.slots) + t) for t in range(nest.tables)]
+        tables = nest.tables if tables is None else tables
+        count = len(self.slots) + tables
+        self._tables = [self.argument("ptr", len(self.slots) + t) for t in range(tables)]
         self.trips = [self.argument("i64", count + i) for i in range(len(nest.loops))]
         self.scalars = [self.argument("i64", count + len(nest.loops) + i) for i in range(nest.scalars)]
 

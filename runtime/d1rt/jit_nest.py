@@ -91,7 +91,8 @@ def nest_text(nest: Nest, blocks: Blocking) -> str:
     """The LLVM module of one nest; its function is called `kernel`."""
     module = Module()
     fn = Function(module, "kernel", ["ptr noalias", "ptr noalias"])
-    frame = Frame(fn, nest, *fn.args)
+    args, scratch = fn.args
+    frame = Frame(fn, nest, args, scratch)
     if wide := computes_f64(nest):
         before = _plain_arithmetic(fn)
     if nest.kind == "map":
@@ -172,7 +173,7 @@ def build(
     objects = dict(zip(texts, compile_made(texts.values(), target, cache_), strict=True))
     exports = {s: ("kernel", o) for s, o in objects.items() if s != "mxcsr"}
     exports |= {s: (s, objects["mxcsr"]) for s in ("mxcsr_get", "mxcsr_set")}
-    scratch = [64, *map(scratch_bytes, nests.values()), *(joint_scratch(x)[2] for x in (joint or {}).values())]
+    scratch = [64, *map(scratch_bytes, nests.values()), *(joint_scratch(x)[3] for x in (joint or {}).values())]
     kernels = Kernels(Library(exports), symbols, max(scratch), dot)
     kernels.hits, kernels.misses = cache_.hits, cache_.misses
     return kernels

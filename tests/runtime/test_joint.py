@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ from d1c.target.machine import machine
 from d1rt import engine_jit
 from d1rt.engine_jit import Engine
 from d1rt.engine_joint import _cuts, grouped, ranks
-from d1rt.jit_joint import joint_strides
+from d1rt.jit_joint import Matrix, matrix
 from tests import networks
 
 GRAPH = [n for n in PIPELINE if PASSES[n].level_out == "graph"]
@@ -70,12 +71,13 @@ def product(b: tuple[int, ...], a: tuple[int, ...] = (8, 0, 2, 1), dtype: str = 
 
 
 def test_which_matrices_can_be_packed() -> None:
-    assert joint_strides(product((0, 2, 6, 1))) == (4, (0, 0, 1, 0))
-    assert joint_strides(product((0, 2, 12, 1))) == (7, (0, 0, 2, 0))  # every other row of it
-    for b in ((6, 2, 6, 1), (0, 1, 6, 3), (0, 2, 7, 1), (0, 2, -6, 1)):
-        assert joint_strides(product(b)) is None
-    assert joint_strides(product((0, 2, 6, 1), (8, 1, 2, 1))) is None  # rows that depend on the column
-    assert joint_strides(product((0, 2, 6, 1), dtype="f32")) is None  # pairs are bf16's
+    assert matrix(product((0, 2, 6, 1))) == Matrix(4, 3, (0, 0, 1, 0), ())
+    assert matrix(product((0, 2, 12, 1))) == Matrix(4, 6, (0, 0, 1, 0), ())  # columns of a wider matrix
+    assert matrix(product((30, 2, 6, 1))) == Matrix(4, 3, (0, 0, 1, 0), (0,))  # a matrix for every row
+    for b in ((0, 1, 6, 3), (0, 2, 7, 1), (0, 2, -6, 1), (0, 2, 4, 1)):
+        assert matrix(product(b)) is None
+    assert matrix(product((0, 2, 6, 1), (8, 1, 2, 1))) is None  # rows that depend on the column
+    assert matrix(product((0, 2, 6, 1), dtype="i8")) is None
 
 
 def convolutions() -> onnx.ModelProto:
@@ -88,19 +90,43 @@ def convolutions() -> onnx.ModelProto:
     return f.model({"x": np.zeros((2, 6, 6, 7), np.float32)}, y)[0]
 
 
-@pytest.mark.parametrize("policy", ["f32", "bf16"])
-@pytest.mark.parametrize(("target", "seed"), [("test", None), ("test", 1), ("test", 2), ("d1-node", None)])
-def test_the_bits_are_the_graphs(policy: str, target: str, seed: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    graph = run_pipeline(import_onnx(convolutions()), GRAPH, options={"policy": policy}).module
-    x = {"x": np.random.default_rng(6).standard_normal((2, 6, 6, 7)).astype(np.float32)}
+def attention() -> onnx.ModelProto:
+    """Three heads of products of two activations, and a convolution of groups."""
+    f = networks.Net(4)
+    q, k, v = (f("MatMul", "x", f.random(36, 36, fan=36)) for _ in range(3))
+    heads = [f("Transpose", f("Reshape", x, f.ints(2, 26, 3, 12)), perm=[0, 2, 1, 3]) for x in (q, k, v)]
+    s = f("Softmax", f("MatMul", heads[0], f("Transpose", heads[1], perm=[0, 1, 3, 2])))
+    y = f("Reshape", f("Transpose", f("MatMul", s, heads[2]), perm=[0, 1, 3, 2]), f.ints(2, 36, 13, 2))
+    return f.model({"x": np.zeros((2, 26, 36), np.float32)}, f.conv(y, 36, 12, 3, 1, groups=3, pads=[1, 0, 1, 0]))[0]
+
+
+def deep() -> onnx.ModelProto:
+    """Convolutions with so many channels that rows are taken to f32; some plans cut both spatial dims together."""
+    f = networks.Net(5)
+    y = f.conv(f("Relu", f.conv("x", 32, 64, 3, 3, bias=True, pads=[1] * 4)), 64, 52, 1, 1)
+    return f.model({"x": np.zeros((1, 32, 5, 7), np.float32)}, y)[0]
+
+
+CASES = [
+    *((n, p, s) for n in (convolutions, attention) for p in ("f32", "bf16") for s in (None, 1, 2)),
+    (deep, "bf16", 2), (deep, "bf16", 5),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("network", "policy", "seed"), CASES)
+def test_the_bits_are_the_graphs(
+    network: Callable[[], onnx.ModelProto], policy: str, seed: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = network()
+    graph = run_pipeline(import_onnx(model), GRAPH, options={"policy": policy}).module
+    shape = tuple(d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim)
+    x = {"x": np.random.default_rng(6).standard_normal(shape).astype(np.float32)}
     want = next(iter(evaluate(graph, x).values())).tobytes()
-    p = lower(distribute.run(graph, machine(target), seed), machine(target)).program
-    used = 0
-    for wide, threads, shuffle in ((False, 1, None), (False, 2, 4), (True, 2, None)):
+    p = lower(distribute.run(graph, machine("test"), seed), machine("test")).program
+    for wide, threads, shuffle in ((False, 1, None), (True, 2, 4)):
         monkeypatch.setattr(engine_jit, "units_of", lambda _, w=wide: (w, False))
         engine = Engine(p, threads, shuffle, use_dot=False)
-        used += len(engine._joints[1])
+        assert engine._joints[1]
         for _ in range(2):
             assert next(iter(engine.run(x).outputs.values())).tobytes() == want
         engine.close()
-    assert used > 0 or target == "d1-node"  # a single core has nobody to share with
