@@ -42,7 +42,8 @@ class Step:
     start, carry  a call that copies a carried value's initial or new value into its buffer.
     test          only the exchange in `fetch`: all cores learn whether the condition holds.
     begin, end    of a loop's body.
-    `new` and `reads` are buffers by number, `layer` is the number of the layer's record.
+    `parts`: in how many parts, that are waited for one after another, each of `fetch` comes. `new` and `reads` are
+    buffers by number, `layer` is the number of the layer's record.
     """
 
     op: Op
@@ -53,6 +54,7 @@ class Step:
     reads: tuple[int, ...] = ()
     layer: int = 0
     epoch: int = 0
+    parts: list[int] = field(default_factory=list)
 
 
 def last_uses(steps: Sequence[Step], outputs: Iterable[int]) -> dict[int, int]:
@@ -90,7 +92,7 @@ def cut(
     it runs; except where it would not fit otherwise, and at the borders of loops: there it waits. Per epoch whether it
     does; None where one step alone does not fit."""
     last = last_uses(steps, outputs)
-    wanted = [(min(len(s.fetch), 1) if shared else len(s.fetch)) + bool(s.streams) for s in steps]
+    wanted = [(max(s.parts, default=0) if shared else sum(s.parts)) + bool(s.streams) for s in steps]
     ahead = _ahead(steps, buffers, wanted)
     live = set(inputs)
     born = dict.fromkeys(live, 0)

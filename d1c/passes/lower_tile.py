@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
@@ -36,6 +38,7 @@ from d1c.ir.layout import Component, Need
 from d1c.ir.structured import Dim, Entry, Structured
 from d1c.ir.types import TensorType, WindowType
 from d1c.ops.dist.compute import ComputeAttrs, ExchangeAttrs
+from d1c.passes.chunks import arrival, bounds, parts, pays, split
 from d1c.passes.tile_threads import Signals, Threads
 from d1c.target.barrier import barrier_axes
 from d1c.target.counts import Counts, by_output
@@ -54,8 +57,9 @@ FLOPS = {"mac": 2, "fma": 2, "map": 0, "lookup": 0, "or": 0, "scatter": 0}
 """Operations per iteration that reports count; 1 for the kinds that are not named."""
 
 
-def run(module: Module, machine: Machine) -> TileProgram:
-    """The program of a dist module. DoesNotFit where a core cannot hold it, or has too few threads."""
+def run(module: Module, machine: Machine, chunks: int | None = None) -> TileProgram:
+    """The program of a dist module. `chunks`: in so many parts all layers are computed and moved that can be (default:
+    in two those where it pays). DoesNotFit where a core cannot hold it, or has too few threads."""
     if machine.threads < 3:
         raise DoesNotFit(
             f"programs need 3 threads on a core, and machine {machine.name} has {machine.threads}",
@@ -63,12 +67,12 @@ def run(module: Module, machine: Machine) -> TileProgram:
             amounts={"threads": machine.threads},
             remedy="give the machine threads = 3 or more",
         )
-    return _Lowering(module, machine).run()
+    return _Lowering(module, machine, chunks).run()
 
 
 class _Lowering:
-    def __init__(self, module: Module, machine: Machine) -> None:
-        self.module, self.machine, self.mesh = module, machine, Mesh(machine.axes)
+    def __init__(self, module: Module, machine: Machine, chunks: int | None = None) -> None:
+        self.module, self.machine, self.mesh, self.chunks = module, machine, Mesh(machine.axes), chunks
         self.buffers: list[memory.Buffer] = []
         self.steps: list[Step] = []
         self.of: dict[Value, int] = {}
@@ -82,6 +86,9 @@ class _Lowering:
         self.layers: list[dict[str, Any]] = []
         self.conditions: dict[Op, int] = {}
         self.streamed: dict[Op, tuple[str, CoreInt]] = {}
+        self.parts: dict[Value, list[tuple[int, int, int]]] = {}
+        self.unsent: set[int] = set()
+        self.readers: dict[Value, list[Op]] = {}
         self.sync: tuple[bool, ...] = ()
         self.signals = Signals.of(0, False, False, False)
         self.fetches = False
@@ -93,11 +100,17 @@ class _Lowering:
             self.add(v, "owned")
         outputs = self.walk(main.block)
         shares = [compute_call(s.op, self.mesh) if s.op.name == "dist.compute" else None for s in self.steps]
-        tables = [() if c is None else self.tables(s.op, c) for s, c in zip(self.steps, shares, strict=True)]
+        for f in (f for s in self.steps for f in s.fetch):
+            self.readers.setdefault(f.operands[0], []).append(f)
+        rows = [(0,) if c is None else self.rows(s, c) for s, c in zip(self.steps, shares, strict=True)]
+        self.cut(shares, rows)
+        tables = [
+            [] if c is None else self.tables(s.op, c, r) for s, c, r in zip(self.steps, shares, rows, strict=True)
+        ]
         least, commands = self.overhead([c for c in shares if c is not None]), 4 * len(self.steps) + 3 * len(self.moves)
         calls = [
-            None if c is None else self.call(s.op, c, tab, s.layer)
-            for s, c, tab in zip(self.steps, shares, tables, strict=True)
+            () if c is None else split(self.call(s.op, c, s.layer), c, r, tab, s.op.attrs.plan.axes, self.mesh)
+            for s, c, r, tab in zip(self.steps, shares, rows, tables, strict=True)
         ]
         while True:
             overhead = least + LIST_BYTES * commands
@@ -290,17 +303,61 @@ class _Lowering:
         self.weights[name] = data
         self.placements.append(Placement(number, name, index, held))
 
-    def tables(self, op: Op, c: Shares) -> tuple[int, ...]:
-        """The buffers of a call's offset tables."""
+    def rows(self, s: Step, c: Shares) -> tuple[int, ...]:
+        """Where the rows of a call are cut: from 0 to how many there are."""
+        cut = bounds(c, (self.chunks or 2) if s.kind == "compute" else 1, self.machine)
+        if self.chunks is not None or len(cut) == 2:
+            return cut
+        here = [(f.result, f) for f in s.fetch if self.buffers[self.of[f.operands[0]]].kind != "constant"]
+        windows = [(k, self.arrival(f)) for v, f in here for k, o in enumerate(s.op.operands) if o is v]
+        sent = [self.arrival(f) for f in self.readers.get(s.op.result, ())]
+        return cut if pays(c, cut, windows, sent, self.machine) else (0, cut[-1])
+
+    def arrival(self, f: Op) -> float:
+        """Cycles that a movement takes at the least."""
+        return arrival(self.exchanges[self.movements[f.result]], f.result.type.dtype.bytes, self.machine)
+
+    def cut(self, shares: Sequence[Shares | None], rows: Sequence[tuple[int, ...]]) -> None:
+        """Cut the movements from and to the calls that are cut."""
+        calls = [None if c is None else (c, r) for c, r in zip(shares, rows, strict=True)]
+        made = {s.op.result: call for s, call in zip(self.steps, calls, strict=True) if call is not None}
+        for s, call in zip(self.steps, calls, strict=True):
+            for f in s.fetch:
+                m = self.movements[f.result]
+                x, move = self.exchanges[m], self.moves[m]
+                operands = [k for k, v in enumerate(s.op.operands) if v is f.result]
+                found = parts(x, made.get(f.operands[0]), call, operands)
+                numbers = [m, *range(len(self.exchanges), len(self.exchanges) + len(found) - 1)]
+                if len(found) > 1 and x.padded:  # the whole stays: it says what is padding
+                    numbers = [*range(len(self.exchanges), len(self.exchanges) + len(found))]
+                    self.unsent.add(m)
+                self.parts[f.result] = [(n, p.after, p.before) for n, p in zip(numbers, found, strict=True)]
+                for n, p in zip(numbers, found, strict=True):
+                    self.exchanges[n : n + 1] = [p.exchange]
+                    self.moves[n : n + 1] = [replace(move, cut=p.exchange.cut)]
+            s.parts = [1 + max(before for _, _, before in self.parts[f.result]) for f in s.fetch]
+
+    def tables(self, op: Op, c: Shares, rows: Sequence[int]) -> list[tuple[int, ...]]:
+        """The buffers of a call's offset tables, for each part of its rows."""
+        whole: list[int] = []
         out = []
         plan: Layout = op.attrs.plan
-        for k, rows in enumerate(c.tables):
-            number = self.new(f"{op.result.name or 'v'}.rows{k}", U32, rows.shape[1], "table")
-            index = np.full(self.mesh.parts(plan.axes), -1)
-            index[c.positions] = c.table_rows[:, k]
-            self.put(number, rows.astype(np.uint32), CoreInt.over(plan.axes, index, self.mesh), plan.held)
-            out.append(number)
-        return tuple(out)
+        along = {o.tables[0] for o in c.nest.operands}
+        for a, b in pairwise(rows):
+            here = []
+            for k, values in enumerate(c.tables):
+                if a and k not in along:
+                    here.append(whole[k])
+                    continue
+                entries = values[:, a:b] if k in along else values
+                number = self.new(f"{op.result.name or 'v'}.rows{k}", U32, entries.shape[1], "table")
+                index = np.full(self.mesh.parts(plan.axes), -1)
+                index[c.positions] = c.table_rows[:, k]
+                self.put(number, entries.astype(np.uint32), CoreInt.over(plan.axes, index, self.mesh), plan.held)
+                here.append(number)
+            whole = whole or here
+            out.append(tuple(here))
+        return out
 
     def overhead(self, shares: list[Shares]) -> int:
         """SRAM of code and of the messages' lists, on the core that has most."""
@@ -311,7 +368,7 @@ class _Lowering:
                 self.names[number] = f"k{number}_{c.nest.kind}"
         code = sum(code_bytes(n) for n in self.kernels)
         messages = np.zeros(self.mesh.cores, np.int64)
-        for x in self.exchanges:
+        for x in (x for m, x in enumerate(self.exchanges) if m not in self.unsent):
             messages += np.bincount(x.messages().src, minlength=self.mesh.cores)
         return int(code + LIST_BYTES * messages.max(initial=0))
 
@@ -359,7 +416,7 @@ class _Lowering:
 
     # ---- commands ---------------------------------------------------------------------------------------------------
 
-    def call(self, op: Op, c: Shares, tables: tuple[int, ...], layer: int) -> Call:
+    def call(self, op: Op, c: Shares, layer: int) -> Call:
         plan: Layout = op.attrs.plan
         every = self.mesh.parts(plan.axes)
 
@@ -370,7 +427,7 @@ class _Lowering:
 
         return Call(
             self.kernels[c.nest], self.of[op.result], tuple(self.of[v] for v in op.operands),
-            tuple(table(c.bases[:, i]) for i in range(c.bases.shape[1])), tables,
+            tuple(table(c.bases[:, i]) for i in range(c.bases.shape[1])), (),
             tuple(CoreInt.over(plan.axes, c.all_trips[:, i], self.mesh) for i in range(c.all_trips.shape[1])),
             tuple(table(c.scalars[:, i]) for i in range(c.scalars.shape[1])), plan.held, layer, op.origin,
         )  # fmt: skip

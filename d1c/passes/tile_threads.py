@@ -12,7 +12,7 @@ given back.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -73,6 +73,8 @@ class Plan(Protocol):
     of: dict[Value, int]
     movements: dict[Value, int]
     exchanges: list[Exchange]
+    parts: dict[Value, list[tuple[int, int, int]]]
+    """Per window its movement's parts: number, part of the source behind which it goes, part of the call that waits."""
     conditions: dict[Op, int]
     streamed: dict[Op, tuple[str, CoreInt]]
     """Per constant that is streamed its array, and the row of every core."""
@@ -116,7 +118,10 @@ class Threads:
         self.constants = {b for b, x in enumerate(plan.buffers) if x.kind == "constant"}
         self.sources = {f.operands[0] for s in plan.steps for f in s.fetch if not self.by_fetch(f)}
         self.posted: dict[int, int] = {}
-        self.ready_at: dict[Value, int] = {}
+        self.ready_at: dict[tuple[Value, int], int] = {}
+        self.awaited = {
+            (f.operands[0], after) for s in plan.steps for f in s.fetch for _, after, _ in plan.parts[f.result]
+        }
         self.epoch, self.closed, self.credit = -1, 0, 0
         self.border, self.ended, self.tested = False, [(0, 0)], set[int]()
         self.arrival, self.undrained, self.unsent = 0, False, False
@@ -129,15 +134,15 @@ class Threads:
         """Whether a movement is thread 3's."""
         return self.fetches and self.p.of[f.operands[0]] in self.constants
 
-    def run(self, calls: Sequence[Call | None]) -> tuple[tuple[Command, ...], ...]:
-        """The threads; `calls`: of each step, None where it is no compute."""
-        for i, (s, call) in enumerate(zip(self.p.steps, calls, strict=True)):
+    def run(self, calls: Sequence[Sequence[Call]]) -> tuple[tuple[Command, ...], ...]:
+        """The threads; `calls`: of each step, part by part, none where it is no compute."""
+        for i, (s, mine) in enumerate(zip(self.p.steps, calls, strict=True)):
             after = self.p.steps[i + 1] if i + 1 < len(self.p.steps) else None
-            self.step(s, call, after if after is not None and after.epoch == s.epoch else None)
+            self.step(s, mine, after if after is not None and after.epoch == s.epoch else None)
         self.sends()
         return tuple(tuple(t.commands) for t in self.all if t.commands or t is self.compute)
 
-    def step(self, s: Step, call: Call | None, after: Step | None) -> None:
+    def step(self, s: Step, calls: Sequence[Call], after: Step | None) -> None:
         """Add a step; `after`: the next one of its epoch, whose windows are padded while this one's are awaited."""
         if s.epoch != self.epoch:
             self.begin(s)
@@ -152,9 +157,12 @@ class Threads:
         weights = [f for f in s.fetch if self.by_fetch(f)]
         if weights and len(self.paces) == AHEAD:
             self.fetch.wait(self.at.pace, self.paces[0], s)
-        for f in s.fetch:
-            self.push(f, s)
-        self.arrival += self.shared and bool(s.fetch)
+        arrive: dict[int, list[Command]] = defaultdict(list)
+        for f, parts in zip(s.fetch, s.parts, strict=True):
+            self.push(f, s, arrive)
+            self.arrival += 0 if self.shared else parts
+        self.arrival += max(s.parts, default=0) if self.shared else 0
+        self.compute.commands += arrive.pop(0, ())
         if s.streams:
             self.stream(s)
         if s.kind in ("begin", "end"):
@@ -164,12 +172,13 @@ class Threads:
                 if tells:
                     self.post(self.compute, semaphore, s)
             self.meet.wait(self.at.done, self.posted[self.at.done], s)
-        elif call is not None:
+        for k, call in enumerate(calls):
             if s.kind == "carry":
                 self.compute.commands.append(Free((call.out,), s.layer, s.op.origin))
+            self.compute.commands += arrive.pop(k, ())
             self.compute.commands.append(call)
-            if s.op.result in self.sources:
-                self.ready_at[s.op.result] = self.post(self.compute, self.at.ready, s)
+            if s.op.result in self.sources and (s.op.result, k) in self.awaited:
+                self.ready_at[s.op.result, k] = self.post(self.compute, self.at.ready, s)
         if weights:
             self.paces.append(self.post(self.compute, self.at.pace, s))
 
@@ -218,18 +227,19 @@ class Threads:
                 command = Fill(self.p.of[f.result], m, f.attrs.fill, s.layer, s.op.origin)
                 self.compute.commands.append(command)
 
-    def push(self, f: Op, s: Step) -> None:
+    def push(self, f: Op, s: Step, arrive: dict[int, list[Command]]) -> None:
+        """Send a window's parts; `arrive` gets what waits for them, by the part of the call that does."""
         x, w = f.operands[0], f.result
-        movement, semaphore = self.p.movements[w], self.at.arrival + self.arrival % self.pool
-        self.arrival += not self.shared
-        push = Push(self.p.of[x], self.p.of[w], movement, semaphore, s.layer, s.op.origin)
-        if self.by_fetch(f):
-            self.fetch.wait(self.at.stock, self.credit, s)
-            self.fetch.commands.append(push)
-        else:
-            self.pushes.append((self.ready_at.get(x, 0), s, push))
-            self.undrained = self.unsent = True
-        self.compute.commands.append(Arrive(movement, semaphore, s.layer, s.op.origin))
+        for movement, after, before in self.p.parts[w]:
+            semaphore = self.at.arrival + (self.arrival + before) % self.pool
+            push = Push(self.p.of[x], self.p.of[w], movement, semaphore, s.layer, s.op.origin)
+            if self.by_fetch(f):
+                self.fetch.wait(self.at.stock, self.credit, s)
+                self.fetch.commands.append(push)
+            else:
+                self.pushes.append((self.ready_at.get((x, after), 0), s, push))
+                self.undrained = self.unsent = True
+            arrive[before].append(Arrive(movement, semaphore, s.layer, s.op.origin))
 
     def stream(self, s: Step) -> None:
         """Ask for a step's streamed constants as soon as there is space, and wait for all of them together."""

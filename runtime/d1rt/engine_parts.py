@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from d1c.target.kernel import Nest
-from d1c.target.movement import Cut, Exchange, Messages
+from d1c.target.movement import Exchange, Messages
 from d1c.target.program import Call, Command, Fill, Port, Program, Push, Send, every
 from d1rt.command_cycles import active, participants
 from d1rt.engine_checks import placed_tables, reach
@@ -108,41 +108,33 @@ def _by_rows(nest: Nest) -> bool:
 
 class Window:
     """A window that parts of a movement bring. `number`: the first of their exchanges; `exchanges`: per part of the
-    rows, in order, those that bring it; `begins`: its first element; `whole` [parts, cores]: whether these are all that
-    it needs, once it is padded where `padded`; `come`: messages so far, by exchange."""
+    rows, in order, those that bring it; `begins`: its first element; `whole` [cores]: whether together they bring all
+    that is needed, so that each brings all of its rows (once they are padded where `padded`); `come`: messages so far,
+    by exchange."""
 
     def __init__(self, program: Program, exchanges: set[int], fill: int) -> None:
         mesh, every_core = program.mesh, np.arange(program.mesh.cores)
         ranges = sorted({_cut(program.exchanges[x]) for x in exchanges})
         self.number = min(exchanges)
         first = program.exchanges[self.number]
-        row, element = first.rows[1], first.row_elements[1]
-        alike = all(_windows(program.exchanges[x]) == _windows(first) for x in (*exchanges, *([fill] * (fill >= 0))))
         self.exchanges = [sorted(x for x in exchanges if _cut(program.exchanges[x]) == r) for r in ranges]
-        self.begins = np.array([lo * element for lo, _ in ranges], np.int64)
+        self.begins = np.array([lo * first.row_elements[1] for lo, _ in ranges], np.int64)
         self.come = {x: np.zeros(mesh.cores, np.int64) for x in exchanges}
+        need = np.ones(mesh.cores, np.int64)
+        for c in first.components:
+            need *= c.length[mesh.position(c.target_axes)]
         self.padded = np.zeros(mesh.cores, bool)
-        real = np.stack([sum(program.exchanges[x].real_elements(every_core) for x in part) for part in self.exchanges])
         if fill >= 0:
-            whole = program.exchanges[fill]
-            need = np.stack([whole.part(Cut((0, 1 << 31), r)).real_elements(every_core) for r in ranges])
-            length = np.ones(mesh.cores, np.int64)
-            for c in whole.components:
-                length *= c.length[mesh.position(c.target_axes)]
-            self.padded = whole.real_elements(every_core) != length
-        else:
-            need = np.ones((len(ranges), mesh.cores), np.int64)
-            for k, c in enumerate(first.components):
-                length = c.length[mesh.position(c.target_axes)]
-                for i, (lo, hi) in enumerate(ranges):
-                    need[i] *= np.clip(length - lo, 0, hi - lo) if k == row else length
-        ends = [0, *(hi for _, hi in ranges)]
-        follows = np.array([lo == end for (lo, _), end in zip(ranges, ends, strict=False)])
-        self.whole = (real == need) & follows[:, None] & participants(first) & alike
+            real = program.exchanges[fill].real_elements(every_core)
+            self.padded, need = real != need, real
+        alike = all(_windows(program.exchanges[x]) == _windows(first) for x in (*exchanges, *([fill] * (fill >= 0))))
+        follow = all(lo == end for (lo, _), end in zip(ranges, [0, *(hi for _, hi in ranges)], strict=False))
+        brought = sum(program.exchanges[x].real_elements(every_core) for x in exchanges)
+        self.whole = (brought == need) & participants(first) & (alike and follow)
 
     def ready(self, part: int, filled: np.ndarray, moves: Sequence[Movement]) -> np.ndarray:
         """[cores] whether a part of the window is wholly written."""
-        done = self.whole[part] & (filled | ~self.padded)
+        done = self.whole & (filled | ~self.padded)
         for x in self.exchanges[part]:
             done = done & (self.come[x] == moves[x].expected)
         return np.asarray(done)
