@@ -7,13 +7,15 @@ in any order and at the same time; a phase starts when the one before is done on
 from __future__ import annotations
 
 import ctypes
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from d1rt.jit_ir import Function, Module, Value, vec
 from d1rt.jit_nest import FLUSHING
-from d1rt.jit_object import Library, ObjectCache, compile_all, default_folder, host
+from d1rt.jit_object import Library, ObjectCache, compile_made, default_folder, generator, host
 
 UNIT = 10
 """int64 words of a unit."""
@@ -31,17 +33,20 @@ class Native:
     offsets of 64 (wide) or 32 bits; `calls`: that of the one for kernel calls."""
 
     def __init__(self) -> None:
-        module = Module()
-        names = ["d1_calls", "d1_run"]
-        _calls(module, names[0])
-        for wide in (False, True):
-            for w in WORDS:
-                for many in (False, True):
-                    names.append(_name(w, many, wide))
-                    _copy(module, names[-1], w, many, wide)
-        _run(module, names[1])
-        _table(module, names)
-        (data,) = compile_all([str(module)], host(), ObjectCache(default_folder()))
+        copies = [(w, many, wide) for wide in (False, True) for w in WORDS for many in (False, True)]
+        names = ["d1_calls", "d1_run", *(_name(*c) for c in copies)]
+
+        def text() -> str:
+            module = Module()
+            _calls(module, names[0])
+            for c in copies:
+                _copy(module, _name(*c), *c)
+            _run(module, names[1])
+            _table(module, names)
+            return str(module)
+
+        told = f"native loop {generator()} {hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}"
+        (data,) = compile_made([(told, text)], host(), ObjectCache(default_folder()))
         self._library = Library({"table": ("d1_table", data)})  # holds the code
         table = np.zeros(len(names), np.int64)
         ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._library.address("table"))(table.ctypes.data)
