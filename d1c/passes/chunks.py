@@ -90,9 +90,13 @@ def arrival(x: Exchange, width: int, machine: Machine) -> float:
 
 def cycles(c: Shares, rows: Sequence[int], machine: Machine) -> float:
     """Of the slowest core, all parts."""
-    total = np.zeros(len(c.trips))
+    key = np.zeros(len(c.trips), np.int64)
+    for n, loop in zip(c.trips.T, c.nest.loops, strict=True):
+        key = key * (loop.extent + 1) + n
+    shares = c.trips[np.unique(key, return_index=True)[1]]  # most cores have as much to do
+    total = np.zeros(len(shares))
     for a, b in pairwise(rows):
-        trips = c.trips.copy()
+        trips = shares.copy()
         trips[:, 0] = np.clip(trips[:, 0] - a, 0, b - a)
         total += np.where(trips[:, 0] > 0, nest_cycles(c.nest, trips, machine), 0)
     return float(total.max(initial=0))

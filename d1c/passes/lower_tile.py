@@ -8,6 +8,9 @@ waits for the barrier; where memory is too short for that, the next epoch waits.
 are needed, some layers ahead, and asks for those that are streamed from the interface processors' memories, as soon as
 there is space.
 
+Where it pays, a layer comes in two parts (d1c.passes.chunks): thread 0 computes the first half of every core's rows as
+soon as the rows are there that they read, and thread 1 sends them while the others are computed.
+
 All threads run a loop's body as often; each of its rounds begins like an epoch that waits. Carried values have a buffer
 each, to which a call copies the new value when the round is over and thread 1 has sent what reads the old one. A
 condition is sent to a window on all cores, before the loop and at the end of every round; the other threads look at it
