@@ -216,14 +216,16 @@ class _Run:
         ways = [(*a, False) for a in ATTEMPTS if part <= 1]
         ways += [(*a, True) for a in STREAM_SHARES if can_stream and part >= STREAM_FROM]
         ways = ways if module.level == "graph" else ways[-1:]
+        refused: DoesNotFit | None = None
         for resident, window, stream in ways:
             try:
                 done = self.passes_over(
                     module, names, machine=self.machine, resident=resident, window=window, stream=stream
                 )
-            except DoesNotFit:
+            except DoesNotFit as error:
+                refused = error if refused is None or not stream else refused
                 if (resident, window, stream) == ways[-1]:
-                    raise
+                    raise refused from None
             else:
                 self.modules[done.module.level] = done.module
                 self.compiled = done.program

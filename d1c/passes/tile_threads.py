@@ -36,6 +36,7 @@ class Signals:
     ready   0 to 1: a tensor is there              sent    1 to 0: what reads a carried value has gone
     pace    0 to 3: a layer with weights is over    done    0 to 2, drained 1 to 2, fetched 3 to 2: is through
     space   2 to 0: this core's dead are free       credit  2 to 1, stock 2 to 3: everybody's are
+            (stock: this core's are, where thread 3 sends nothing)
     `up`, `release`: of the barrier; `arrival`: the first of those that count arrivals."""
 
     ready: int
@@ -116,6 +117,8 @@ class Threads:
         self.all = (self.compute, self.send, self.meet, self.fetch) if fetches else (self.compute, self.send, self.meet)
         self.fetches = fetches
         self.constants = {b for b, x in enumerate(plan.buffers) if x.kind == "constant"}
+        # What thread 3 asks for comes to its own core, what it sends to others: these must have space too.
+        self.alone = not any(self.by_fetch(f) for s in plan.steps for f in s.fetch)
         self.sources = {f.operands[0] for s in plan.steps for f in s.fetch if not self.by_fetch(f)}
         self.posted: dict[int, int] = {}
         self.ready_at: dict[tuple[Value, int], int] = {}
@@ -210,9 +213,11 @@ class Threads:
         if dead | self.tested:
             self.meet.commands.append(Free(tuple(sorted(dead | self.tested)), s.layer))
         self.post(self.meet, self.at.space, s)
+        if self.fetches and self.alone:
+            self.post(self.meet, self.at.stock, s)
         self.meet.commands.append(Barrier(self.at.up, self.at.release, s.layer))
         self.post(self.meet, self.at.credit, s)
-        if self.fetches:
+        if self.fetches and not self.alone:
             self.post(self.meet, self.at.stock, s)
         self.closed, self.undrained = self.closed + 1, False
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import groupby
 
 from d1c.target import order
@@ -96,19 +97,16 @@ def _shared(program: Program, targets: dict[int, int]) -> Iterator[Fault]:
     for k, r in enumerate(program.roles):
         found = list(order.events(r, [*program.roles[:k], *program.roles[k + 1 :]]))
         groups = [found] if barriers else [[e for e in found if e.thread == t] for t in range(len(r.threads))]
-        for group in groups:
-            yield from _spans(program, r, group, targets, _fetched(group) if barriers else {})
-        if not barriers:
-            yield from _fetched_once(program, r, found)
+        uses = [_uses(group, targets) for group in groups]
+        for x in uses:
+            yield from _spans(program, r, x)
+        yield from _fetches(program, r, _fetched(found), uses)
 
 
-def _spans(
-    program: Program, r: Role, events: list[order.Event], targets: dict[int, int], fetches: dict[int, list[_Use]]
-) -> Iterator[Fault]:
-    """The uses of a semaphore for different buffers must not overlap. A use lasts from a push to the Arrive that waits
-    for it where the role has both, equally often, from a Fetch to the relative Wait that takes its count; otherwise
-    every command is a use. Buffers whose Arrives stand together, or that one Wait waits for, count as one: behind them
-    all messages have come, whatever each of them has waited for."""
+def _uses(events: list[order.Event], targets: dict[int, int]) -> dict[int, list[_Use]]:
+    """Per semaphore its uses by messages of cores. A use lasts from a push to the Arrive that waits for it where the
+    role has both, equally often; otherwise every command is a use. Buffers whose Arrives stand together count as one:
+    behind them all messages have come, whatever each of them has waited for."""
     sent: dict[int, list[order.Event]] = defaultdict(list)
     come: dict[int, list[order.Event]] = defaultdict(list)
     uses: dict[int, list[_Use]] = defaultdict(list)
@@ -133,8 +131,11 @@ def _spans(
             assert isinstance(last.command, Push | Arrive)
             buffers = together.get(id(last), frozenset((targets[x],)))
             uses[last.command.semaphore].append((first.after, last.before, buffers, last))
-    for semaphore, fetched in fetches.items():
-        uses[semaphore] += fetched
+    return uses
+
+
+def _spans(program: Program, r: Role, uses: dict[int, list[_Use]]) -> Iterator[Fault]:
+    """The uses of a semaphore for different buffers must not overlap."""
     for semaphore, spans in uses.items():
         ends: dict[frozenset[int], int] = {}  # when their last use is over
         for start, end, target, e in sorted(spans, key=lambda s: (s[0], s[1])):
@@ -154,8 +155,21 @@ def _name(program: Program, targets: frozenset[int]) -> str:
     return program.buffers[min(targets) % len(program.buffers)].name
 
 
-def _fetched(events: list[order.Event]) -> dict[int, list[_Use]]:
-    """Per semaphore its uses by Fetches, each with the Wait that takes its count."""
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A use of a semaphore by Fetches: the first of them, the relative Wait that takes their counts (None: there is
+    none), their buffers."""
+
+    first: order.Event
+    wait: order.Event | None
+    buffers: frozenset[int]
+
+    def over(self, later: order.Event) -> bool:
+        return self.wait is not None and self.wait.over(later)
+
+
+def _fetched(events: list[order.Event]) -> dict[int, list[_Asked]]:
+    """Per semaphore its uses by Fetches. Buffers that one Wait waits for count as one."""
     asked: dict[int, deque[order.Event]] = defaultdict(deque)
     waits: dict[int, list[tuple[order.Event, int]]] = defaultdict(list)
     for e in events:
@@ -163,27 +177,42 @@ def _fetched(events: list[order.Event]) -> dict[int, list[_Use]]:
             asked[e.command.semaphore].append(e)
         elif isinstance(e.command, Wait) and e.command.relative:
             waits[e.command.semaphore].append((e, max(e.command.count.values)))
-    out: dict[int, list[_Use]] = defaultdict(list)
-    for semaphore, fetches in asked.items():
+    out: dict[int, list[_Asked]] = defaultdict(list)
+    for semaphore, left in asked.items():
         for wait, count in waits[semaphore]:
-            taken = [fetches.popleft() for _ in range(min(count, len(fetches)))]
+            taken = [left.popleft() for _ in range(min(count, len(left)))]
             if taken:
-                buffers = frozenset(x.command.target for x in taken if isinstance(x.command, Fetch))
-                out[semaphore].append((min(x.after for x in taken), wait.before, buffers, wait))
-        for e in fetches:
-            assert isinstance(e.command, Fetch)
-            out[semaphore].append((e.after, e.before, frozenset((e.command.target,)), e))
+                out[semaphore].append(_Asked(taken[0], wait, frozenset(map(_target, taken))))
+        out[semaphore] += (_Asked(e, None, frozenset((_target(e),))) for e in left)
     return out
 
 
-def _fetched_once(program: Program, r: Role, events: list[order.Event]) -> Iterator[Fault]:
-    """Without barriers, a semaphore counts the Fetches of one Wait."""
-    for semaphore, uses in _fetched(events).items():
-        for _, _, buffers, e in uses[1:]:
-            if buffers != uses[0][2]:
-                a, b = (_name(program, x) for x in (uses[0][2], buffers))
-                yield (
-                    f"role {r.name!r} thread {e.thread} command {place_text(e.path)} ({type(e.command).__name__}): "
-                    f"semaphore shared: {semaphore} counts arrivals for buffers {a} and {b}",
-                    "in a program without barriers, an arrival semaphore belongs to one target buffer",
-                )
+def _target(e: order.Event) -> int:
+    assert isinstance(e.command, Fetch)
+    return e.command.target
+
+
+def _fetches(
+    program: Program, r: Role, fetched: dict[int, list[_Asked]], others: list[dict[int, list[_Use]]]
+) -> Iterator[Fault]:
+    """What Fetches bring comes to the core that asks, so that its own threads' order is enough: a semaphore that counts
+    one for a buffer counts nothing for another from there to the wait for it."""
+    for semaphore, asked in fetched.items():
+        clashes: list[tuple[order.Event, frozenset[int], frozenset[int]]] = []
+        for k, x in enumerate(asked):
+            clashes += (
+                (y.first, x.buffers, y.buffers) for y in asked[k + 1 :]
+                if y.buffers != x.buffers and not x.over(y.first) and not y.over(x.first)
+            )  # fmt: skip
+            for start, end, buffers, e in (u for uses in others for u in uses.get(semaphore, ())):
+                before = isinstance(e.command, Arrive) and e.over(x.first)
+                behind = x.wait is not None and x.wait.before < start
+                if not (before or behind or end < x.first.after):
+                    clashes.append((x.first, buffers, x.buffers))
+        for e, one, other in clashes:
+            a, b = (_name(program, x) for x in (one, other))
+            yield (
+                f"role {r.name!r} thread {e.thread} command {place_text(e.path)} ({type(e.command).__name__}): "
+                f"semaphore shared: {semaphore} counts arrivals for buffers {a} and {b}",
+                "a semaphore that counts a Fetch counts nothing for other buffers until it has been waited for",
+            )

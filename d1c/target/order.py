@@ -17,13 +17,20 @@ from d1c.target.program import Arrive, Barrier, Command, Fetch, Loop, Post, Push
 @dataclass(frozen=True, slots=True)
 class Event:
     """A command of a thread, two rounds of every loop. `after`: so many barriers are over before it begins; `before`:
-    the number of the first barrier that begins when it is over, a number that no barrier has if none is known."""
+    the number of the first barrier that begins when it is over, a number that no barrier has if none is known. It is
+    the `number`-th event of its thread, and begins when the first `clock[t]` of every thread t are over."""
 
     thread: int
     path: tuple[int, ...]
     command: Command
     after: int
     before: int
+    number: int
+    clock: tuple[int, ...]
+
+    def over(self, later: Event) -> bool:
+        """Whether it is known to be over when `later` begins, of the same core."""
+        return later.clock[self.thread] > self.number
 
 
 def _local(threads: Sequence[Sequence[Command]], foreign: set[int]) -> set[int]:
@@ -65,7 +72,7 @@ def events(role: Role, others: Sequence[Role]) -> Iterator[Event]:
         for i, (path, c) in enumerate(commands):
             while k < len(barriers) and clocks[meets][barriers[k]][t] <= i:
                 k += 1
-            yield Event(t, path, c, passed[clocks[t][i][meets]], k)
+            yield Event(t, path, c, passed[clocks[t][i][meets]], k, i, clocks[t][i])
 
 
 def _clocks(lists: list[list[tuple[tuple[int, ...], Command]]], local: set[int]) -> list[list[tuple[int, ...]]]:

@@ -281,7 +281,7 @@ class _Outcome:
             "inferences_per_second": batch / seconds if seconds else 0.0,
             "peak_share": flops / (seconds * peak) if seconds else 0.0, "at_most": closed.total["at_most"],
             "open": closed.total["open"], "extrapolated": self.extrapolated, "critical_path": dict(parts),
-            "weight_load_cycles": closed.total["weight_load_cycles"],
+            "streamed_bytes": closed.total["streamed_bytes"], "weight_load_cycles": closed.total["weight_load_cycles"],
             "input_load_cycles": closed.total["input_load_cycles"],
             "output_store_cycles": closed.total["output_store_cycles"], "simulated_events": self.handled,
         }  # fmt: skip

@@ -1,8 +1,7 @@
 """How long a program takes, in closed form per layer: what its cores compute, what ports, links and die edges carry.
 
-Works on the program as it is shipped: trip counts of its calls, messages of its movements, physical places of its
-cores. Movement and compute do not overlap, because programs do not double-buffer yet. docs/timing.md says what is
-modelled and what is not.
+Works on the program as it is shipped: trip counts, messages, places of its cores. Movement and compute of a layer do
+not overlap here. docs/timing.md says what is modelled and what is not.
 """
 
 from __future__ import annotations
@@ -25,8 +24,10 @@ from d1c.target.movement import Exchange
 from d1c.target.program import Arrive, Barrier, Call, Command, Fill, Loop, Port, Program, Push, Send, every
 from d1c.target.program_check import role_cores
 from d1rt.command_cycles import PIPES, call_work, fill_work
+from d1rt.dips import fetches
 from d1rt.launches import counted, is_open, launches
 from d1rt.linkload import Fabric, Flows, Load, load
+from d1rt.streams import Streamed, streamed
 
 __all__ = ["Times", "layer_times"]
 
@@ -100,12 +101,15 @@ def layer_times(program: Program) -> Times:
         for i in sorted({*found, *range(len(program.layers))})
     ]
     _early(records, found)
+    if fetches(program):
+        _stream(records, streamed(program, machine, fabric, records))
     latency, behind, layers = _barrier_cycles(mesh, fabric), _behind(program), records[:]
     for number, place in _barriers(program):
         hidden = 0
         if not place.loops and (end := behind.pop(0)) is not None:
-            hidden = sum(r["cycles"] for r in layers if number <= r["layer"] < end)
-        records.append(_barrier_record(number, place, max(0, latency - hidden), mesh.cores))
+            before = [r for r in layers if number <= r["layer"] <= end]
+            hidden = sum(r["cycles"] if r["layer"] < end else r["terms"].get("DIP", 0.0) for r in before)
+        records.append(_barrier_record(number, place, max(0, latency - int(hidden)), mesh.cores))
     records.sort(key=lambda r: (r["layer"], r["kind"] != "barrier"))
     return Times(tuple(records), _total(program, machine, records, found))
 
@@ -171,12 +175,22 @@ def _early(records: list[dict[str, Any]], found: Mapping[int, _Layer]) -> None:
         r["packets"] += early.packets
         r["messages"] += early.messages
         late = math.ceil(max(0.0, early.cycles - sum(x["cycles"] for x in records[max(0, i - EARLY) : i])))
-        late = max(0, late - r["move_cycles"])
-        if late:
-            r["terms"]["weights"] = float(late)
-            r["move_cycles"] += late
-            r["cycles"] += late
-            r["binds"] = _binds(r["terms"])
+        _wait(r, "weights", max(0, late - r["move_cycles"]))
+
+
+def _stream(records: list[dict[str, Any]], found: Mapping[int, Streamed]) -> None:
+    """Add what layers wait for constants from outside, as the term `DIP`."""
+    for r in (r for r in records if r["layer"] in found):
+        r["streamed_bytes"] = found[r["layer"]].bytes
+        _wait(r, "DIP", math.ceil(found[r["layer"]].cycles))
+
+
+def _wait(r: dict[str, Any], term: str, cycles: int) -> None:
+    if cycles:
+        r["terms"][term] = float(cycles)
+        r["move_cycles"] += cycles
+        r["cycles"] += cycles
+        r["binds"] = _binds(r["terms"])
 
 
 def _placed(commands: Iterable[Command], place: _Place = _Place()) -> Iterator[tuple[Command, _Place]]:
@@ -387,6 +401,7 @@ def _record(program: Program, number: int, layer: _Layer, launch: float, machine
         "packets": int(packets),
         "messages": int(messages),
         "sram_bytes": sum(program.buffers[b].bytes for b in layer.buffers),
+        "streamed_bytes": 0,
     }
 
 
@@ -424,6 +439,7 @@ def _barrier_record(layer: int, place: _Place, latency: int, cores: int) -> dict
         "packets": posts,
         "messages": posts,
         "sram_bytes": 0,
+        "streamed_bytes": 0,
     }
 
 
@@ -464,6 +480,7 @@ def _total(
         "noc_bytes": sum(r["noc_bytes"] for r in records),
         "packets": sum(r["packets"] for r in records),
         "weight_bytes": weights,
+        "streamed_bytes": sum(r["streamed_bytes"] for r in records),
         "weight_load_cycles": _hbm_cycles(weights, machine),
         "weight_load_microseconds": round(machine.seconds(_hbm_cycles(weights, machine)) * 1e6, 3),
         "input_load_cycles": _hbm_cycles(_port_bytes(program.inputs), machine),

@@ -179,8 +179,9 @@ def test_a_model_that_does_not_fit_says_what_how_much_and_where(cli: Cli, tmp_pa
     )
     path = tmp_path / "wide.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
-    done = cli("compile", path, "--target", "test", "-o", tmp_path / "wide.d1x")
-    refused(done, 9, "does not fit", "amounts", "test")
+    (tmp_path / "far.toml").write_text('base = "test"\ndip_count = 0\n')  # nothing to stream from
+    done = cli("compile", path, "--target", tmp_path / "far.toml", "-o", tmp_path / "wide.d1x")
+    refused(done, 9, "does not fit", "amounts", "far")
     assert not (tmp_path / "wide.d1x").exists()
 
 

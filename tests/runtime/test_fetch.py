@@ -15,7 +15,9 @@ from d1c.emit.tile_program import TileProgram
 from d1c.errors import D1Error, LoadError, Trap
 from d1c.target import program_io
 from d1c.target.machine import PRESETS, Machine
-from d1c.target.program import Program
+from d1c.target.mesh import CoreInt
+from d1c.target.program import Command, Fetch, Post, Program, Wait
+from d1c.target.program_check import check
 from d1rt.events import Simulator, simulate
 from d1rt.trace import trace_events
 
@@ -128,6 +130,24 @@ def test_rows_fit_their_buffer() -> None:
     p = program()
     with pytest.raises(LoadError, match="does not fit buffer w"):
         d1rt.load(replace(p, weights={"w": np.tile(W, 2)}))
+
+
+def test_one_semaphore_does_not_tell_two_buffers_apart() -> None:
+    """Two Fetches are told apart by the wait for the first: before the second is asked for, or for both together."""
+    p = program()
+    role, w = p.roles[0], p.buffers[1]
+    other = replace(w, name="v", address=16384)
+    fetch, wait = role.threads[1][0], role.threads[0][0]
+    assert isinstance(fetch, Fetch) and isinstance(wait, Wait)
+    second = replace(fetch, target=len(p.buffers))
+
+    def made(compute: tuple[Command, ...], asks: tuple[Command, ...]) -> Program:
+        return replace(p, buffers=(*p.buffers, other), outputs=(), roles=(replace(role, threads=(compute, asks)),))
+
+    check(made((wait, Post(1), wait), (fetch, Wait(1, CoreInt.const(1)), second)))
+    check(made((replace(wait, count=CoreInt.const(2)),), (fetch, second)))
+    with pytest.raises(LoadError, match="semaphore shared: 0 counts arrivals for buffers w and v"):
+        check(made((wait, wait), (fetch, second)))
 
 
 def test_a_machine_without_interface_processors_is_refused() -> None:
