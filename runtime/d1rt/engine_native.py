@@ -46,7 +46,7 @@ class Native:
             return str(module)
 
         told = f"native loop {generator()} {hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}"
-        (data,) = compile_made([(told, text)], host(), ObjectCache(default_folder()))
+        ((_, data),) = compile_made([(told, text)], host(), ObjectCache(default_folder()))
         self._library = Library({"table": ("d1_table", data)})  # holds the code
         table = np.zeros(len(names), np.int64)
         ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._library.address("table"))(table.ctypes.data)

@@ -9,6 +9,8 @@ from d1rt.jit_ir import Function, Value, element, vec, width
 from d1rt.jit_vector import LANES, LLVM, SIZE, emit_body, first, load_raw, narrow, store_raw, widen
 
 Pointers = list[Value]
+MOST_PIECES = 2
+"""Narrow vectors, at most, that stand in for a part of a wide one: each is code."""
 
 
 class Frame:
@@ -93,7 +95,7 @@ class Frame:
         """Cover `trip` iterations of a parallel loop from `origin` by vectors:
         body(addresses, width, count of the valid lanes or None, vectors, first iteration counted from origin).
         `wide`: how many vectors the large blocks have; `slots`: those that the body uses."""
-        fn = self.fn
+        fn, whole = self.fn, trip is None
         trip = trip or self.trips[loop]
         used = range(len(self.slots)) if slots is None else slots
         begin = fn.const("i64", origin)
@@ -111,7 +113,24 @@ class Frame:
             done = trip & -LANES
         rest = trip - done
         if packed:
-            fn.if_(rest.compare("sgt", 0), lambda: cover(done, LANES, rest, 1))
+
+            def some() -> None:
+                fn.if_(rest.compare("sgt", 0), lambda: cover(done, LANES, rest, 1))
+
+            extent = self.nest.loops[loop].extent
+            exact = [w for w in (8, 4, 2, 1) if extent & w]
+            if not whole or not 0 < len(exact) <= MOST_PIECES:
+                some()
+                return
+
+            def pieces() -> None:
+                at = extent & -LANES
+                for w in exact:
+                    cover(fn.const("i64", at), w, None, 1)
+                    at += w
+
+            # most calls make all iterations: narrow vectors are faster than a wide one in part
+            fn.if_(trip.compare("eq", extent), pieces, some)
         else:
             fn.loop(done, trip, 1, [], lambda i: cover(i, 1, None, 1))
 

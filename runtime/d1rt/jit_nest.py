@@ -161,18 +161,15 @@ def build(
     cache_ = ObjectCache((folder or default_folder()) if cached else None)
     wide, dot = units_of(use_dot, cpu, wide)
     blocks = blocking(wide, dot)
-    symbols: dict[str, str] = {}
-    texts: dict[str, tuple[str, Callable[[], str]]] = {}
-    known: dict[str, str] = {}
-    made = {n: (repr((generator(), blocks, x)), partial(nest_text, x, blocks)) for n, x in nests.items()}
+    made: dict[str, tuple[str, Callable[[], str]]] = {}
+    made |= {n: (repr((generator(), blocks, x)), partial(nest_text, x, blocks)) for n, x in nests.items()}
     made |= {n: (repr((generator(), x)), partial(joint_text, x)) for n, x in (joint or {}).items()}
-    for name, (told, make) in made.items():
-        symbols[name] = known.setdefault(told, f"kernel{len(known)}")
-        texts[symbols[name]] = told, make
-    texts["mxcsr"] = _mxcsr_text(), _mxcsr_text
-    objects = dict(zip(texts, compile_made(texts.values(), target, cache_), strict=True))
-    exports = {s: ("kernel", o) for s, o in objects.items() if s != "mxcsr"}
-    exports |= {s: (s, objects["mxcsr"]) for s in ("mxcsr_get", "mxcsr_set")}
+    made["mxcsr"] = _mxcsr_text(), _mxcsr_text
+    objects = dict(zip(made, compile_made(made.values(), target, cache_), strict=True))
+    state = objects.pop("mxcsr")[1]
+    symbols = {name: f"kernel{key}" for name, (key, _) in objects.items()}
+    exports = {symbols[name]: ("kernel", o) for name, (_, o) in objects.items()}
+    exports |= {s: (s, state) for s in ("mxcsr_get", "mxcsr_set")}
     scratch = [64, *map(scratch_bytes, nests.values()), *(joint_scratch(x)[3] for x in (joint or {}).values())]
     kernels = Kernels(Library(exports), symbols, max(scratch), dot)
     kernels.hits, kernels.misses = cache_.hits, cache_.misses

@@ -83,8 +83,12 @@ class ObjectCache:
             return found
         self.misses += 1
         data = make()
-        self._write(key, data)
+        self.put(key, data)
         return data
+
+    def peek(self, key: str) -> bytes:
+        """What is stored under `key`, or nothing; it does not count."""
+        return self._read(key) or b""
 
     def _read(self, key: str) -> bytes | None:
         if self.folder is None:
@@ -101,7 +105,8 @@ class ObjectCache:
             os.utime(path)
         return data
 
-    def _write(self, key: str, data: bytes) -> None:
+    def put(self, key: str, data: bytes) -> None:
+        """Store, where the folder can be written."""
         if self.folder is None:
             return
         with contextlib.suppress(OSError):
@@ -143,23 +148,42 @@ def compile_text(text: str, target: Host) -> bytes:
 
 
 def compile_all(texts: Iterable[str], target: Host, cache: ObjectCache) -> list[bytes]:
-    """The objects of many modules, from the cache or compiled."""
-    return compile_made(((t, lambda t=t: t) for t in texts), target, cache)  # type: ignore[misc]
-
-
-def compile_made(made: Iterable[tuple[str, Callable[[], str]]], target: Host, cache: ObjectCache) -> list[bytes]:
-    """The same of modules whose text is only made where the cache does not have the object: what decides the text, and
-    what makes it. One by one: llvmlite holds a lock over every call."""
-    version = f"{llvmlite.__version__} {llvm.llvm_version_info}"
-
-    def one(told: str, make: Callable[[], str]) -> bytes:
-        key = hashlib.sha256("\0".join((told, target.cpu, target.features, version)).encode()).hexdigest()
-        return cache.get(key, lambda: compile_text(make(), target))
-
-    objects = [one(*m) for m in made]
+    """The objects of many modules, from the cache or compiled. One by one: llvmlite holds a lock over every call."""
+    objects = [cache.get(_digest(t, target), lambda t=t: compile_text(t, target)) for t in texts]  # type: ignore[misc]
     if cache.misses:
         cache.trim()
     return objects
+
+
+def compile_made(
+    made: Iterable[tuple[str, Callable[[], str]]], target: Host, cache: ObjectCache
+) -> list[tuple[str, bytes]]:
+    """The same of modules whose text is made only where it must be. `made`: what decides a text, and what makes it.
+    Per module its object's key, the same for equal texts, and the object."""
+    objects: dict[str, bytes] = {}
+    keys = []
+    for told, make in made:
+        name, text = _digest(f"what decides a text: {told}", target), None
+        key = cache.peek(name).decode()
+        if not key:
+            text = make()
+            key = _digest(text, target)
+            cache.put(name, key.encode())
+        if key not in objects:
+
+            def compiled(text: str | None = text, make: Callable[[], str] = make) -> bytes:
+                return compile_text(make() if text is None else text, target)
+
+            objects[key] = cache.get(key, compiled)
+        keys.append(key)
+    if cache.misses:
+        cache.trim()
+    return [(k, objects[k]) for k in keys]
+
+
+def _digest(text: str, target: Host) -> str:
+    version = f"{llvmlite.__version__} {llvm.llvm_version_info}"
+    return hashlib.sha256("\0".join((text, target.cpu, target.features, version)).encode()).hexdigest()
 
 
 @cache

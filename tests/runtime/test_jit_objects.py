@@ -59,15 +59,17 @@ def test_code_for_another_cpu_is_another_object(tmp_path: Path) -> None:
 
 
 def test_a_cached_kernel_makes_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """And what decides its text decides its object: the record, and the modules that make the text."""
-    first = build({"relu": relu(21)}, folder=tmp_path)
+    """What decides its text names its object: the record, and the modules that make the text."""
+    first = build({"relu": relu(21), "other": relu(23)}, folder=tmp_path)
     made: list[Nest] = []
     text = jit_nest.nest_text
     monkeypatch.setattr(jit_nest, "nest_text", lambda nest, blocks: made.append(nest) or text(nest, blocks))
-    assert build({"again": relu(21), "equal": relu(21)}, folder=tmp_path).hits == first.misses and not made
-    assert build({"relu": relu(22)}, folder=tmp_path).misses == 1 and made == [relu(22)]
+    again = build({"again": relu(21), "equal": relu(21), "other": relu(23)}, folder=tmp_path)
+    assert again.hits == first.misses and not made and again.address("again") == again.address("equal")
+    assert not build({"same": relu(39)}, folder=tmp_path).misses and made == [relu(39)]  # another record, its text
+    assert build({"relu": relu(24)}, folder=tmp_path).misses == 1 and made[1:] == [relu(24)]
     monkeypatch.setattr(jit_nest, "generator", lambda: "another")
-    assert works(build({"relu": relu(21)}, folder=tmp_path)) and made[1:] == [relu(21)]
+    assert works(build({"relu": relu(21)}, folder=tmp_path)) and made[2:] == [relu(21)]
 
 
 def test_the_oldest_objects_go_first(tmp_path: Path) -> None:
