@@ -110,30 +110,21 @@ def as_json(found: Events) -> dict[str, Any]:
     return {**found.total, "layers": list(found.layers), "resources": found.resources, "path": path}
 
 
-def why(layer: Mapping[str, Any]) -> str:
-    """Why a layer takes longer or shorter than the closed form says, as far as the critical path shows."""
-    d = layer["difference_cycles"]
-    path, terms = layer["path"], layer["closed_form_terms"]
+def why(layers: Sequence[Mapping[str, Any]], i: int) -> str:
+    """Why a layer puts off the end more or less than the closed form says, as far as the critical path and its
+    neighbours show."""
+    layer = layers[i]
+    d, path = layer["difference_cycles"], layer["path"]
     if abs(d) <= max(1, 0.05 * layer["closed_form_cycles"]):
         return ""
-    ways = ("SRAM port", "row link", "column link", "die edge")
-    moved = sum(path.get(k, 0) for k in (*ways, "distance"))
-    wanted = max((terms.get(k, 0) for k in ways), default=0) + terms.get("distance", 0) + terms.get("barrier", 0)
-    parts = {
-        "computing": sum(v for k, v in path.items() if k.startswith("compute/"))
-        - sum(v for k, v in terms.items() if k.startswith("compute/")),
-        "launch": path.get("launch", 0) - terms.get("launch", 0),
-        "movement": moved - wanted,
-    }
-    name = (max if d > 0 else min)(parts, key=lambda k: parts[k])
-    if abs(parts[name]) < abs(d) / 2:
-        return "it runs beside other layers"
+    for other in (*layers[max(0, i - 1) : i], *layers[i + 1 : i + 2]):
+        if other["difference_cycles"] * d < 0 and abs(other["difference_cycles"]) >= abs(d) / 2:
+            return f"it overlaps with layer {other['layer']}, which makes up for it"
+    waits = {k: v for k, v in path.items() if k in ("SRAM port", "row link", "column link", "die edge")}
+    longest = max(waits, key=lambda k: waits[k], default="")
     if d > 0:
-        longest = max((*ways, "distance"), key=lambda k: path.get(k, 0))
-        return f"messages wait, most for {longest}" if name == "movement" else f"more {name} than on the slowest core"
-    if name == "movement":
-        return "messages go while others compute, or the longest way is not the busiest"
-    return f"the slowest core's {name} is not on the critical path"
+        return f"messages wait, most for {longest}" if waits.get(longest, 0) > d / 4 else "it waits for slower cores"
+    return f"what {longest or 'ports'} carries is not all before the last message"
 
 
 def text(result: Mapping[str, Any], all_layers: bool) -> str:
@@ -147,11 +138,12 @@ def text(result: Mapping[str, Any], all_layers: bool) -> str:
     if not all_layers and len(layers) > SHOWN:
         least = sorted(x["cycles"] for x in layers)[-SHOWN]
         shown = [x for x in layers if x["cycles"] >= least][:SHOWN]
+    at = {x["layer"]: i for i, x in enumerate(result["layers"])}
     for x in shown:
         share = x["difference_cycles"] / x["closed_form_cycles"] if x["closed_form_cycles"] else 0.0
         lines.append(
             f"{x['layer']:>5}  {x['name'][:28]:<28} {x['cycles']:>9,} {x['closed_form_cycles']:>11,} {share:>+10.0%} "
-            f"{x['lower_bound_cycles']:>8,}  {x['binds']:<15} {why(x)}".rstrip()
+            f"{x['lower_bound_cycles']:>8,}  {x['binds']:<15} {why(result['layers'], at[x['layer']])}".rstrip()
         )
     if len(shown) < len(layers):
         rest = [x for x in layers if x not in shown]
@@ -164,8 +156,8 @@ def text(result: Mapping[str, Any], all_layers: bool) -> str:
     lines += [
         "",
         f"event-driven {more}{total:,} cycles ({result['microseconds']:,.1f} us), closed form {closed:,} "
-        f"({(closed - total) / total if total else 0:+.1%}), lower bound {bound:,} "
-        f"({result['bound_share']:.1%} reached)",
+        f"({(closed - total) / total if total else 0:+.1%}), each layer alone {result['alone_cycles']:,}, "
+        f"lower bound {bound:,} ({result['bound_share']:.1%} reached)",
         f"{result['inferences_per_second']:,.0f} inferences/s, {result['peak_share']:.2%} of peak"
         + "; the rounds of long loops are extrapolated" * bool(result["extrapolated"])
         + "; loops that only their condition ends count with one round" * bool(result["open"]),

@@ -16,6 +16,7 @@ import numpy as np
 from d1c.target.machine import Machine
 from d1c.target.program import Barrier, Call, Fetch, Fill, Program
 from d1rt import event_data as ev
+from d1rt.closed import finished
 from d1rt.command_cycles import PIPES
 from d1rt.dips import fetches
 from d1rt.event_loop import start_threads
@@ -77,7 +78,8 @@ class Simulator:
 
     def run(self) -> Events:
         """Everything. Raises Deadlock."""
-        return self._simulate(self.machine, True).events(layer_times(self.program))
+        found = self._simulate(self.machine, True)
+        return found.events(layer_times(self.program), put_off(found.made, *finished(found.made)))
 
     def _simulate(self, machine: Machine, logs: bool) -> _Outcome:
         fabric = Fabric.of(machine)
@@ -130,6 +132,20 @@ def _steps(
             yield from _steps(inner, (*path, stretch), round_ * inner.rounds + r, stands)
 
 
+def put_off(made: Prepared, done: np.ndarray, end: float) -> dict[int, float]:
+    """Per layer by how much it puts off the end. `done` [places]: when each is over, -1: nothing is done there."""
+    out: dict[int, float] = defaultdict(float)
+    now = 0.0
+    for key, round_, weight in _steps(made.bodies):
+        over = float(done[made.places[key] + round_])
+        if over >= 0:
+            out[key[2]] += weight * max(0.0, over - now)
+            now = max(now, over)
+    if end > now:  # what nobody computes with any more
+        out[next(reversed(out), -1)] += end - now
+    return out
+
+
 class _Outcome:
     def __init__(
         self, program: Program, machine: Machine, fabric: Fabric, made: Prepared, code: ev.Code, net: ev.Net,
@@ -140,21 +156,14 @@ class _Outcome:
         self.end = int(state[ev.END])  # of what is simulated
         self.handled, self.logged = int(state[ev.EVENTS]), int(state[ev.LOGGED])
         self.history = _History(code)
-        self.spent: dict[int, float] = defaultdict(float)
+        self.spent = put_off(made, self.code.done, self.end)
         self.spans: dict[int, tuple[int, int]] = {}
-        now = 0
-        for key, round_, weight in _steps(made.bodies):
-            place = made.places[key] + round_
-            done = int(code.done[place])
-            if done < 0:
-                continue
-            layer = key[2]
-            begun, before = int(code.begun[place]), self.spans.get(layer)
-            self.spans[layer] = (begun, done) if before is None else (min(before[0], begun), max(before[1], done))
-            self.spent[layer] += weight * max(0, done - now)
-            now = max(now, done)
-        if self.end > now:  # what nobody computes with any more
-            self.spent[next(reversed(self.spent), -1)] += self.end - now
+        for key, round_, _ in _steps(made.bodies):
+            place, layer = made.places[key] + round_, key[2]
+            begun, done = int(code.begun[place]), int(code.done[place])
+            if done >= 0:
+                before = self.spans.get(layer, (begun, done))
+                self.spans[layer] = min(before[0], begun), max(before[1], done)
 
     @property
     def total(self) -> float:
@@ -231,8 +240,9 @@ class _Outcome:
         end = max(self.end, 1)
         return {k: {"mean": float(v.mean() / end), "max": float(v.max() / end)} for k, v in kinds.items()}
 
-    def events(self, closed: Times) -> Events:
-        """The records. `closed`: the closed form's."""
+    def events(self, closed: Times, formula_spent: dict[int, float]) -> Events:
+        """The records. `closed`: those of each layer alone; `formula_spent`: by how much it puts off the end in closed
+        form."""
         path = self.path()
         parts: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         met: dict[int, int] = defaultdict(int)
@@ -247,23 +257,26 @@ class _Outcome:
             else:
                 formula[r["layer"]] = r
         layers = []
-        for layer in sorted({*formula, *extra, *self.spent}):
+        for layer in sorted({*formula, *extra, *self.spent, *formula_spent}):
             f = formula.get(layer, {})
             begun, done = self.spans.get(layer, (0, 0))
             binding = parts.get(layer, {})
-            cycles, want = round(self.spent.get(layer, 0.0)), f.get("cycles", 0) + extra[layer]
+            cycles, want = round(self.spent.get(layer, 0.0)), round(formula_spent.get(layer, 0.0))
             layers.append(
                 {
                     "layer": layer, "name": f.get("name", f"layer {layer}"), "origin": f.get("origin", ""),
                     "kind": f.get("kind", "move"), "plan": f.get("plan", ""), "cycles": cycles,
                     "barrier_cycles": met[layer], "closed_form_cycles": want, "difference_cycles": cycles - want,
+                    "alone_cycles": f.get("cycles", 0) + extra[layer],
                     "lower_bound_cycles": f.get("lower_bound_cycles", 0), "begin": begun, "end": done,
                     "binds": max(binding, key=lambda k: binding[k], default="nothing"), "path": dict(binding),
                     "closed_form_terms": {**f.get("terms", {}), **({"barrier": extra[layer]} if extra[layer] else {})},
                     "cores_used": f.get("cores_used", 0), "rounds": f.get("rounds", 1),
                 }
             )  # fmt: skip
-        return Events(tuple(layers), self.summary(closed, path), self.resources(), tuple(path), self.made, closed, self)
+        total = self.summary(closed, path)
+        total["closed_form_cycles"] = round(sum(formula_spent.values()))
+        return Events(tuple(layers), total, self.resources(), tuple(path), self.made, closed, self)
 
     def summary(self, closed: Times, path: list[Segment]) -> dict[str, Any]:
         """The whole program."""
@@ -275,7 +288,8 @@ class _Outcome:
         for x in path:
             parts[x.what] += x.end - x.begin
         return {
-            "cycles": cycles, "closed_form_cycles": closed.total["cycles"], "lower_bound_cycles": bound,
+            "cycles": cycles, "closed_form_cycles": 0, "alone_cycles": closed.total["cycles"],
+            "lower_bound_cycles": bound,
             "bounds": bounds, "bound_share": bound / cycles if cycles else 0.0,
             "microseconds": round(seconds * 1e6, 3), "batch": batch,
             "inferences_per_second": batch / seconds if seconds else 0.0,

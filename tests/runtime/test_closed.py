@@ -1,0 +1,99 @@
+"""The closed form's critical path: exact where nothing queues, close to the events where something does."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from d1c.target.mesh import CoreInt
+from d1c.target.program import Loop, Role, To
+from d1rt.events import simulate
+from tests.runtime.test_events import (
+    COPY,
+    RIGHT,
+    TILE,
+    call,
+    product,
+    program,
+    roles,
+    send,
+    transposed,
+    wait,
+)
+from tests.runtime.test_fetch import MACHINE, alone
+
+
+def both(p) -> tuple[int, int]:
+    total = simulate(p).total
+    return total["closed_form_cycles"], total["cycles"]
+
+
+def test_one_message_and_what_waits_for_it():
+    # 4 + 1 + 4 and 7 packets, a launch, the product.
+    p = roles(program(), ((send(RIGHT, 100),),), ((wait(1), product()),), ((),))
+    assert both(p) == (16 + 100 + TILE,) * 2
+
+
+def test_a_receivers_port_takes_one_after_the_other():
+    # Ten packets from each column to column 3: its own are there first, at 4, then its port has 40 to take.
+    p = program(send((To("nc", "=", 3),), 160), wait(CoreInt(("nc",), (0, 0, 0, 4))), call(0, 4, 64))
+    assert both(p) == (4 + 40 + 4 + 100 + COPY,) * 2
+
+
+def test_a_layer_that_does_not_wait_runs_beside():
+    # Column 0 computes for two products while column 1 waits for a message of column 2: nobody waits for both.
+    p = roles(
+        program(layers=2), ((product(), product(1)),), ((wait(1), product(1)),),
+        ((send((To("nc", "=", 1),), 1600),),), ((),),
+    )  # fmt: skip
+    found = simulate(p)
+    assert both(p) == (2 * (100 + TILE),) * 2
+    assert [x["closed_form_cycles"] for x in found.layers] == [x["cycles"] for x in found.layers]
+
+
+@pytest.mark.parametrize("rounds", [0, 1, 3, 8, 1000])
+def test_loops(rounds):
+    body = (send(RIGHT, 160), wait(CoreInt(("nc",), (0, 1, 1, 1))), product(), product(1))
+    closed, events = both(program(Loop(body, rounds), layers=2))
+    assert closed == events
+
+
+def test_a_chain_along_the_cores():
+    """Column 1 goes on when column 0 has sent, and so on: cores of one thread are not equally far."""
+    chain = (wait(CoreInt(("nc",), (0, 1, 1, 1))), call(0, 4, 64), send(RIGHT, 16))
+    assert both(program(*chain)) == (4 * COPY + 3 * (4 + 1 + 4 + 1) + 3 * 100,) * 2
+
+
+def test_interface_processors_serve_one_after_the_other():
+    for slow in (16, 64):
+        closed, events = both(alone(dataclasses.replace(MACHINE, dip_bytes_per_cycle=slow), 16))
+        assert abs(closed / events - 1) < 0.02
+
+
+def test_movements_and_barriers():
+    closed, events = both(transposed())
+    assert abs(closed / events - 1) < 0.05
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_random_programs(seed):
+    rng = np.random.default_rng(seed)
+    threads = []
+    semaphores = iter(range(5, 16))
+    for _ in range(2):
+        commands = []
+        for layer in range(3):
+            s = next(semaphores)
+            axis, mode = str(rng.choice(["nr", "nc"])), str(rng.choice(["*", "="]))
+            value = 0 if mode == "*" else int(rng.integers(0, 4))
+            counts = (4,) * 4 if mode == "*" else tuple(4 if i == value else 0 for i in range(4))
+            commands += [
+                send((To(axis, mode, value),), int(rng.integers(1, 900)), s, layer),
+                wait(CoreInt((axis,), counts), s, layer),
+                call(0, int(rng.integers(1, 9)), 64, layer=layer),
+            ]  # fmt: skip
+        threads.append(tuple(commands))
+    closed, events = both(dataclasses.replace(program(layers=3), roles=(Role("main", (), tuple(threads)),)))
+    assert abs(closed / events - 1) < 0.3
