@@ -10,8 +10,8 @@ which steps they are added, since the order of a sum is part of its result (docs
     joined  the same, with sum and sum of squares side by side from the second step on
     grid    joined, with the rows and the columns of a die's cores one after the other
 
-Prints the closed form of each layer, the event-driven time of the whole and its critical path. `all-reduce` is all but
-the arithmetic on the rows themselves: that of layers of the rows' own size.
+Prints the closed form of each layer alone, the event-driven time of the whole, the arithmetic on the rows included, and
+its critical path. `all-reduce` is all but that arithmetic: the layers of the rows' own size.
 """
 
 from __future__ import annotations
@@ -88,12 +88,12 @@ def main() -> None:
             print(f"  {line}")
         us = target.seconds(closed) * 1e6
         print(json.dumps({"form": form, "closed_form": times.total["cycles"], "all_reduce": closed, "events": events}))
+        whole = target.seconds(events) * 1e6
         print(
-            f"{form}: all-reduce {closed:,} cycles = {us:.2f} us by closed form, goal {GOAL_US} us; the whole", end=" "
+            f"{form}: the whole normalisation event-driven {events:,} cycles = {whole:.2f} us, goal {GOAL_US} us",
+            end="; ",
         )
-        print(
-            f"normalisation {times.total['cycles']:,}, event-driven {events:,} = {target.seconds(events) * 1e6:.2f} us"
-        )
+        print(f"its all-reduce, each layer alone, {closed:,} = {us:.2f} us, all layers {times.total['cycles']:,}")
 
 
 if __name__ == "__main__":
