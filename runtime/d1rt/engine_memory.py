@@ -62,7 +62,7 @@ class Memory:
                 self.rooms[buffer] = Room(array.ctypes.data, array.shape[1] * array.itemsize, index)
         self.fixed = set() if copied else {p.buffer for p in program.placements}
         if plain:
-            stride = int(program.machine["sram_bytes"]) + PAD
+            stride = -(-int(program.machine["sram_bytes"]) // LINE) * LINE + PAD
             self.bytes = stride * self.mesh.cores + TAIL
             self._map()
             for i, b in enumerate(program.buffers):
@@ -167,6 +167,13 @@ class Memory:
         return np.ndarray((n, b.elements), d, self.view.data, room.base - self._base, (room.stride, d.itemsize))
 
 
+    def flat(self, buffer: int) -> np.ndarray:
+        """The memory from the first row of a buffer to the end, as its elements: rows lie whole elements apart."""
+        d, room = dtype(self.program.buffers[buffer].dtype).numpy, self.rooms[buffer]
+        start = room.base - self._base
+        return np.ndarray((self.bytes - start) // d.itemsize, d, self.view.data, start)
+
+
 def touches(step: Step) -> tuple[int, ...]:
     """Buffers that a step reads or writes."""
     c = step.command
@@ -200,7 +207,7 @@ def first_fit(spans: Mapping[int, tuple[int, int]], size: Mapping[int, int]) -> 
 
 
 class Scatter:
-    """A port's elements in memory: `row` and `element` of each, in the array's order."""
+    """A port's elements in memory, in the array's order."""
 
     def __init__(self, memory: Memory, port: Port) -> None:
         mesh, room = memory.mesh, memory.rooms[port.buffer]
@@ -218,7 +225,9 @@ class Scatter:
             element += (i % block * stride).reshape(side)
             stride *= local[k]
         self.port, self.array = port, memory.array(port.buffer)
-        self.row, self.element = room.row[core.reshape(-1)], element.reshape(-1)
+        self._flat = memory.flat(port.buffer)
+        size = self.array.itemsize
+        self._at = room.row[core.reshape(-1)] * (self.array.strides[0] // size) + element.reshape(-1)
         cores, axes = holders(port, memory.program), port.layout.axes
         first = mesh.core_offset(axes, mesh.position(axes, cores))  # whose bits a replica's are
         other = cores != first
@@ -226,9 +235,9 @@ class Scatter:
 
     def put(self, value: np.ndarray) -> None:
         """Spread a whole array of the port's shape over its owners."""
-        self.array[self.row, self.element] = value.reshape(-1)
+        self._flat[self._at] = value.reshape(-1)
         if len(self.copies[0]):
             self.array[self.copies[0]] = self.array[self.copies[1]]
 
     def get(self) -> np.ndarray:
-        return np.asarray(self.array[self.row, self.element]).reshape(self.port.shape)
+        return np.asarray(self._flat[self._at]).reshape(self.port.shape)
