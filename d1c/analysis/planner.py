@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from d1c.analysis.candidates import Candidate, Like, candidates, priced, signature
+from d1c.analysis.candidates import Candidate, Like, priced, signature
 from d1c.analysis.choose import cheapest
 from d1c.analysis.layers import Layer, Stored
 from d1c.analysis.plans import inherited, shard, spread
+from d1c.analysis.pools import Pool, pool_of
 from d1c.analysis.price import Places, moves
 from d1c.errors import DoesNotFit
 from d1c.ir.layout import Need
@@ -26,8 +27,8 @@ from d1c.target.mesh import Group, Layout, LayoutError
 
 MORE, ROUNDS = 4, 3
 """Candidates of a layer that are added per round, and rounds at most; `Places.first` is how many there are at first."""
-STEPS = 7
-"""Of the bisection of the price of a byte, from 2^-24 to 2^-5 cycles: to within 11%."""
+STEPS, CHEAP = 7, 2.0**-16
+"""Steps of the bisection of the price of a byte, and where it starts, in cycles: to within some 10%."""
 BEHIND = 1 / 16
 """Part of the time of a constant that comes while a layer computes that is priced: it takes links from others."""
 SMALL = 2048
@@ -76,7 +77,7 @@ class Planner:
 
     def __init__(self, where: Places, room: float, stream: bool = False) -> None:
         self.where, self.room, self.stream = where, room, stream
-        self.pools: dict[Like, list[Candidate]] = {}
+        self.pools: dict[Like, Pool] = {}
         self.moved: dict[tuple[Need, int], dict[Layout, tuple[float, bool]]] = {}
         self.gathers: dict[tuple[Need, int], float] = {}
         self.tables: dict[tuple[object, ...], np.ndarray] = {}
@@ -91,6 +92,9 @@ class Planner:
         constants that may stay. Raises DoesNotFit where a layer has no plan."""
         graph = _Graph(self, layers, lies, free)
         price, chosen = graph.affordable(budget)
+        if price:
+            graph.spare(price)
+            price, chosen = graph.affordable(budget)
         for _ in range(ROUNDS):
             if not any([graph.widen(j, chosen[0], price) for j in range(len(graph.variables))]):
                 break
@@ -102,11 +106,12 @@ class Planner:
                 break
         return graph.result(*chosen, budget)
 
-    def pool(self, layer: Layer) -> list[Candidate]:
+    def pool(self, layer: Layer, byte: float = 0.0) -> list[Candidate]:
+        """The candidates of a layer where a byte of constants counts `byte` cycles."""
         like = Like(signature(layer), layer)
         if like not in self.pools:
             try:
-                self.pools[like] = candidates(layer, self.where, self.room)
+                self.pools[like] = pool_of(layer, self.where, self.room)
             except LayoutError as e:
                 m = self.where.machine
                 size = sum(math.prod(o.shape) * o.dtype.bytes for o in (*layer.operands, layer.result))
@@ -116,7 +121,7 @@ class Planner:
                     amounts={"operands and result, bytes": size, "SRAM for data of a core, bytes": m.data_bytes},
                     remedy="use a larger --target, a smaller batch, or --precision bf16",
                 ) from e  # fmt: skip
-        return self.pools[like]
+        return self.pools[like].at(byte)
 
     def moves(
         self, sources: Sequence[Layout], need: Need, shape: tuple[int, ...], width: int
@@ -170,6 +175,17 @@ class _Graph:
             self.variables.append(v)
         for s in free:
             self.place(at[s.name])
+
+    def spare(self, price: float) -> None:
+        """Take in the candidates that are good at this price of a byte of constants."""
+        for v in self.variables:
+            if v.layer is not None and any(o.constant for o in v.layer.operands):
+                pool = self.planner.pool(v.layer, price)
+                for i in _varied(pool, self.planner.where.first):
+                    self.add(v, pool[i])
+                for c in pool:
+                    if not any(c.plan == x.plan and c.combine == x.combine for x in v.pool):
+                        self.take(v, c)
 
     def take(self, v: _Variable, c: Candidate) -> int:
         """Put a candidate in the pool; its number."""
@@ -274,8 +290,9 @@ class _Graph:
         chosen = choose(0.0)
         if self.kept(chosen[0], 0.0) <= budget:
             return 0.0, chosen
-        # A byte more than is worth gathering over a port: then nothing stays.
-        low, high = 2.0**-24, 2.0 / self.planner.where.machine.link_bytes_per_cycle
+        # At the highest price nothing stays but what it would take longest of all to gather.
+        held = [x for v in self.variables for i in v.use for x in v.held[i]]
+        low, high = CHEAP, max([g / n for n, g in held], default=1.0) + 2 * CHEAP
         price, chosen = high, choose(high)
         for _ in range(STEPS):
             middle = math.sqrt(low * high)
@@ -299,7 +316,7 @@ class _Graph:
             plan = inherited(v.layer.nest, layout)
             if plan is not None and not any(c.plan == plan for c in v.pool):
                 try:
-                    made = priced(v.layer, plan, None, self.planner.where)
+                    made = priced(v.layer, plan, self.planner.where)
                 except LayoutError:
                     continue
                 if made.bytes + sum(made.constants) <= self.planner.room:

@@ -23,6 +23,9 @@ from d1c.target.dtypes import DType, dtype
 from d1c.target.kernel import COMPUTE_TYPE
 from d1c.target.mesh import Group, Layout, LayoutError, Mesh
 
+SHORT = 8
+"""Columns that a part of a combining stage has at least: fewer would be short runs for whoever reads them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -121,7 +124,7 @@ def combine_plan(
     sizes = [math.prod(d.extent for d in nest.dims[a:b]) for a, b in ranges]
     for a in cut_axes:
         n = mesh.sizes[mesh.index[a]]
-        least = n if to < len(ranges) - 1 else 8 * n  # fewer columns would be short runs for whoever reads them
+        least = n if to < len(ranges) - 1 else SHORT * n
         if to < len(ranges) and sizes[to] // mesh.parts(tuple(mine[to])) >= least:
             mine[to].append(a)
         else:

@@ -24,18 +24,15 @@ from d1c.target.machine import Machine
 from d1c.target.mesh import Layout, Mesh
 
 if TYPE_CHECKING:
-    from d1c.analysis.price_loop import Grid, Samples
-
-SPREAD, CORNERS = 192, 96
-"""Samples that carry the weight, and samples for the longest way."""
+    from d1c.analysis.price_loop import Cut, Form, Grid, Source
 
 _STEPS = np.modf(np.sqrt(np.array([2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0, 19.0, 23.0, 29.0, 31.0, 37.0])))[0]
 """Of one irrational each: multiples modulo 1 spread evenly and independently."""
 
+MOST = 1 << 12
+"""Receivers and owners that are counted to find the fullest lines of sites."""
 
-def _even(which: int, count: int) -> np.ndarray:
-    """`count` evenly spread numbers in [0, 1); another sequence for every `which`."""
-    return np.asarray(np.modf(0.5 + np.arange(count) * _STEPS[which % len(_STEPS)])[0])
+_KINDS = {"dr": 0, "dc": 1, "nr": 2, "nc": 3}
 
 
 @dataclass(frozen=True)
@@ -49,30 +46,22 @@ class Places:
         return Mesh(self.machine.axes)
 
     @cached_property
-    def _sites(self) -> np.ndarray:
-        return np.asarray(global_position(self.machine).reshape(-1, 2).astype(np.int64))
-
-    @cached_property
-    def row(self) -> np.ndarray:
-        return np.ascontiguousarray(self._sites[:, 0])
-
-    @cached_property
-    def col(self) -> np.ndarray:
-        return np.ascontiguousarray(self._sites[:, 1])
-
-    @cached_property
     def grid(self) -> Grid:
-        from d1c.analysis.price_loop import Grid
+        from d1c.analysis.price_loop import CORNERS, SPREAD, Grid
 
-        m = self.machine
+        m, mesh = self.machine, self.mesh
+        sites = global_position(m).reshape(-1, 2).astype(np.int64)
         y, x = np.arange(m.die_rows * m.site_rows), np.arange(m.die_cols * m.site_cols)
+        even = 0.5 + np.concatenate([np.arange(SPREAD), np.arange(CORNERS)]) * _STEPS[:, None]
         return Grid(
-            self.row, self.col, y * m.hop_cycles + y // m.site_rows * m.die_crossing_cycles,
+            np.ascontiguousarray(sites[:, 0]), np.ascontiguousarray(sites[:, 1]),
+            y * m.hop_cycles + y // m.site_rows * m.die_crossing_cycles,
             x * m.hop_cycles + x // m.site_cols * m.die_crossing_cycles, m.site_rows, m.site_cols, m.packet_bytes,
-            m.run_header_bytes,
+            m.run_header_bytes, np.array(mesh.sizes, np.int64), np.array(list(mesh.stride.values()), np.int64),
+            np.array([_KINDS[a.split(".")[0]] for a in mesh.names], np.int64), np.modf(even)[0],
         )  # fmt: skip
 
-    @property
+    @cached_property
     def across(self) -> float:
         """Cycles from corner to corner."""
         return float(self.grid.down[-1] + self.grid.right[-1])
@@ -86,23 +75,6 @@ class Places:
 @lru_cache(maxsize=8)
 def places(machine: Machine) -> Places:
     return Places(machine)
-
-
-@dataclass(frozen=True)
-class Probe:
-    """The samples of one need. Per sample: the receiver `target` (fan coordinates 0), the tensor's `element`
-    [rank, samples], the `weight` in elements (0: for the way only), and of all its receivers the first and last row and
-    column (`box`). `low`, `high` [components, samples]: first and last + 1 element of the window in the component's
-    linear index, relative to the element; of a padded component of several dims (`lined`) in its last dim, and `lines`
-    counts lines. `whole`: the window holds all of the component. `starts`: each component's first dim. `ends`, `each`:
-    columns of dies in which the receivers are, and how many columns of sites of each. `window`: elements of a window.
-    `fan`: receivers of a message. `columns`: per column of dies the share of all ways down that the busiest column of
-    sites takes."""
-
-    samples: Samples
-    window: float
-    fan: int
-    columns: np.ndarray
 
 
 @lru_cache(maxsize=1 << 14)
@@ -119,145 +91,48 @@ def window_elements(need: Need, mesh: Mesh) -> int:
     return out
 
 
-@lru_cache(maxsize=1 << 12)
-def _offsets(axes: tuple[str, ...], mesh: Mesh) -> np.ndarray:
-    """Per position along `axes` the core number, all other coordinates 0."""
-    return mesh.core_offset(axes, np.arange(mesh.parts(axes)))
+def _table(rows: Sequence[Sequence[int]], columns: int) -> np.ndarray:
+    return np.array(rows, np.int64).reshape(-1, columns)
 
 
-@lru_cache(maxsize=1 << 12)
-def _position(axes: tuple[str, ...], mesh: Mesh) -> np.ndarray:
-    return mesh.position(axes)
+def form_of(need: Need) -> tuple[Form, list[tuple[tuple[str, ...], int, int]]]:
+    """A need as the loops want it, and the (axes, block, extent) of the plan's groups that its parts name."""
+    from d1c.analysis.price_loop import Form
+
+    dims, components, parts, terms = list[list[int]](), list[list[int]](), list[list[int]](), list[list[int]]()
+    groups: dict[tuple[tuple[str, ...], int, int], int] = {}
+    for c in need.components:
+        lined = c.span > 1 and any(p != (0, n) for p, n in zip(c.pads, c.shape, strict=True))
+        components.append([len(dims), len(dims) + c.span, lined, c.rest_lo, c.rest_hi, len(parts),
+                           len(parts) + len(c.parts)])  # fmt: skip
+        dims += [[n, before, extent] for n, (before, extent) in zip(c.shape, c.pads, strict=True)]
+        for p in c.parts:
+            key = p.axes, p.block, math.prod(p.extents)
+            parts.append([groups.setdefault(key, len(groups)), len(terms), len(terms) + len(p.extents)])
+            terms += [list(t) for t in zip(p.extents, p.coefs, strict=True)]
+    return Form(_table(dims, 3), _table(components, 7), _table(parts, 3), _table(terms, 2)), list(groups)
 
 
-@lru_cache(maxsize=1 << 12)
-def _corner_cores(keyed: tuple[str, ...], mesh: Mesh) -> np.ndarray:
-    """Receivers at the borders of dies: all node coordinates of a direction first or last."""
-    out = np.zeros(CORNERS, np.int64)
-    ends = {"nr": _even(5, CORNERS) < 0.5, "nc": _even(6, CORNERS) < 0.5}
-    for k, a in enumerate(keyed):
-        n, kind = mesh.sizes[mesh.index[a]], a.split(".")[0]
-        if kind in ends:
-            coordinate = np.where(ends[kind], n - 1, 0)
-        else:
-            coordinate = (_even(7 + k, CORNERS) * n).astype(np.int64)
-        out += coordinate * mesh.stride[a]
-    return out
+def cut_of(groups: Sequence[tuple[tuple[str, ...], int, int]], fan: Sequence[str], mesh: Mesh) -> Cut:
+    """Groups (axes, block, extent), and the factors along which contents are the same."""
+    from d1c.analysis.price_loop import Cut
+
+    table, axes = list[list[int]](), list[int]()
+    for names, block, extent in groups:
+        table.append([len(axes), len(axes) + len(names), block, extent])
+        axes += [mesh.index[a] for a in names]
+    return Cut(_table(table, 4), np.array(axes, np.int64), np.array([mesh.index[a] for a in fan], np.int64))
 
 
-@lru_cache(maxsize=512)
-def probe(need: Need, shape: tuple[int, ...], where: Places) -> Probe | None:
-    """The samples of a need; None where no core needs anything."""
-    from d1c.analysis.price_loop import Samples
+@lru_cache(maxsize=1 << 13)
+def _column_shares(groups: tuple[tuple[tuple[str, ...], int], ...], fan: tuple[str, ...], where: Places) -> np.ndarray:
+    """Per column of dies the share of all ways down to the receivers that the busiest column of sites takes. `groups`:
+    axes and how many of their positions are used."""
+    from d1c.analysis.price_loop import column_counts
 
-    mesh = where.mesh
-    used = set(need.axes)
-    keyed = tuple(a for a in mesh.names if a in used)
-    fan_axes = tuple(a for a in mesh.names if a in need.plan_axes and a not in used)
-    classes = _offsets(keyed, mesh)
-    spans = [_intervals(c, mesh) for c in need.components]
-    alive = np.ones(len(classes), bool)
-    for c, (lo, hi) in zip(need.components, spans, strict=True):
-        if c.axes:
-            alive &= (hi > lo)[_position(c.axes, mesh)[classes]]
-        elif hi[0] <= lo[0]:
-            return None
-    live = classes if alive.all() else classes[alive]
-    if not len(live):
-        return None
-    rng = (np.arange(SPREAD) + 0.5) * len(live) / SPREAD
-    target = np.concatenate([live[rng.astype(np.int64)], _corner_cores(keyed, mesh)])
-    count = SPREAD + CORNERS
-    weight = np.full(count, len(live) / SPREAD)
-    weight[SPREAD:] = 0
-    ok = np.ones(count, bool)
-    index = np.empty((len(shape), count), np.int64)
-    low, high = np.empty((len(spans), count), np.int64), np.empty((len(spans), count), np.int64)
-    lines = np.zeros((2, len(spans), count), np.int64)
-    flags, starts, window, k = np.zeros((len(spans), 2), np.int64), [], 1.0, 0
-    corner = np.arange(CORNERS)
-    for i, (c, (lo, hi)) in enumerate(zip(need.components, spans, strict=True)):
-        at = _position(c.axes, mesh)[target] if c.axes else np.zeros(count, np.int64)
-        a, b = lo[at], hi[at]
-        ok &= b > a
-        size = b - a
-        weight *= size
-        window *= float((hi - lo).max())
-        u = _even(i, count)
-        pick = (corner >> i) & 1 if i < 3 else corner % 2
-        u[SPREAD:] = np.where(corner % 5 == 4, u[SPREAD:], pick * 0.999999)
-        v = a + (u * size).astype(np.int64)
-        padded = c.span > 1 and any(p != (0, n) for p, n in zip(c.pads, c.shape, strict=True))
-        if c.span == 1:
-            n = c.shape[0]
-            v[SPREAD:] = np.clip(v[SPREAD:], 0, n - 1)
-            ok &= (v >= 0) & (v < n)
-            index[k] = v
-            low[i], high[i] = np.maximum(a, 0) - v, np.minimum(b, n) - v
-            flags[i, 0] = int((hi - lo).max()) == n
-        else:
-            rest = v
-            for d in reversed(range(c.span)):
-                before, extent = c.pads[d]
-                x = rest % extent - before
-                rest = rest // extent
-                if d == 0:
-                    ok &= rest == 0
-                ok &= (x >= 0) & (x < c.shape[d])
-                index[k + d] = x
-            if padded:
-                before, extent = c.pads[-1]
-                line = v // extent
-                base = line * extent + before
-                low[i] = np.maximum(a, base) - v
-                high[i] = np.minimum(b, base + c.shape[-1]) - v
-                lines[:, i] = a // extent - line, -(-b // extent) - line
-            else:
-                low[i], high[i] = a - v, b - v
-            flags[i, 0] = not padded and int((hi - lo).max()) == math.prod(c.shape)
-        flags[i, 1] = padded
-        starts.append(k)
-        k += c.span
-    spread = ok[:SPREAD].mean()
-    if not ok.all():
-        target, index, weight = target[ok], index[:, ok], weight[ok]
-        low, high = low[:, ok], high[:, ok]
-        lines = lines[:, :, ok]
-    if not len(target):
-        return None
-    last = sum((mesh.sizes[mesh.index[a]] - 1) * mesh.stride[a] for a in fan_axes)
-    far = target + last
-    rows, cols = where.row, where.col
     m = where.machine
-    box = np.array([
-        np.minimum(rows[target], rows[far]), np.maximum(rows[target], rows[far]),
-        np.minimum(cols[target], cols[far]), np.maximum(cols[target], cols[far]),
-    ])  # fmt: skip
-    # Columns of receivers: a message has one of its own in every column of dies, and there one per fan coordinate.
-    ends, per = cols[target] // m.site_cols, 1
-    wide = _count(mesh, fan_axes, "nc")
-    each = np.ones(len(target), np.int64)
-    if wide > 1:
-        each = np.clip(box[3] % m.site_cols - box[2] % m.site_cols + 1, 1, wide)
-    if _count(mesh, fan_axes, "dc") > 1:
-        ends, each, per = np.tile(np.arange(m.die_cols), len(target)), np.repeat(each, m.die_cols), m.die_cols
-    column_axes = tuple(a for a in fan_axes if a.startswith(("dc", "nc")))
-    columns = cols[live[:, None] + _offsets(column_axes, mesh)]
-    if columns.shape[1] > 1:  # two receivers in one column of sites share its links
-        taken = np.zeros((len(live), m.die_cols * m.site_cols), bool)
-        taken[np.arange(len(live))[:, None], columns] = True
-        ways = taken.sum(0)
-    else:
-        ways = np.bincount(columns.reshape(-1), minlength=m.die_cols * m.site_cols)
-    samples = Samples(
-        target, index, weight, box, low, high, lines, flags, np.array(starts, np.int64), np.array(shape, np.int64),
-        np.arange(len(target) + 1) * per, ends, each,
-    )  # fmt: skip
-    return Probe(samples, window * float(spread), mesh.parts(fan_axes), _fullest(ways, m.die_cols))
-
-
-def _count(mesh: Mesh, axes: Sequence[str], kind: str) -> int:
-    return mesh.parts(tuple(a for a in axes if a.split(".")[0] == kind))
+    cut = cut_of([(axes, 1, used) for axes, used in groups], fan, where.mesh)
+    return _fullest(column_counts(cut, where.grid, m.die_cols * m.site_cols, MOST), m.die_cols)
 
 
 def _fullest(counts: np.ndarray, dies: int) -> np.ndarray:
@@ -267,38 +142,24 @@ def _fullest(counts: np.ndarray, dies: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=1 << 13)
-def _row_shares(layout: Layout, shape: tuple[int, ...], where: Places) -> np.ndarray:
-    """Of every row of dies, the share of the tensor's elements there that the busiest row of sites owns."""
-    cores, counts = np.zeros(1, np.int64), np.ones(1)
-    for _, _, g, n in layout.spans(shape):
-        if g.axes:
-            at = _offsets(g.axes, where.mesh)
-            cores = (cores[:, None] + at).reshape(-1)
-            counts = (counts[:, None] * np.clip(n - np.arange(len(at)) * g.block, 0, g.block)).reshape(-1)
-    m = where.machine
-    return _fullest(np.bincount(where.row[cores], counts, m.die_rows * m.site_rows), m.die_rows)
+def _source(layout: Layout, shape: tuple[int, ...], where: Places) -> tuple[Source, np.ndarray, int]:
+    """A layout as the loop wants it; of every row of dies, the share of the tensor's elements there that the busiest
+    row of sites owns; how many cores own anything."""
+    from d1c.analysis.price_loop import Source, row_counts
 
-
-@lru_cache(maxsize=1 << 13)
-def _source(
-    layout: Layout, shape: tuple[int, ...], where: Places
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
-    """A layout as the loop wants it: groups, core offsets, replicated factors; then `_row_shares`, and how many cores
-    own anything."""
-    mesh, owners, offset = where.mesh, 1, 0
-    groups, tables = [], [np.zeros(1, np.int64)]
+    mesh, m, owners = where.mesh, where.machine, 1
+    table, axes, extents = list[list[int]](), list[int](), list[int]()
     for a, b, g, n in layout.spans(shape):
-        groups.append((a, b, g.block if g.axes else 0, offset + 1))
+        table.append([a, b, g.block if g.axes else 0, len(axes), len(axes) + len(g.axes)])
+        axes += [mesh.index[x] for x in g.axes]
+        extents.append(n)
         if g.axes:
-            tables.append(_offsets(g.axes, mesh))
-            offset += len(tables[-1])
             owners *= -(-n // g.block)
     named = {*layout.axes, *layout.held}
-    copies = [(mesh.stride[a], mesh.sizes[mesh.index[a]]) for a in mesh.names if a not in named]
-    return (
-        np.array(groups, np.int64).reshape(-1, 4), np.concatenate(tables), np.array(copies, np.int64).reshape(-1, 2),
-        _row_shares(layout, shape, where), owners,
-    )  # fmt: skip
+    copies = [k for k, a in enumerate(mesh.names) if a not in named]
+    source = Source(_table(table, 5), np.array(axes, np.int64), np.array(copies, np.int64))
+    rows = row_counts(source, np.array(extents, np.int64), where.grid, m.die_rows * m.site_rows, MOST)
+    return source, _fullest(rows, m.die_rows), owners
 
 
 @dataclass(frozen=True, slots=True)
@@ -321,30 +182,43 @@ class Moves:
 
 def moves(sources: Sequence[Layout], need: Need, shape: tuple[int, ...], width: int, where: Places) -> Moves:
     """The estimate for all `sources` of a tensor of `shape` and `width` bytes an element."""
-    from d1c.analysis.price_loop import add_up
+    from d1c.analysis.price_loop import CORNERS, FIELDS, SPREAD, WINDOW, add_up, receive
 
     out = np.zeros((len(sources), 6))
-    p = probe(need, shape, where)
-    if p is None:
+    mesh, m, grid = where.mesh, where.machine, where.grid
+    form, groups = form_of(need)
+    mine = {a for axes, _, _ in groups for a in axes}
+    fan_axes = tuple(a for a in mesh.names if a in need.plan_axes and a not in mine)
+    cut = cut_of(groups, fan_axes, mesh)
+    ints = np.empty((SPREAD + CORNERS, FIELDS + len(shape) + WINDOW * len(need.components)), np.int64)
+    weights = np.empty(SPREAD + CORNERS)
+    count, window, whole = receive(form, cut, grid, ints, weights, 1)
+    if not count:
         out[:, 5] = 1
         return Moves(*out.T)
-    m = where.machine
-    elements = max(float(p.samples.weight.sum()), 1e-9)
-    copies = 1 if m.multicast == "tree" else p.fan
+    columns = _column_shares(tuple((axes, -(-n // block)) for axes, block, n in groups), fan_axes, where)
+    elements, fan = max(float(weights[:count].sum()), 1e-9), mesh.parts(fan_axes)
+    copies = 1 if m.multicast == "tree" else fan
     rate, edge_rate = m.packet_bytes / m.link_bytes_per_cycle, m.packet_bytes / m.die_edge_bytes_per_cycle
     for i, s in enumerate(sources):
-        groups, table, replicated, rows, owners = _source(s, shape, where)
+        source, rows, owners = _source(s, shape, where)
         accesses, row, column, edge, way, still = add_up(
-            p.samples, where.grid, groups, table, replicated, width, p.fan, copies, rows, p.columns
+            form, cut, grid, ints, weights, count, whole, source, width, copies, rows, columns
         )
-        if still and p.fan == 1 and stays(s, shape, need, where.mesh):
+        if still and fan == 1 and stays(s, shape, need, mesh):
             out[i, 5] = 1
             continue
         out[i] = (
-            max(accesses * copies / owners, accesses / elements * p.window), row * rate, column * rate,
+            max(accesses * copies / owners, accesses / elements * window), row * rate, column * rate,
             edge * edge_rate, way + m.inject_cycles + m.eject_cycles, 0,
         )  # fmt: skip
     return Moves(*out.T)
+
+
+@lru_cache(maxsize=1 << 12)
+def _offsets(axes: tuple[str, ...], mesh: Mesh) -> np.ndarray:
+    """Per position along `axes` the core number, all other coordinates 0."""
+    return mesh.core_offset(axes, np.arange(mesh.parts(axes)))
 
 
 def stays(source: Layout, shape: tuple[int, ...], need: Need, mesh: Mesh) -> bool:

@@ -1,4 +1,4 @@
-"""The samples of one movement, added up: the inner loop of `price`. Compiled (numba)."""
+"""The samples of one movement, made and added up: the inner loops of `price`. Compiled (numba)."""
 
 from __future__ import annotations
 
@@ -7,29 +7,25 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+SPREAD, CORNERS = 192, 96
+"""Samples that carry the weight, and samples for the longest way."""
 
-class Samples(NamedTuple):
-    """A probe's samples as arrays; see `price.Probe`. `flags` [components, 2]: whole, lined; `lines` [2, components,
-    samples]; `first` [samples + 1] into `ends`, `each`."""
+TARGET, TOP, BOTTOM, LEFT, RIGHT, EACH, FIELDS = range(7)
+"""Of a sample: the receiver (fan coordinates 0), of all its receivers the first and last row and column, and in how
+many columns of sites of a die they are; then the element [rank], and of every component LOW, HIGH, LINE_LOW and
+LINE_HIGH: first and last + 1 element of the window in the component's linear index, relative to the element; of a
+padded component of several dims in its last dim, and its lines."""
+LOW, HIGH, LINE_LOW, LINE_HIGH, WINDOW = range(5)
 
-    target: np.ndarray
-    element: np.ndarray
-    weight: np.ndarray
-    box: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
-    lines: np.ndarray
-    flags: np.ndarray
-    starts: np.ndarray
-    shape: np.ndarray
-    first: np.ndarray
-    ends: np.ndarray
-    each: np.ndarray
+START, END, LINED, REST_LOW, REST_HIGH, PART, PARTS_END = range(7)
+"""Columns of `Form.components`: its first dim, last + 1; 1 if it is padded and of several dims; bounds of the rest; its
+parts."""
 
 
 class Grid(NamedTuple):
-    """Physical row and column of the cores, cycles to rows and columns, sites of a die, and bytes of a packet and of a
-    run's header."""
+    """Physical row and column of the cores, cycles to rows and columns, sites of a die, bytes of a packet and of a
+    run's header; per mesh factor its size, stride and kind (0 dr, 1 dc, 2 nr, 3 nc); evenly spread numbers
+    [12, samples]."""
 
     row: np.ndarray
     col: np.ndarray
@@ -39,51 +35,242 @@ class Grid(NamedTuple):
     site_cols: int
     packet: int
     header: int
+    size: np.ndarray
+    stride: np.ndarray
+    kind: np.ndarray
+    even: np.ndarray
+
+
+class Form(NamedTuple):
+    """A need without its factors. `dims` [rank, 3]: extent, elements before it, padded extent; `components` [n, 7];
+    `parts` [n, 3]: group of the plan, first and last + 1 of `terms` [n, 2]: extent, coefficient."""
+
+    dims: np.ndarray
+    components: np.ndarray
+    parts: np.ndarray
+    terms: np.ndarray
+
+
+class Cut(NamedTuple):
+    """How groups are cut over factors. `groups` [n, 4]: first and last + 1 of `axes` (numbers of factors), block,
+    extent; `fan`: factors along which the content is the same."""
+
+    groups: np.ndarray
+    axes: np.ndarray
+    fan: np.ndarray
+
+
+class Source(NamedTuple):
+    """A layout of the tensor. `groups` [n, 5]: first dim, last + 1, block (0: not cut), first and last + 1 of `axes`;
+    `copies`: replicated factors."""
+
+    groups: np.ndarray
+    axes: np.ndarray
+    copies: np.ndarray
 
 
 @njit(cache=True)  # type: ignore[misc, unused-ignore]
-def _linear(p, s, first, end):  # type: ignore[no-untyped-def]
+def _core(position, first, end, axes, g):  # type: ignore[no-untyped-def]
+    """The core at `position` along axes[first:end], at 0 along all others."""
+    core = np.int64(0)
+    for k in range(end - 1, first - 1, -1):
+        a = axes[k]
+        core += position % g.size[a] * g.stride[a]
+        position //= g.size[a]
+    return core
+
+
+@njit(cache=True)  # type: ignore[misc, unused-ignore]
+def _value(linear, form, part):  # type: ignore[no-untyped-def]
+    """The component offset of the share's element with this linear index."""
+    out = np.int64(0)
+    for t in range(form.parts[part, 2] - 1, form.parts[part, 1] - 1, -1):
+        out += linear % form.terms[t, 0] * form.terms[t, 1]
+        linear //= form.terms[t, 0]
+    return out
+
+
+@njit(cache=True)  # type: ignore[misc, unused-ignore]
+def _reach(form, part, block, total):  # type: ignore[no-untyped-def]
+    """How far apart the first and the last element of a share lie, at most (of up to 512 shares)."""
+    shares = (total + block - 1) // block
+    step = 1
+    if form.parts[part, 2] - form.parts[part, 1] == 1:
+        shares = 1
+    elif shares > 512:
+        step = shares // 512
+    most = np.int64(0)
+    for p in range(0, shares, step):
+        stop = min((p + 1) * block, total) - 1
+        most = max(most, abs(_value(stop, form, part) - _value(p * block, form, part)))
+    return most
+
+
+@njit(cache=True)  # type: ignore[misc, unused-ignore]
+def receive(form, cut, g, ints, weights, every):  # type: ignore[no-untyped-def]
+    """Make the samples of a need: rows of `ints` [samples, fields] and `weights` in elements (0: for the way only).
+    (how many, elements of a window that are of the tensor, which components' windows hold all of it). `every`: of so
+    many samples only one is made."""
+    rank, components, groups = len(form.dims), len(form.components), len(cut.groups)
+    used = np.empty(groups, np.int64)
+    live = np.int64(1)
+    for k in range(groups):
+        used[k] = (cut.groups[k, 3] + cut.groups[k, 2] - 1) // cut.groups[k, 2]
+        live *= used[k]
+    whole = np.zeros(components, np.bool_)
+    window = 1.0
+    for c in range(components):
+        widest = form.components[c, REST_HIGH] - form.components[c, REST_LOW] + 1
+        if widest <= 0 and form.components[c, PART] == form.components[c, PARTS_END]:
+            return 0, 0.0, whole
+        for p in range(form.components[c, PART], form.components[c, PARTS_END]):
+            k = form.parts[p, 0]
+            widest += _reach(form, p, min(cut.groups[k, 2], cut.groups[k, 3]), cut.groups[k, 3])
+        window *= widest
+        extent = np.int64(1)
+        for d in range(form.components[c, START], form.components[c, END]):
+            extent *= form.dims[d, 0]
+        whole[c] = form.components[c, LINED] == 0 and widest == extent
+    far, wide = np.int64(0), np.int64(1)
+    for a in cut.fan:
+        far += (g.size[a] - 1) * g.stride[a]
+        if g.kind[a] == 3:
+            wide *= g.size[a]
+    at = np.empty(groups, np.int64)
+    count, kept = 0, 0
+    for s in range(0, SPREAD + CORNERS, every):
+        ok, core = True, np.int64(0)
+        corner = s - SPREAD
+        if corner < 0:
+            number = np.int64((s + g.even[11, s]) * live / SPREAD)
+            for k in range(groups - 1, -1, -1):
+                at[k] = number % used[k]
+                number //= used[k]
+        else:
+            for k in range(groups):
+                position = np.int64(0)
+                for j in range(cut.groups[k, 0], cut.groups[k, 1]):
+                    a = cut.axes[j]
+                    n, kind = g.size[a], g.kind[a]
+                    if kind >= 2:  # the borders of dies: all node coordinates of a direction first or last
+                        coordinate = n - 1 if g.even[3 + kind, s] < 0.5 else 0
+                    else:
+                        coordinate = np.int64(g.even[7 + a % 4, s] * n)
+                    position = position * n + coordinate
+                at[k] = position
+                ok = ok and position < used[k]
+        if not ok:
+            continue
+        for k in range(groups):
+            core += _core(at[k], cut.groups[k, 0], cut.groups[k, 1], cut.axes, g)
+        weight = live * every / SPREAD if corner < 0 else 0.0
+        for c in range(components):
+            lo, hi = form.components[c, REST_LOW], form.components[c, REST_HIGH] + 1
+            for p in range(form.components[c, PART], form.components[c, PARTS_END]):
+                k = form.parts[p, 0]
+                start = at[k] * cut.groups[k, 2]
+                first = _value(start, form, p)
+                last = _value(min(start + cut.groups[k, 2], cut.groups[k, 3]) - 1, form, p)
+                lo += min(first, last)
+                hi += max(first, last)
+            size = hi - lo
+            if size <= 0:
+                ok = False
+                break
+            weight *= size
+            u = g.even[min(c, 4), s]
+            if corner >= 0 and corner % 5 != 4:
+                u = 0.999999 * ((corner >> c) & 1 if c < 3 else corner & 1)
+            v = lo + np.int64(u * size)
+            a, b = form.components[c, START], form.components[c, END]
+            base = FIELDS + rank + WINDOW * c
+            if b - a == 1:
+                n = form.dims[a, 0]
+                if corner >= 0:
+                    v = min(max(v, 0), n - 1)
+                ok = ok and v >= 0 and v < n
+                ints[count, FIELDS + a] = v
+                ints[count, base + LOW], ints[count, base + HIGH] = max(lo, 0) - v, min(hi, n) - v
+                continue
+            rest = v
+            for d in range(b - 1, a - 1, -1):
+                x = rest % form.dims[d, 2] - form.dims[d, 1]
+                rest //= form.dims[d, 2]
+                if d == a:
+                    ok = ok and rest == 0
+                ok = ok and x >= 0 and x < form.dims[d, 0]
+                ints[count, FIELDS + d] = x
+            if form.components[c, LINED]:
+                padded = form.dims[b - 1, 2]
+                line = v // padded
+                begin = line * padded + form.dims[b - 1, 1]
+                ints[count, base + LOW] = max(lo, begin) - v
+                ints[count, base + HIGH] = min(hi, begin + form.dims[b - 1, 0]) - v
+                ints[count, base + LINE_LOW] = lo // padded - line
+                ints[count, base + LINE_HIGH] = (hi + padded - 1) // padded - line
+            else:
+                ints[count, base + LOW], ints[count, base + HIGH] = lo - v, hi - v
+        if not ok:
+            continue
+        end = core + far
+        ints[count, TARGET] = core
+        ints[count, TOP], ints[count, BOTTOM] = min(g.row[core], g.row[end]), max(g.row[core], g.row[end])
+        ints[count, LEFT], ints[count, RIGHT] = min(g.col[core], g.col[end]), max(g.col[core], g.col[end])
+        each = ints[count, RIGHT] % g.site_cols - ints[count, LEFT] % g.site_cols + 1
+        ints[count, EACH] = min(max(each, 1), wide)
+        weights[count] = weight
+        count += 1
+        kept += corner < 0
+    return count, window * kept * every / SPREAD, whole
+
+
+@njit(cache=True)  # type: ignore[misc, unused-ignore]
+def _linear(form, ints, s, first, end):  # type: ignore[no-untyped-def]
     """(row-major index of sample `s` in dims first..end - 1, their extent)."""
     index, extent = np.int64(0), np.int64(1)
     for d in range(first, end):
-        index = index * p.shape[d] + p.element[d, s]
-        extent *= p.shape[d]
+        index = index * form.dims[d, 0] + ints[s, FIELDS + d]
+        extent *= form.dims[d, 0]
     return index, extent
 
 
 @njit(cache=True)  # type: ignore[misc, unused-ignore]
 def add_up(  # type: ignore[no-untyped-def]
-    p, g, groups, table, replicated, width, fan, copies, row_share, column_share
+    form, cut, g, ints, weights, samples, whole, source, width, copies, row_share, column_share
 ):
-    """Over all samples, for the source layout `groups` [groups, 4] (first dim, last dim + 1, block or 0, offset in
-    `table`, which has the core offset of every position) and `replicated` [factors, 2] (stride, size):
+    """Over all samples, for one source:
 
     (accesses of ports, packets of the busiest row link, column link and die edge, longest way, whether every element is
     where it is needed). `row_share` [rows of dies] and `column_share` [columns of dies]: how much of the traffic of all
-    its lines of sites the busiest one has.
+    its lines of sites the busiest one has. `copies`: messages for each sample, 1 where a tree delivers them.
     """
     row_load = np.zeros((2, len(row_share), len(column_share) * g.site_cols))
     column_load = np.zeros((2, len(column_share), len(row_share) * g.site_rows))
-    samples, rank, components = len(p.target), len(p.shape), len(p.starts)
+    rank, components = len(form.dims), len(form.components)
+    groups = source.groups
+    fan, across = np.int64(1), False
+    for a in cut.fan:
+        fan *= g.size[a]
+        across = across or (g.kind[a] == 1 and g.size[a] > 1)
     accesses, longest, still = 0.0, 0, True
     for s in range(samples):
         core = np.int64(0)
         for k in range(len(groups)):
             if groups[k, 2] > 0:
-                linear, _ = _linear(p, s, groups[k, 0], groups[k, 1])
-                core += table[groups[k, 3] + linear // groups[k, 2]]
-        for k in range(len(replicated)):
-            stride = replicated[k, 0]
-            core += p.target[s] // stride % replicated[k, 1] * stride
+                linear, _ = _linear(form, ints, s, groups[k, 0], groups[k, 1])
+                core += _core(linear // groups[k, 2], groups[k, 3], groups[k, 4], source.axes, g)
+        target = ints[s, TARGET]
+        for a in source.copies:
+            core += target // g.stride[a] % g.size[a] * g.stride[a]
         y, x = g.row[core], g.col[core]
-        y0, y1, x0, x1 = p.box[0, s], p.box[1, s], p.box[2, s], p.box[3, s]
-        moved = fan > 1 or core != p.target[s]
+        y0, y1, x0, x1 = ints[s, TOP], ints[s, BOTTOM], ints[s, LEFT], ints[s, RIGHT]
+        moved = fan > 1 or core != target
         if moved:
             still = False
             way = max(abs(g.down[y] - g.down[y0]), abs(g.down[y] - g.down[y1]))
             way += max(abs(g.right[x] - g.right[x0]), abs(g.right[x] - g.right[x1]))
             longest = max(longest, way)
-        weight = p.weight[s]
+        weight = weights[s]
         if weight == 0.0:
             continue
 
@@ -91,14 +278,15 @@ def add_up(  # type: ignore[no-untyped-def]
         # those as far as both sides hold whole rows are the run.
         run, size, joined = np.int64(1), np.int64(1), True
         end, k, c = rank, len(groups) - 1, components - 1
-        new_source, new_target = True, True
+        new_source, new_target, joined_source = True, True, True
         slo, shi, tlo, thi = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
         while end > 0:
-            a, first = groups[k, 0], p.starts[c]
-            lined = new_target and p.flags[c, 1] == 1
+            a, first = groups[k, 0], form.components[c, START]
+            base = FIELDS + rank + WINDOW * c
+            lined = new_target and form.components[c, LINED] == 1
             inner = end - 1 if lined else max(a, first)
             if new_source:
-                linear, extent = _linear(p, s, a, end)
+                linear, extent = _linear(form, ints, s, a, end)
                 if groups[k, 2] > 0:
                     slo = linear // groups[k, 2] * groups[k, 2] - linear
                     shi = min(slo + groups[k, 2], extent - linear)
@@ -106,28 +294,28 @@ def add_up(  # type: ignore[no-untyped-def]
                     slo, shi = -linear, extent - linear
                 joined_source = groups[k, 2] == 0 or groups[k, 2] == extent
             if new_target:
-                tlo, thi = p.low[c, s], p.high[c, s]
-            at, row = _linear(p, s, inner, end)
+                tlo, thi = ints[s, base + LOW], ints[s, base + HIGH]
+            at, row = _linear(form, ints, s, inner, end)
             stop, start = min(shi, thi, row - at), max(slo, tlo, -at)
             common = stop - start if stop > start else np.int64(1)
             size = size * common
             if joined:
                 run = run * common
-            joined = joined and inner == a and inner == first and p.flags[c, 0] == 1 and joined_source
+            joined = joined and inner == a and inner == first and whole[c] and joined_source
             new_source = inner == a
             if new_source:
                 k -= 1
             else:
-                linear, _ = _linear(p, s, a, end)
+                linear, _ = _linear(form, ints, s, a, end)
                 slo = (linear + slo) // row - linear // row
                 shi = (linear + shi - 1) // row + 1 - linear // row
             new_target = inner == first
             if new_target:
                 c -= 1
             elif lined:
-                tlo, thi = p.lines[0, c, s], p.lines[1, c, s]
+                tlo, thi = ints[s, base + LINE_LOW], ints[s, base + LINE_HIGH]
             else:
-                linear, _ = _linear(p, s, first, end)
+                linear, _ = _linear(form, ints, s, first, end)
                 tlo = (linear + tlo) // row - linear // row
                 thi = (linear + thi - 1) // row + 1 - linear // row
             end = inner
@@ -147,8 +335,13 @@ def add_up(  # type: ignore[no-untyped-def]
         if x0 < x:
             row_load[1, die, x0] += load
             row_load[1, die, x] -= load
-        for e in range(p.first[s], p.first[s + 1]):
-            die, ways = p.ends[e], load * p.each[e]
+        # A message has a way of its own in every column of dies with receivers, and there one per column of sites.
+        first_die, last_die = np.int64(0), len(column_share)
+        if not across:
+            first_die = g.col[target] // g.site_cols
+            last_die = first_die + 1
+        ways = load * ints[s, EACH]
+        for die in range(first_die, last_die):
             if y1 > y:
                 column_load[0, die, y] += ways
                 column_load[0, die, y1] -= ways
@@ -173,3 +366,57 @@ def _busiest(load, share, sites):  # type: ignore[no-untyped-def]
                 if k % sites == sites - 1:
                     edge = max(edge, at)
     return link, edge
+
+
+@njit(cache=True)  # type: ignore[misc, unused-ignore]
+def column_counts(cut, g, columns, most):  # type: ignore[no-untyped-def]
+    """[columns] how many messages go down every column of sites, of those to up to `most` receivers."""
+    counts = np.zeros(columns)
+    mark = np.full(columns, -1, np.int64)
+    live, wide = np.int64(1), np.int64(1)
+    for k in range(len(cut.groups)):
+        live *= (cut.groups[k, 3] + cut.groups[k, 2] - 1) // cut.groups[k, 2]
+    beside = np.empty(len(cut.fan), np.int64)
+    n = 0
+    for a in cut.fan:
+        if g.kind[a] % 2 == 1:
+            wide *= g.size[a]
+            beside[n] = a
+            n += 1
+    classes = min(live, max(1, most // wide))
+    for s in range(classes):
+        number, core = np.int64((s + 0.5) * live / classes), np.int64(0)
+        for k in range(len(cut.groups) - 1, -1, -1):
+            used = (cut.groups[k, 3] + cut.groups[k, 2] - 1) // cut.groups[k, 2]
+            core += _core(number % used, cut.groups[k, 0], cut.groups[k, 1], cut.axes, g)
+            number //= used
+        for w in range(wide):
+            x = g.col[core + _core(w, 0, n, beside, g)]
+            if mark[x] != s:  # two receivers in one column of sites share its links
+                mark[x] = s
+                counts[x] += 1
+    return counts
+
+
+@njit(cache=True)  # type: ignore[misc, unused-ignore]
+def row_counts(source, extents, g, rows, most):  # type: ignore[no-untyped-def]
+    """[rows] elements of the tensor in every row of sites, of those with up to `most` owners. `extents`: of the
+    layout's groups."""
+    counts = np.zeros(rows)
+    owners = np.int64(1)
+    for k in range(len(source.groups)):
+        if source.groups[k, 2] > 0:
+            owners *= (extents[k] + source.groups[k, 2] - 1) // source.groups[k, 2]
+    counted = min(owners, most)
+    for s in range(counted):
+        number, core, elements = np.int64((s + 0.5) * owners / counted), np.int64(0), np.int64(1)
+        for k in range(len(source.groups) - 1, -1, -1):
+            block = source.groups[k, 2]
+            if block > 0:
+                used = (extents[k] + block - 1) // block
+                position = number % used
+                number //= used
+                core += _core(position, source.groups[k, 3], source.groups[k, 4], source.axes, g)
+                elements *= min(block, extents[k] - position * block)
+        counts[g.row[core]] += elements
+    return counts

@@ -1,0 +1,400 @@
+"""Which plans of a layer are worth considering.
+
+All ways to give the mesh factors to dims are priced at once: cycles of the fullest core by the formulas of the machine
+(target/isa.py), bytes of its windows and its result. Those that may be worth it are looked at more closely: what would
+their operands' movements cost if the layers before were cut alike (price_ways)? Then those are kept that are cheapest
+among plans that use dies and columns alike: what the neighbours really pay only the whole graph knows.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from d1c.analysis.candidates import Candidate, Like, cycles_of, kernel_of, made, parallel_groups, signature, split
+from d1c.analysis.layers import Layer
+from d1c.analysis.plans import SHORT, assignments, combine_plan, dim_ranges, layout_from, stages, windows
+from d1c.analysis.price import Places, form_of
+from d1c.ir.layout import need_of
+from d1c.ir.structured import Structured
+from d1c.target.mesh import Layout, LayoutError
+
+POOL = 5
+"""Plans of a layer that are kept, for each that `Places.first` starts with."""
+QUOTAS = ((3, 12), (8, 5), (16, 3))
+"""Of these, how many may use dies alike: 12 for each of the three ways of using them that are best, and so on; 1 for
+others."""
+LIKE = 6
+"""How many are looked at of those that cut all dims in equally many parts."""
+LOOKED = 6
+"""How many times as many of each family are looked at with the movements that plans alike would cause."""
+BYTES = (0.0, 0.1)
+"""Cycles that a byte of constants counts when plans are looked at: where SRAM is plenty, and where it is scarce."""
+DEAR = 2.0
+"""A plan that takes longer than this many times the fastest, and twice the way over the machine with its launches, is
+not worth its better place."""
+
+
+@dataclass(frozen=True)
+class _Ways:
+    """Candidates of one family as arrays: `ranges` of dims that may be cut (the last one the cut of the reduction if
+    `cut`), [n, factors] the range of every factor (len(ranges): none), [n, ranges] blocks and parts that are used."""
+
+    ranges: tuple[tuple[int, int], ...]
+    cut: bool
+    way: np.ndarray
+    blocks: np.ndarray
+    used: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """Per candidate of a family: cycles, bytes of the operands' windows and last of the result."""
+
+    cycles: np.ndarray
+    sizes: list[np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """A plan that is looked at: `price` with the movements that plans alike would cause; bytes of constants that it
+    holds; the `kind` of its use of dies; which of the ways; `to`: `combine_plan`'s choice, None: nothing is split; its
+    own `cycles`."""
+
+    price: float
+    held: float
+    kind: object
+    ways: _Ways
+    number: int
+    to: int | None
+    cycles: float
+    figures: _Figures
+
+
+def families(layer: Layer, most: int = 3) -> Iterator[tuple[tuple[int, int], ...]]:
+    """Ranges of parallel dims that may be cut: rows (flat, in pairs of the largest, or partly flat), then columns."""
+    nest = layer.nest
+    single = dim_ranges(nest, layer, False, most)
+    assert single is not None
+    rows, last = single[:-1], single[-1]
+    flat = dim_ranges(nest, layer, True)
+    if flat is not None:
+        yield tuple(flat)
+        if len(rows) == 3 and rows[0][1] == rows[1][0] and rows[1][1] == rows[2][0]:
+            yield ((rows[0][0], rows[1][1]), rows[2], last)
+    if len(rows) <= 2:
+        yield (*rows, last)
+    else:
+        for pair in itertools.combinations(rows, 2):
+            yield (*pair, last)
+
+
+def _splits(nest: Structured) -> bool:
+    cut = nest.cut
+    return cut is not None and not nest.lanes and nest.kind in ("mac", "lookup") and nest.dims[cut].extent > nest.slice
+
+
+def _ways(layer: Layer, ranges: tuple[tuple[int, int], ...], where: Places, loose: bool) -> _Ways:
+    """All assignments that leave few parts idle, and those that use fewer lines of dies. Columns are rounded up to
+    whole vectors or matrix steps where that takes no longer, and to whole packets. `loose`: however many are idle."""
+    nest, mesh, machine = layer.nest, where.mesh, where.machine
+    extents = tuple(d.extent for d in nest.dims)
+    cut = _splits(nest)
+    targets = len(ranges)
+    sizes = [math.prod(extents[a:b]) for a, b in ranges]
+    if cut:
+        assert nest.cut is not None
+        ranges = (*ranges, (nest.cut, nest.cut + 1))
+        sizes.append(-(-extents[nest.cut] // nest.slice))
+    way = assignments(mesh.axes, len(ranges))
+    parts = np.stack([
+        np.where(way == i, np.array(mesh.sizes, np.int64), 1).prod(axis=1) for i in range(len(ranges))
+    ], axis=1)  # fmt: skip
+    size = np.array(sizes)
+    keep = np.all((parts <= size) | (parts == 1), axis=1) if not loose else np.all(parts <= 2 * size, axis=1)
+    way, parts = way[keep], parts[keep]
+    found = [(way, parts)]
+    for name in ("dr", "dc"):
+        if name not in mesh.index:
+            continue
+        factor, so_far = mesh.index[name], list(found)
+        for fewer in range(2, mesh.sizes[factor]):
+            for w, p in so_far:
+                target = w[:, factor]
+                leading = (target < targets) & np.all(w[:, :factor] != target[:, None], axis=1)
+                at = np.flatnonzero(leading)
+                less = p[at]
+                less[np.arange(len(at)), target[at]] = (
+                    less[np.arange(len(at)), target[at]] // mesh.sizes[factor] * fewer
+                )
+                found.append((w[at], less))
+    way, parts = np.concatenate([w for w, _ in found]), np.concatenate([p for _, p in found])
+    blocks = -(-size // parts)
+    last = targets - 1
+    step = machine.mma_n if nest.kind == "mac" else machine.f32_lanes
+    several = (parts[:, last] > 1) & (blocks[:, last] > step // 2)
+    blocks[:, last] = np.where(several, -(-blocks[:, last] // step) * step, blocks[:, last])
+    full = max(1, machine.packet_bytes // layer.result.dtype.bytes)
+    more = np.flatnonzero(several & (blocks[:, last] % full != 0) & (size[last] > full))
+    wide = blocks[more]
+    wide[:, last] = -(-wide[:, last] // full) * full
+    way, parts = np.concatenate([way, way[more]]), np.concatenate([parts, parts[more]])
+    blocks = np.minimum(np.concatenate([blocks, wide]), size)
+    if cut:
+        assert nest.cut is not None
+        power = 2 ** np.ceil(np.log2(blocks[:, -1])).astype(np.int64)
+        blocks[:, -1] = np.where(parts[:, -1] > 1, power, blocks[:, -1])
+    used = -(-size // blocks)
+    keep = np.all(loose | (used * 5 >= parts * 2), axis=1)
+    if cut:
+        assert nest.cut is not None
+        keep &= (parts[:, -1] == 1) | (used[:, -1] == parts[:, -1])
+        blocks[:, -1] = np.where(parts[:, -1] > 1, blocks[:, -1] * nest.slice, extents[nest.cut])
+    return _Ways(ranges, cut, way[keep], blocks[keep], used[keep])
+
+
+def _trips(nest: Structured, w: _Ways) -> np.ndarray:
+    """[n, iteration dims] trips of the fullest core; those of a flat share all in its last dim."""
+    trips = np.tile(np.array([d.extent for d in nest.dims]), (len(w.blocks), 1))
+    for i, (a, b) in enumerate(w.ranges):
+        if b - a == 1:
+            trips[:, a] = np.minimum(w.blocks[:, i], trips[:, a])
+        else:
+            whole = (w.used[:, i] == 1)[:, None]
+            trips[:, a:b] = np.where(whole, trips[:, a:b], 1)
+            trips[:, b - 1] = np.where(whole[:, 0], trips[:, b - 1], w.blocks[:, i])
+    return trips
+
+
+def pool_of(layer: Layer, where: Places, room: float) -> Pool:
+    """The pool of a layer: plans whose windows and result take at most `room` bytes of a core, or nearly all of its
+    SRAM where there is none. Raises LayoutError where that is too little too."""
+    for limit, most, loose in ((room, 3, False), (0.95 * where.machine.data_bytes, 4, True)):
+        rows = _looked(layer, where, limit, most, loose)
+        if rows:
+            return Pool(layer, where, rows)
+    raise LayoutError("no plan's windows fit SRAM")
+
+
+@dataclass
+class Pool:
+    """The plans of a layer that were looked at."""
+
+    layer: Layer
+    where: Places
+    rows: list[_Row]
+    made: dict[int, Candidate | None] = field(default_factory=dict)
+
+    def at(self, byte: float) -> list[Candidate]:
+        """Those worth considering where a byte of constants counts `byte` cycles."""
+        found: dict[tuple[Layout, Layout | None], Candidate] = {}
+        for r in _picked(self.rows, POOL * self.where.first, byte):
+            if id(r) not in self.made:
+                try:
+                    self.made[id(r)] = _candidate(self.layer, r, self.where)
+                except LayoutError:  # an operand does not go with the combining stage
+                    self.made[id(r)] = None
+            c = self.made[id(r)]
+            if c is not None:
+                found.setdefault((c.plan, c.combine), c)
+        return list(found.values())
+
+
+def _looked(layer: Layer, where: Places, room: float, most: int, loose: bool) -> list[_Row]:
+    nest, mesh, m = layer.nest, where.mesh, where.machine
+    kernel, dims = kernel_of(Like(signature(layer), layer))
+    rows: list[_Row] = []
+    kept = POOL * where.first
+    if most > 3:
+        ranges = dim_ranges(nest, layer, False, most)
+        assert ranges is not None
+        listed: list[tuple[tuple[int, int], ...]] = [tuple(ranges)]
+    else:
+        listed = list(families(layer, most))
+    dies = [mesh.index[a] for a in ("dr", "dc") if a in mesh.index]
+    for family in listed:
+        w = _ways(layer, family, where, loose)
+        trips = _trips(nest, w)
+        cycles = cycles_of(kernel, dims, trips, where)
+        count = trips[:, : nest.parallel].prod(axis=1, dtype=np.float64)
+        divided = w.used[:, -1] > 1 if w.cut else np.zeros(len(cycles), bool)
+        try:
+            sizes = [
+                windows(nest, index, o.shape, w.ranges, w.blocks) * o.dtype.bytes
+                for index, o in zip(nest.maps, layer.operands, strict=True)
+            ]
+        except LayoutError:  # an operand does not go with these flat dims
+            continue
+        figures = _Figures(cycles, [*sizes, count * layer.result.dtype.bytes])
+        taken = count * np.where(divided, 8, layer.result.dtype.bytes) + sum(sizes)
+        nothing = np.zeros(len(cycles))
+        held = sum((x for x, o in zip(sizes, layer.operands, strict=True) if o.constant), nothing)
+        moved = sum((x for x, o in zip(sizes, layer.operands, strict=True) if not o.constant), nothing)
+        # A part of what a core reads is where it is; how much, depends on the neighbours.
+        price = cycles + moved / m.link_bytes_per_cycle
+        price += np.where(divided, count * 4 / m.link_bytes_per_cycle + 2 * m.launch_cycles, 0)
+        fits = np.flatnonzero(taken <= room)
+        if not len(fits):
+            continue
+        fits = _worth(price, held, fits, np.concatenate([w.way[:, dies], w.used], axis=1), LOOKED * kept, where)
+        price = cycles[fits] + _settled(layer, w, fits, where)
+        parts = []
+        for k, i in enumerate(fits.tolist()):
+            by, used = w.way[i, dies].tolist(), w.used[i].tolist()
+            kind = (family, *by, *(used[j] for j in sorted({t for t in by if t < len(family)})))
+            parts.append(_Row(float(price[k]), float(held[i]), kind, w, i, None, float(cycles[i]), figures))
+        rows += [r for r in parts if not divided[r.number]]
+        cut = [r for r in parts if divided[r.number]]
+        first = {r.number: r for byte in BYTES for r in _cheapest(cut, byte)[:kept]}
+        cut = [first[i] for i in sorted(first)]
+        if cut:
+            for to, more in enumerate(_joined(layer, w, np.array([r.number for r in cut]), where)):
+                made = ((r, c) for r, c in zip(cut, more.tolist(), strict=True) if c < math.inf)
+                rows += [replace(r, price=r.price + c, cycles=r.cycles + c, to=to) for r, c in made]
+    return rows
+
+
+def _worth(
+    price: np.ndarray, held: np.ndarray, fits: np.ndarray, keys: np.ndarray, count: int, where: Places
+) -> np.ndarray:
+    """Of the ways `fits` some `count` that are cheap, at one of BYTES or another; of equal `keys` LIKE each."""
+    slack = 2 * (where.across + 2 * where.machine.launch_cycles)
+    out = []
+    for byte in BYTES if held.any() else BYTES[:1]:
+        cost = price[fits] + held[fits] * byte
+        near = fits[cost <= DEAR * cost.min() + slack]
+        near = near[np.argsort(price[near] + held[near] * byte, kind="stable")]
+        out.append(near[_firsts(keys[near], LIKE)][: count // len(BYTES)])
+    return np.unique(np.concatenate(out))
+
+
+def _cheapest(rows: Sequence[_Row], byte: float) -> list[_Row]:
+    return sorted(rows, key=lambda r: r.price + r.held * byte)
+
+
+def _picked(rows: Sequence[_Row], count: int, byte: float) -> list[_Row]:
+    """The cheapest: many of those few kinds that use dies best, few of the others."""
+    kinds: dict[object, int] = {}
+    taken: dict[object, int] = {}
+    picked: list[_Row] = []
+    for r in _cheapest(rows, byte):
+        kind = kinds.setdefault(r.kind, len(kinds))
+        alike = (r.kind, r.to, *r.ways.used[r.number, -1 - r.ways.cut :].tolist())
+        quota = next((q for upto, q in QUOTAS if kind < upto), 1)
+        if taken.get(r.kind, 0) < quota and taken.get(alike, 0) < 2:
+            taken[r.kind], taken[alike] = taken.get(r.kind, 0) + 1, taken.get(alike, 0) + 1
+            picked.append(r)
+            if len(picked) == count:
+                break
+    return picked
+
+
+def _joined(layer: Layer, w: _Ways, which: np.ndarray, where: Places) -> Iterator[np.ndarray]:
+    """For each of `combine_plan`'s choices of a range: [which] cycles from the first stage of a split reduction to the
+    result; inf for those that an earlier choice has too."""
+    from d1c.analysis.price_ways import joined
+
+    nest, m, sizes = layer.nest, where.machine, np.array(where.mesh.sizes, np.int64)
+    ranges = w.ranges[:-1]
+    extents = [math.prod(d.extent for d in nest.dims[a:b]) for a, b in ranges]
+    way, blocks, slots = w.way[which].astype(np.int64), w.blocks[which], w.used[which, -1]
+    dims, of, d = list[int](), list[int](), 0
+    for r, (a, b) in sorted(enumerate(ranges), key=lambda t: t[1]):
+        dims, of = [*dims, *(x.extent for x in nest.dims[d:a]), extents[r]], [*of, *(-1 for _ in range(d, a)), r]
+        d = b
+    second = stages(layer, int(slots.max()))[1]
+    kernel, loops = kernel_of(Like(signature(second), second))
+    rates = np.array([m.packet_bytes / m.link_bytes_per_cycle, m.packet_bytes / m.die_edge_bytes_per_cycle])
+    seen: list[np.ndarray] = []
+    for to in range(len(ranges) + 1):
+        after, cuts = way.copy(), blocks[:, :-1].copy()
+        parts = np.stack([np.where(way == r, sizes, 1).prod(axis=1) for r in range(len(ranges))], axis=1)
+        for a, n in enumerate(sizes):
+            mine = way[:, a] == len(ranges)
+            grows = np.zeros(len(way), bool)
+            if to < len(ranges):
+                grows = mine & (extents[to] // parts[:, to] >= n * (1 if to < len(ranges) - 1 else SHORT))
+                parts[grows, to] *= n
+                cuts[grows, to] = -(-extents[to] // parts[grows, to])
+            after[mine, a] = np.where(grows[mine], to, len(ranges) + 1)
+        out = joined(
+            np.array(dims, np.int64), np.array(of, np.int64), way, blocks, after, cuts, slots, where.grid, rates,
+            np.array([m.die_rows, m.die_cols]), m.multicast == "tree",
+        )  # fmt: skip
+        out += np.where(out > 0, m.launch_cycles, 0)
+        stage = _Ways(ranges, False, way, cuts, -(-np.array(extents) // cuts))
+        trips = np.concatenate([_trips(nest, stage)[:, : nest.parallel], slots[:, None]], axis=1)
+        out += cycles_of(kernel, loops, trips, where)
+        for earlier in seen:
+            out[np.all(after == earlier, axis=1)] = math.inf
+        seen.append(after)
+        yield out
+
+
+def _firsts(keys: np.ndarray, count: int) -> np.ndarray:
+    """The numbers of the first `count` rows of every kind, in order."""
+    code = np.zeros(len(keys), np.int64)
+    for column in keys.T:
+        code = code * (int(column.max()) + 1) + column
+    _, kind = np.unique(code, return_inverse=True)
+    order = np.argsort(kind, kind="stable")
+    starts = np.flatnonzero(np.diff(kind[order], prepend=-1))
+    rank = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
+    return np.sort(order[rank < count])
+
+
+def _settled(layer: Layer, w: _Ways, which: np.ndarray, where: Places) -> np.ndarray:
+    """[which] cycles of the movements of a layer's operands if they lay as plans like these leave them."""
+    from d1c.analysis.price_ways import settled
+
+    nest, m = layer.nest, where.machine
+    extents = tuple(d.extent for d in nest.dims)
+    plan = layout_from(nest, w.ranges, [(f"t{i}",) for i in range(len(w.ranges))], [1] * len(w.ranges), ())
+    sizes = np.array([math.prod(extents[a:b]) for a, b in w.ranges])
+    rates = np.array([m.packet_bytes / m.link_bytes_per_cycle, m.packet_bytes / m.die_edge_bytes_per_cycle])
+    out = np.zeros(len(which))
+    done: set[tuple[object, ...]] = set()
+    for o, index in zip(layer.operands, nest.maps, strict=True):
+        if o.constant or (o.name and (o.name, index) in done):
+            continue
+        done.add((o.name, index))
+        form, groups = form_of(need_of(extents, index, o.shape, plan))
+        ranges = [int(axes[0][1:]) for axes, _, _ in groups]
+        lies, rest = list[list[int]](), -1
+        for k, (a, b, _, _, _, first, end) in enumerate(form.components.tolist()):
+            tied = ranges[form.parts[first, 0]] if end > first else -2
+            if tied == -2 or (w.cut and tied == len(w.ranges) - 1):
+                tied = -2
+                if rest < 0 or math.prod(o.shape[a:b]) >= math.prod(o.shape[lies[rest][0] : lies[rest][1]]):
+                    rest = k
+            lies.append([a, b, tied])
+        if rest >= 0:
+            lies[rest][2] = -1
+        out += settled(
+            form, np.array(ranges, np.int64), np.array(lies, np.int64).reshape(-1, 3), w.way[which].astype(np.int64),
+            w.blocks[which], sizes, len(w.ranges) - 1 if w.cut else -1, where.grid, o.dtype.bytes, rates,
+            np.array([m.die_rows, m.die_cols]), m.multicast == "tree",
+        )  # fmt: skip
+    return out
+
+
+def _candidate(layer: Layer, row: _Row, where: Places) -> Candidate:
+    """The candidate of a row. Raises LayoutError where an operand does not allow its plan."""
+    nest, w, mesh = layer.nest, row.ways, where.mesh
+    way = w.way[row.number].tolist()
+    axes = [[a for a, t in zip(mesh.names, way, strict=True) if t == k] for k in range(len(w.ranges))]
+    held = [a for a, t in zip(mesh.names, way, strict=True) if t == len(w.ranges)]
+    blocks = w.blocks[row.number].tolist()
+    plan = layout_from(nest, w.ranges, axes, blocks, held)
+    extents = tuple(d.extent for d in nest.dims)
+    if row.to is None:
+        needs = tuple(need_of(extents, m, o.shape, plan) for m, o in zip(nest.maps, layer.operands, strict=True))
+        sizes = [int(x[row.number]) for x in row.figures.sizes]
+        result = Layout(plan.groups[: parallel_groups(nest, plan)], plan.held)
+        return made(layer, plan, None, needs, result, row.cycles, sizes)
+    combine = combine_plan(nest, w.ranges[:-1], axes[:-1], blocks[:-1], axes[-1], held, row.to, mesh)
+    return split(layer, plan, combine, row.cycles, where)

@@ -1,0 +1,186 @@
+"""What many plans of a layer would pay for one operand if it lay as plans like them leave it. Compiled (numba).
+
+Which plans of a layer are worth having depends on where its operands are, and that on the plans of other layers. Before
+any is chosen, this is the best guess: the producer cuts the dims that both have alike, and its columns, which are what
+the layer reduces over, by the factors of the layer's columns and of its cut.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from d1c.analysis.price_loop import (
+    CORNERS,
+    FIELDS,
+    SPREAD,
+    WINDOW,
+    Cut,
+    Form,
+    Source,
+    add_up,
+    column_counts,
+    receive,
+    row_counts,
+)  # fmt: skip
+
+EVERY, MOST = 3, 128
+"""One of so many samples is taken; receivers and owners that are counted to find the fullest lines of sites."""
+
+
+@njit(cache=True)  # type: ignore[misc, unused-ignore]
+def settled(  # type: ignore[no-untyped-def]
+    form, ranges, lies, ways, blocks, extents, cut_range, g, width, rates, lines, tree
+):
+    """[n] cycles of the movement for `ways` [n, factors] (of each factor the range; other numbers: idle) and `blocks`
+    [n, ranges]. `ranges`: of the form's groups the range; `lies` [dims, 3]: first dim, last + 1 and range of the
+    operand's groups (-1: it has what the others leave, -2: it is not cut); `extents` of the ranges; `cut_range`: that
+    of the reduction (-1: none); `rates`: cycles a packet takes on a link and on a die edge; `lines`: rows and columns
+    of dies; `tree`: whether messages branch."""
+    count, factors = ways.shape
+    groups, parts = len(ranges), blocks.shape[1]
+    ints = np.empty((SPREAD + CORNERS, FIELDS + len(form.dims) + WINDOW * len(form.components)), np.int64)
+    weights = np.empty(SPREAD + CORNERS)
+    out = np.zeros(count)
+    uses = np.zeros(parts, np.bool_)
+    for r in ranges:
+        uses[r] = True
+    total = np.empty(len(lies), np.int64)
+    for k in range(len(lies)):
+        total[k] = 1
+        for d in range(lies[k, 0], lies[k, 1]):
+            total[k] *= form.dims[d, 0]
+    for i in range(count):
+        way = ways[i]
+        cut = Cut(np.empty((groups, 4), np.int64), np.empty(factors, np.int64), np.empty(factors, np.int64))
+        n = 0
+        for k in range(groups):
+            cut.groups[k, 0] = n
+            for a in range(factors):
+                if way[a] == ranges[k]:
+                    cut.axes[n] = a
+                    n += 1
+            cut.groups[k, 1], cut.groups[k, 2], cut.groups[k, 3] = n, blocks[i, ranges[k]], extents[ranges[k]]
+        fans = 0
+        for a in range(factors):
+            if way[a] < parts and not uses[way[a]]:
+                cut.fan[fans] = a
+                fans += 1
+        cut = Cut(cut.groups, cut.axes, cut.fan[:fans])
+        table, axes, n = np.empty((len(lies), 5), np.int64), np.empty(factors, np.int64), 0
+        for k in range(len(lies)):
+            first, shares = n, np.int64(1)
+            if lies[k, 2] != -2:
+                for turn in range(2):  # factors of the cut first: a core then owns of what it reads
+                    for a in range(factors):
+                        mine = way[a] == lies[k, 2]
+                        if lies[k, 2] == -1 and way[a] < parts:
+                            mine = way[a] == cut_range or not uses[way[a]]
+                        if mine and (turn == 0) == (way[a] == cut_range) and shares * g.size[a] <= 2 * total[k]:
+                            axes[n] = a
+                            shares *= g.size[a]
+                            n += 1
+            block = (total[k] + shares - 1) // shares
+            table[k, 0], table[k, 1], table[k, 2] = lies[k, 0], lies[k, 1], block if n > first else 0
+            table[k, 3], table[k, 4] = first, n
+        source = Source(table, axes, axes[:0])
+        out[i] = _cycles(form, cut, source, total, g, width, rates, lines, tree, ints, weights)
+    return out
+
+
+@njit(cache=True)  # type: ignore[misc, unused-ignore]
+def _fullest(counts, dies):  # type: ignore[no-untyped-def]
+    """Of every line of dies, the share that the busiest of its lines of sites has."""
+    lines = counts.reshape(dies, -1)
+    out = np.empty(dies)
+    for k in range(dies):
+        out[k] = lines[k].max() / max(lines[k].sum(), 1.0)
+    return out
+
+
+@njit(cache=True)  # type: ignore[misc, unused-ignore]
+def _cycles(form, cut, source, extents, g, width, rates, lines, tree, ints, weights):  # type: ignore[no-untyped-def]
+    """Cycles of one movement. `extents`: of the source's groups."""
+    samples, window, whole = receive(form, cut, g, ints, weights, EVERY)
+    if samples == 0:
+        return 0.0
+    rows = _fullest(row_counts(source, extents, g, lines[0] * g.site_rows, MOST), lines[0])
+    columns = _fullest(column_counts(cut, g, lines[1] * g.site_cols, MOST), lines[1])
+    fan, owners = np.int64(1), np.int64(1)
+    for a in cut.fan:
+        fan *= g.size[a]
+    for k in range(len(extents)):
+        if source.groups[k, 2] > 0:
+            owners *= (extents[k] + source.groups[k, 2] - 1) // source.groups[k, 2]
+    copies = np.int64(1) if tree else fan
+    accesses, row, column, edge, way, still = add_up(
+        form, cut, g, ints, weights, samples, whole, source, width, copies, rows, columns
+    )
+    if still and fan == 1:
+        return 0.0
+    elements = max(weights[:samples].sum(), 1e-9)
+    busiest = max(accesses * copies / owners, accesses / elements * window)
+    return way + max(busiest, max(row, column) * rates[0], edge * rates[1])
+
+
+@njit(cache=True)  # type: ignore[misc, unused-ignore]
+def joined(  # type: ignore[no-untyped-def]
+    extents, ranges, ways, blocks, after, cuts, slots, g, rates, lines, tree
+):
+    """[n] cycles of the movement between the stages of a split reduction. `extents`, `ranges` [dims]: of the result's
+    dims (ranges as one), and the range of each, -1 where it is not cut. `ways`, `blocks`: of the first stage; `after`
+    [n, factors], `cuts` [n, ranges]: of the second, in which factors of the cut come behind a range's own. `slots`:
+    [n]."""
+    count, factors = ways.shape
+    cut_range, rank = blocks.shape[1] - 1, len(extents) + 1
+    ints = np.empty((SPREAD + CORNERS, FIELDS + rank + WINDOW * rank), np.int64)
+    weights = np.empty(SPREAD + CORNERS)
+    out = np.zeros(count)
+    parts = 0
+    for r in ranges:
+        parts += r >= 0
+    form = Form(
+        np.zeros((rank, 3), np.int64), np.zeros((rank, 7), np.int64), np.zeros((parts, 3), np.int64),
+        np.ones((parts, 2), np.int64),
+    )  # fmt: skip
+    total = np.empty(rank, np.int64)
+    p = 0
+    for d in range(rank):
+        total[d] = extents[d - 1] if d else 1
+        form.dims[d, 0] = form.dims[d, 2] = total[d]
+        form.components[d, 0], form.components[d, 1], form.components[d, 4] = d, d + 1, total[d] - 1
+        form.components[d, 5] = p
+        if d and ranges[d - 1] >= 0:
+            form.components[d, 4] = 0
+            form.parts[p, 0], form.parts[p, 1], form.parts[p, 2] = p, p, p + 1
+            form.terms[p, 0] = total[d]
+            p += 1
+        form.components[d, 6] = p
+    for i in range(count):
+        total[0] = form.dims[0, 0] = form.dims[0, 2] = slots[i]
+        form.components[0, 4] = slots[i] - 1
+        cut = Cut(np.empty((parts, 4), np.int64), np.empty(factors, np.int64), np.empty(0, np.int64))
+        table, axes = np.zeros((rank, 5), np.int64), np.empty(factors, np.int64)
+        n, m, p = 0, 0, 0
+        for d in range(rank):
+            r = ranges[d - 1] if d else cut_range
+            table[d, 0], table[d, 1], table[d, 3] = d, d + 1, m
+            for a in range(factors):
+                if r >= 0 and ways[i, a] == r:
+                    axes[m] = a
+                    m += 1
+            table[d, 4] = m
+            if m > table[d, 3]:
+                table[d, 2] = blocks[i, r] if d else 1
+            if d == 0 or r < 0:
+                continue
+            cut.groups[p, 0] = n
+            for turn in range(2):
+                for a in range(factors):
+                    if after[i, a] == r and (ways[i, a] == r) == (turn == 0):
+                        cut.axes[n] = a
+                        n += 1
+            cut.groups[p, 1], cut.groups[p, 2], cut.groups[p, 3] = n, cuts[i, r], total[d]
+            p += 1
+        out[i] = _cycles(form, cut, Source(table, axes, axes[:0]), total, g, 4, rates, lines, tree, ints, weights)
+    return out
