@@ -100,6 +100,7 @@ def summarize(program: Program, times: Times, passes: Sequence[Mapping[str, Any]
         "barrier_cycles": total["barrier_cycles"],
         "noc_bytes": total["noc_bytes"],
         "weight_bytes": total["weight_bytes"],
+        "streamed_bytes": total["streamed_bytes"],
         "weight_load_cycles": total["weight_load_cycles"],
         "weight_load_us": total["weight_load_microseconds"],
         "input_load_cycles": total["input_load_cycles"],
@@ -220,7 +221,8 @@ def totals(summary: Mapping[str, Any]) -> list[str]:
         "closed form, d1c time gives event-driven"
         + "; loops that only their condition ends count with one round"
         * bool(s.get("open")),
-        f"cold weight load apart: {_us(s['weight_load_us'])} for {s['weight_bytes']:,} B; "
+        (f"streamed while it runs: {streamed:,} B of weights; " if (streamed := s.get("streamed_bytes", 0)) else "")
+        + f"cold weight load apart: {_us(s['weight_load_us'])} for {s['weight_bytes']:,} B; "
         f"inputs start in {s['inputs_start']}, outputs end in {s['outputs_end']}",
         f"host ops: {', '.join(s['host_ops']) or 'none'}; "
         f"folded at compile time: {folded['nodes']} {'node' if folded['nodes'] == 1 else 'nodes'}, "
