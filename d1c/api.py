@@ -207,8 +207,10 @@ class _Run:
     def lower(self, module: Module) -> None:
         """Distribute and lower: with fewer and fewer constants resident and smaller windows until the program fits.
         Constants are streamed where the SRAM of all cores together does not hold them, or nothing else fits."""
+        from d1c.analysis.planner import Planner
         from d1c.passes.distribute import ATTEMPTS, STREAM_FROM, STREAM_SHARES
 
+        planners: dict[tuple[float, bool], Planner] = {}
         can_stream = self.machine.dip_count > 0 and self.machine.threads > 3
         part = self.whole_constants(module, can_stream)
         names = [n for n in LOWERINGS if module.level == "graph" or PASSES[n].level_in != "graph"]
@@ -220,8 +222,9 @@ class _Run:
         for resident, window, stream in ways:
             try:
                 done = self.passes_over(
-                    module, names, machine=self.machine, resident=resident, window=window, stream=stream
-                )
+                    module, names, machine=self.machine, resident=resident, window=window, stream=stream,
+                    planners=planners,
+                )  # fmt: skip
             except DoesNotFit as error:
                 refused = error if refused is None or not stream else refused
                 if (resident, window, stream) == ways[-1]:

@@ -61,7 +61,7 @@ PASSES: dict[str, Pass] = {
         Pass("fuse", "graph", "graph"),
         Pass("precision", "graph", "graph", ("policy",)),
         Pass("pack-operands", "graph", "graph"),
-        Pass("distribute", "graph", "dist", ("machine", "seed", "resident", "window", "stream")),
+        Pass("distribute", "graph", "dist", ("machine", "seed", "resident", "window", "stream", "planners")),
         Pass("lower-tile", "dist", "tile", ("machine",)),
     )
 }

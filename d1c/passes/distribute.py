@@ -79,11 +79,12 @@ ATTEMPTS = (*((r, WINDOW_SHARES[0]) for r in RESIDENT_SHARES), *((0.0, w) for w 
 
 def run(
     module: Module, machine: Machine, seed: int | None = None, resident: float = RESIDENT_SHARES[0],
-    window: float = WINDOW_SHARES[0], stream: bool = False,
+    window: float = WINDOW_SHARES[0], stream: bool = False, planners: dict[tuple[float, bool], Planner] | None = None,
 ) -> Module:  # fmt: skip
     """The distributed module. `seed`: random plans instead of priced ones (tests). `resident`, `window`: see
     RESIDENT_SHARES and WINDOW_SHARES. `stream`: constants that are not resident are read from the interface processors'
-    memories for their use, instead of being gathered from other cores.
+    memories for their use, instead of being gathered from other cores. `planners`: what is known from earlier runs for
+    the same machine, by (window, stream).
 
     The attribute `scalars` names the outputs of shape (), which are stored as [1]. Results whose names the attribute
     `outputs` does not give (hand-written modules) go by the names of their values. Raises TypeMismatch for an empty
@@ -100,7 +101,8 @@ def run(
         most = SEGMENT * window * machine.data_bytes * mesh.cores
         layers = {k: segmented(x, most, machine.mma_n * mesh.cores) for k, x in layers.items()}
     rng = None if seed is None else np.random.default_rng(seed)
-    planner = Planner(places(machine), window * machine.data_bytes, stream)
+    known = {} if planners is None else planners
+    planner = known.setdefault((window, stream), Planner(places(machine), window * machine.data_bytes, stream))
     whole = _Whole(layers, mesh, planner, rng, resident * machine.data_bytes, stream)
     _Distributor(whole, layers["main"]).run("main")
     functions = tuple(whole.functions[f.name] for f in module.functions)
