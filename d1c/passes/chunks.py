@@ -25,8 +25,8 @@ from d1c.target.program import Call
 
 END = 1 << 30
 """Behind the last row."""
-GAIN = 2
-"""So many times what the parts of a call cost is to be hidden behind them."""
+GAIN = 1
+"""So many times what the parts of a call cost more than the whole is to be hidden behind them."""
 AS_MUCH = 1.15
 """By how much the parts of a call may compute longer than the whole: rows fill matrix steps less well."""
 
