@@ -98,8 +98,8 @@ class Joints:
             return None
         joint = self._shape(nest, m, groups, constant is None)
         args = args[np.concatenate([g.cores.reshape(-1) for g in groups])]
-        blocks = f"{joint.rows}x{joint.vectors}x{joint.width} {joint.lanes} {joint.expand}"  # what else is the kernel's
-        return Together(f"{name} {blocks}", joint, groups, args, constant)
+        how = joint.rows, joint.vectors, joint.width, joint.lanes, joint.expand, joint.whole  # what tells kernels apart
+        return Together(f"{name} {how}", joint, groups, args, constant)
 
     def _unrolled(self, c: Call, m: Matrix, args: np.ndarray, cores: np.ndarray) -> tuple[Nest, np.ndarray] | None:
         """The nest without loops that move rows and columns alike, and arguments for each of their iterations. None
@@ -139,7 +139,8 @@ class Joints:
         unit = LANES * vectors
         most = -(-max(_limit(m, unit), nest.loops[nest.parallel - 1].extent) // unit) * unit if packs else 0
         expand = not dot and lanes >= EXPAND_LANES and expandable(nest, m)
-        return Joint(nest, m, high, vectors, width, most, expand, dot)
+        whole = all((g.lanes == nest.loops[nest.parallel - 1].extent).all() for g in groups)
+        return Joint(nest, m, high, vectors, width, most, expand, whole, dot)
 
     # ---- calls ------------------------------------------------------------------------------------------------------
 

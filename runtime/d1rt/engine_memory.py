@@ -166,7 +166,6 @@ class Memory:
         n = int(room.row.max(initial=-1)) + 1
         return np.ndarray((n, b.elements), d, self.view.data, room.base - self._base, (room.stride, d.itemsize))
 
-
     def flat(self, buffer: int) -> np.ndarray:
         """The memory from the first row of a buffer to the end, as its elements: rows lie whole elements apart."""
         d, room = dtype(self.program.buffers[buffer].dtype).numpy, self.rooms[buffer]

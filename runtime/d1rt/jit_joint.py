@@ -49,7 +49,7 @@ class Matrix:
 class Joint:
     """A nest to be run for many cores: blocks of `rows` x `vectors` panels. `width`: lanes of a panel that are used;
     `lanes`: 0, or how many columns a call has at most, which it then packs itself; `expand`: take the rows of a block
-    to f32 first; `dot`: use the host's bf16 dot product."""
+    to f32 first; `whole`: every core has all columns that the nest may have; `dot`: use the host's bf16 dot product."""
 
     nest: Nest
     matrix: Matrix
@@ -58,6 +58,7 @@ class Joint:
     width: int
     lanes: int
     expand: bool
+    whole: bool
     dot: bool
 
 
@@ -387,7 +388,7 @@ def _emit_epilogue(module: Module, j: Joint) -> str:
                 acc = fn.load(vec(w, element(acc_type(nest))), accs + (start + at) * 4)
                 frame.finish(lane, p, acc, n)
 
-            frame.lane_blocks(lane, pointers, 1, block, list(columns))
+            frame.lane_blocks(lane, pointers, 1, block, list(columns), all_of=j.whole)
             return [start + frame.trips[lane]]
 
         fn.loop(0, segments, 1, [fn.const("i64", 0)], segment)

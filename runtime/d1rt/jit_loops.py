@@ -90,11 +90,12 @@ class Frame:
 
     def lane_blocks(
         self, loop: int, pointers: Pointers, wide: int, body: Callable[[Pointers, int, Value | None, int, Value], None],
-        slots: Sequence[int] | None = None, origin: Value | int = 0, trip: Value | None = None,
+        slots: Sequence[int] | None = None, origin: Value | int = 0, trip: Value | None = None, all_of: bool = False,
     ) -> None:  # fmt: skip
         """Cover `trip` iterations of a parallel loop from `origin` by vectors:
         body(addresses, width, count of the valid lanes or None, vectors, first iteration counted from origin).
-        `wide`: how many vectors the large blocks have; `slots`: those that the body uses."""
+        `wide`: how many vectors the large blocks have; `slots`: those that the body uses; `all_of`: every call makes
+        all iterations of the loop."""
         fn, whole = self.fn, trip is None
         trip = trip or self.trips[loop]
         used = range(len(self.slots)) if slots is None else slots
@@ -119,7 +120,7 @@ class Frame:
 
             extent = self.nest.loops[loop].extent
             exact = [w for w in (8, 4, 2, 1) if extent & w]
-            if not whole or not 0 < len(exact) <= MOST_PIECES:
+            if not whole or not (all_of or 0 < len(exact) <= MOST_PIECES):
                 some()
                 return
 
@@ -129,6 +130,9 @@ class Frame:
                     cover(fn.const("i64", at), w, None, 1)
                     at += w
 
+            if all_of:
+                pieces()
+                return
             # most calls make all iterations: narrow vectors are faster than a wide one in part
             fn.if_(trip.compare("eq", extent), pieces, some)
         else:

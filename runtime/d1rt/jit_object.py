@@ -47,6 +47,7 @@ def _initialize() -> None:
     llvm.initialize_native_asmprinter()
 
 
+@cache
 def target_machine(target: Host, opt: int = 2) -> Any:
     """An LLVM target machine."""
     _initialize()
