@@ -321,7 +321,8 @@ def _isolated(
 
 
 def _origin_of(op: Op) -> str:
-    return _last_origin(op.regions[0], op.origin) if op.regions else op.origin
+    fused = op.regions and op.name != "graph.attention"  # whose region has what comes before its end
+    return _last_origin(op.regions[0], op.origin) if fused else op.origin
 
 
 def _accumulated(
@@ -338,7 +339,12 @@ def _accumulated(
     loaded = d1rt.load(program)
     results = loaded.run(inputs, engine=engine, keep=True)
     cut = {p.name: [dim for dim, _ in p.counts] for p in program.outputs if p.counts}
-    ends = {x.result.name: _last_origin(x.epilogue, _last_origin(x.term, x.origin)) for x in layers_of(module).layers}
+    ends = {
+        x.result.name: x.origin
+        if x.nest.kind == "attention"
+        else _last_origin(x.epilogue, _last_origin(x.term, x.origin))
+        for x in layers_of(module).layers
+    }
     last = {origin: name for name, origin in ends.items()}
     out: dict[str, tuple[str, Difference] | str] = {}
     for number, layer in enumerate(program.layers):

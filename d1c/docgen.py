@@ -32,6 +32,7 @@ KINDS = {
         "elementwise": "one vector body, numpy's broadcasting",
         "contract": "sums of products, a structured op with reduce dims",
         "reduce": "a reduction over whole dims or windows",
+        "attention": "two products with a softmax between them, one layer of several computes",
         "map": "a copy with another index map",
         "lookup": "reads at run-time indices",
         "scatter": "writes at run-time indices",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -17,11 +18,14 @@ from d1c.ir.core import Block, Function, Module, Op, Value
 from d1c.ir.structured import Entry, Structured
 from d1c.ir.types import TensorType
 from d1c.ops.graph import loop
+from d1c.ops.graph.attention import CHUNK, LEAST
+from d1c.ops.graph.contract import MatmulAttrs, pack
+from d1c.ops.graph.reduce import ReduceAttrs
 from d1c.ops.opdef import OpDef, opdef
 from d1c.target.counts import by_output, trim
 from d1c.target.dtypes import fill_value, from_numpy
 from d1c.target.nest_numpy import LANES
-from d1c.target.numerics import NumpyBuilder, fma_f32, round_to, tree, widen
+from d1c.target.numerics import NumpyBuilder, exp, fma_f32, round_to, tree, widen
 from d1c.target.vector import flush, round_f64
 
 Box = tuple[tuple[int, int], ...]
@@ -95,6 +99,8 @@ def eval_op(op: Op, arrays: Sequence[np.ndarray], constants: Mapping[str, np.nda
     assert isinstance(out, TensorType)
     if op.name == "graph.fused":
         return [round_to(_eval_fused(op, arrays), out.dtype)]
+    if op.name == "graph.attention":
+        return [round_to(_eval_attention(op, arrays), out.dtype)]
     row = opdef(op.name)
     if row.eval is not None:
         return [np.asarray(row.eval(op.attrs, (out,), *arrays))]
@@ -118,10 +124,61 @@ def _compute(row: OpDef, op: Op, arrays: Sequence[np.ndarray]) -> np.ndarray:
 def _eval_fused(op: Op, arrays: Sequence[np.ndarray]) -> np.ndarray:
     """The yielded value of the region: operands in storage, everything else in compute types, nothing rounded."""
     (block,) = op.regions
-    values = dict(zip(block.args, arrays, strict=True))
+    return _elementwise(block, dict(zip(block.args, arrays, strict=True)))
+
+
+def _elementwise(block: Block, values: dict[Value, np.ndarray]) -> np.ndarray:
+    """What a region yields, given its arguments in `values`."""
     for inner in block.ops[:-1]:
         values[inner.result] = _compute(opdef(inner.name), inner, [values[v] for v in inner.operands])
     return widen(values[block.ops[-1].operands[0]])
+
+
+def _eval_attention(op: Op, arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """N10: chunks of keys, each with its maximum m, sum l and product o, joined in N6's tree."""
+    (block,), attrs = op.regions, op.attrs
+    q, keys, values, *others = arrays
+    packed, count = MatmulAttrs(attrs.packed), keys.shape[-2]
+    pair = values.shape[-1] if attrs.packed else 1
+    chunks: dict[int, _Chunk] = {}
+    for i, lo in enumerate(range(0, count, CHUNK)):
+        hi = min(lo + CHUNK, count)
+        k = np.swapaxes(keys[..., lo:hi, :], -1, -2)
+        k = pack(k, pair == 2) if attrs.packed else k
+        v = np.take(values, np.arange(lo // pair, -(-hi // pair)), -3 if attrs.packed else -2)
+        env = {block.args[0]: _structured("graph.matmul", packed, q, k)}
+        for a, x in zip(block.args[1:], others, strict=True):
+            env[a] = x[..., lo:hi] if x.ndim and x.shape[-1] == count else x
+        s = _elementwise(block, env)
+        m = _structured("graph.reduce_max", ReduceAttrs((s.ndim - 1,), True), s)
+        p = exp(_B, _B.sub(s, _B.max(m, LEAST)))
+        total = _structured("graph.reduce_sum", ReduceAttrs((s.ndim - 1,), True), p)
+        o = _structured("graph.matmul", packed, round_to(p, from_numpy(values.dtype)), v, one_slice=True)
+        chunks[i] = m, total, o
+    _, total, o = tree(chunks, _joined)
+    return np.asarray(_B.div(o, total)).transpose(attrs.order)
+
+
+_Chunk = tuple[np.ndarray, np.ndarray, np.ndarray]
+
+
+def _joined(a: _Chunk, b: _Chunk) -> _Chunk:
+    """Two nodes (m, l, o) of attention's tree as one."""
+    m = _B.max(a[0], b[0])
+    s, t = (exp(_B, _B.sub(x[0], _B.max(m, LEAST))) for x in (a, b))
+    total, o = (_B.add(_B.mul(x, s), _B.mul(y, t)) for x, y in zip(a[1:], b[1:], strict=True))
+    return m, total, o
+
+
+def _structured(name: str, attrs: Any, *arrays: np.ndarray, one_slice: bool = False) -> np.ndarray:
+    """The f32 result of a contraction or reduction; `one_slice`: its reduction is not cut."""
+    row = opdef(name)
+    assert row.structure is not None
+    types = tuple(TensorType(x.shape, from_numpy(x.dtype)) for x in arrays)
+    (out,) = row.infer(types, attrs)
+    assert isinstance(out, TensorType)
+    st = row.structure(types, attrs, (out,))
+    return reduce_structured(replace(st, cut=None, slice=0) if one_slice else st, arrays).reshape(out.shape)
 
 
 # ---- iteration spaces -----------------------------------------------------------------------------------------------

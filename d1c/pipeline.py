@@ -58,6 +58,7 @@ PASSES: dict[str, Pass] = {
         Pass("fold-pads", "graph", "graph"),
         Pass("fold-batchnorm", "graph", "graph"),
         Pass("hoist-scales", "graph", "graph"),
+        Pass("fuse-attention", "graph", "graph"),
         Pass("fuse", "graph", "graph"),
         Pass("precision", "graph", "graph", ("policy",)),
         Pass("pack-operands", "graph", "graph"),
@@ -74,6 +75,7 @@ PIPELINE: tuple[str, ...] = (
     "fold-pads",
     "hoist-scales",  # before fold-batchnorm, which may find the scale a place in weights
     "fold-batchnorm",
+    "fuse-attention",  # before fuse, which would put parts of it into groups
     "fuse",
     "precision",  # after fuse: what a group stores is rounded, what stays inside is not
     "pack-operands",  # after precision: pairs are bf16's

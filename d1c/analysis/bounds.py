@@ -4,7 +4,8 @@
     sram     every constant of a product read once from SRAM
     noc      what a product must move between nodes however its work is shared out, over a node's four links
     hbm      the inputs, and what of the products' constants has no place in SRAM, once from the interface processors
-    depth    the longest chain of products that need each other, one launch each
+    depth    the longest chain of products that need each other, one launch each (an attention's two share theirs, and
+             count as two all the same)
 
 Work that a constant mask makes void counts in none of them: scores to which minus infinity is added, and their share of
 the product with the probabilities that are then zero (causal attention). Cycles; `cycles` is the largest and `binds`
@@ -107,11 +108,13 @@ def moved_bytes(p: Product, nodes: int) -> float:
     return max(0.0, touched - own) * p.width
 
 
-def product_of(layer: Layer, share: float = 1.0) -> Product | None:
-    """The layer as products of matrices, None for one of another kind."""
+def products_of(layer: Layer, share: float = 1.0) -> tuple[Product, ...]:
+    """The products of matrices of which a layer consists."""
     nest = layer.nest
+    if nest.kind == "attention":
+        return _attention(layer, share)
     if nest.kind not in ("mac", "fma"):
-        return None
+        return ()
     left, right = (_dims(m) for m in nest.maps[:2])
     sizes = {"batch": 1, "m": 1, "n": 1}
     for d, dim in enumerate(nest.dims[: nest.parallel]):
@@ -120,7 +123,23 @@ def product_of(layer: Layer, share: float = 1.0) -> Product | None:
     a = layer.operands[0]
     matrix = nest.kind == "mac" and a.dtype.bits == 16
     stored = math.prod(a.shape) / sizes["batch"]
-    return Product(sizes["batch"], sizes["m"], sizes["n"], k, share, matrix, reuse, stored, a.dtype.bytes)
+    return (Product(sizes["batch"], sizes["m"], sizes["n"], k, share, matrix, reuse, stored, a.dtype.bytes),)
+
+
+def _attention(layer: Layer, share: float) -> tuple[Product, ...]:
+    """Queries with keys, and what comes of that with values: which need not move, so that this one counts as if it
+    moved nothing."""
+    nest, q = layer.nest, layer.operands[0]
+    p = nest.parallel
+    batch = math.prod(nest.dims[d].extent for d in range(p - 1) if d in _dims(nest.maps[1]) | _dims(nest.maps[2]))
+    m = math.prod(d.extent for d in nest.dims[: p - 1]) // batch
+    keys = nest.slice
+    depth = math.prod(d.extent for d in nest.dims[p + 3 :]) - (nest.fills[0] is not None)
+    columns, matrix = nest.dims[p - 1].extent, q.dtype.bits == 16
+    return (
+        Product(batch, m, keys, depth, share, matrix, 1.0, m * depth, q.dtype.bytes),
+        Product(batch, m, columns, keys, share, matrix, 1.0, m * keys, 0),
+    )
 
 
 def _dims(index: Map) -> set[int]:
@@ -194,11 +213,10 @@ def _main(layers: Mapping[str, Layers], constants: Mapping[str, np.ndarray]) -> 
                     deepest.append(max(inner.values(), default=0))
                 continue
             result = _result(s, void, constants)
-            if result is not None:
+            if result is not None and s.nest.kind != "attention":
                 void[s.result.name] = result
-            p = product_of(s, _share(s, result, void))
-            if p is not None:
-                products.append((p, rounds))
+            if made := products_of(s, _share(s, result, void)):
+                products.extend((p, rounds) for p in made)
                 weights.extend(o for o in s.operands if o.constant)
             depth[s.result.name] = _chained(s, depth)
         return depth
@@ -210,9 +228,9 @@ def _main(layers: Mapping[str, Layers], constants: Mapping[str, np.ndarray]) -> 
 
 def _chained(layer: Layer, depth: Mapping[str, int]) -> int:
     """Products up to the layer's result. The epilogue's operands (a residual) are needed only behind its product."""
-    product = layer.nest.kind in ("mac", "fma")
+    product = len(products_of(layer))
     needs = [depth[o.name] + (i < layer.nest.n_term) * product for i, o in enumerate(layer.operands) if o.name in depth]
-    return max(*needs, int(product), 0)
+    return max(*needs, product, 0)
 
 
 def _rounds(loop: Again) -> int:
@@ -244,21 +262,26 @@ def _share(layer: Layer, result: _Void | None, void: Mapping[str, _Void]) -> flo
 
 def _whole(layer: Layer, number: int) -> bool:
     """Whether the layer reads the operand whole and, of its rows and columns, every element by itself."""
-    dims, read = layer.nest.dims, _dims(layer.nest.maps[number])
-    return math.prod(dims[d].extent for d in read) == math.prod(layer.operands[number].shape)
+    extents = [d.extent for d in layer.nest.dims]
+    if layer.nest.kind == "attention":
+        extents[layer.nest.parallel] = layer.nest.slice  # keys, without what fills up a pair
+    return math.prod(extents[d] for d in _dims(layer.nest.maps[number])) == math.prod(layer.operands[number].shape)
 
 
 def _result(layer: Layer, void: Mapping[str, _Void], constants: Mapping[str, np.ndarray]) -> _Void | None:
-    """Which part of the result is void for all that is known of its operands."""
+    """Which part of the result, or of an attention's scores, is void for all that is known of its operands."""
     nest = layer.nest
-    if nest.kind not in ("map", "mac"):
+    if nest.kind not in ("map", "mac", "attention"):
         return None
     if not layer.epilogue.ops:
         same = nest.kind == "map" and len(layer.operands) == 1 and _whole(layer, 0)
         return void.get(layer.operands[0].name) if same and layer.operands[0].shape == nest.out_shape else None
     others = layer.operands[nest.n_term :]
     skip = len(layer.epilogue.args) - len(others)
-    inner = {d for d in range(nest.parallel - 2, nest.parallel) if d >= 0 and nest.dims[d].extent > 1}
+    last = [d for d in range(nest.parallel - 2, nest.parallel) if d >= 0]
+    if nest.kind == "attention":
+        last = [*_dims(nest.maps[0][-2:-1]), nest.parallel]
+    inner = {d for d in last if nest.dims[d].extent > 1}
     env: dict[Value, _Void | None] = {}
     for i, o in enumerate(others if skip >= 0 else ()):
         at = i + nest.n_term

@@ -10,6 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
+from d1c.analysis.attention import Calls, calls
 from d1c.analysis.layers import Layer
 from d1c.analysis.plans import stages
 from d1c.analysis.price import Places, window_elements
@@ -61,9 +62,11 @@ class Like:
 
 
 @lru_cache(maxsize=512)
-def kernel_of(like: Like) -> tuple[Nest, list[int]]:
-    """The kernel of a layer that nothing cuts, and the iteration dim of each of its loops."""
+def kernel_of(like: Like) -> tuple[Nest | Calls, list[int]]:
+    """The kernel of a layer that nothing cuts (an attention: its calls), and the iteration dim of each of its loops."""
     layer, nest = like.layer, like.layer.nest
+    if nest.kind == "attention":
+        return calls(layer), []
     extents = tuple(d.extent for d in nest.dims)
     whole = Layout(tuple(Group() for _ in extents))
     reads = [
@@ -75,10 +78,12 @@ def kernel_of(like: Like) -> tuple[Nest, list[int]]:
     return made, [names[x.name] for x in made.loops]
 
 
-def cycles_of(kernel: Nest, dims: Sequence[int], trips: np.ndarray, where: Places) -> np.ndarray:
+def cycles_of(kernel: Nest | Calls, dims: Sequence[int], trips: np.ndarray, where: Places) -> np.ndarray:
     """[n] cycles of one call with trips [n, iteration dims], and its launch if the kernel is like a GEMM: work on
     vectors that waits for nobody goes on after what was before it."""
     m = where.machine
+    if isinstance(kernel, Calls):
+        return kernel.cycles(trips, m) + m.launch_cycles
     launch = m.launch_cycles if kernel.kind in ("mac", "fma") else 0
     return np.asarray(np.ceil(nest_pipes(kernel, trips[:, dims], m).binding) + m.call_cycles + launch)
 

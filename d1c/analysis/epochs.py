@@ -43,7 +43,8 @@ class Step:
     test          only the exchange in `fetch`: all cores learn whether the condition holds.
     begin, end    of a loop's body.
     `parts`: in how many parts, that are waited for one after another, each of `fetch` comes. `new` and `reads` are
-    buffers by number, `layer` is the number of the layer's record.
+    buffers by number, `layer` is the number of the layer's record. `again`: the result's buffer held something else of
+    this layer, which is dead.
     """
 
     op: Op
@@ -55,6 +56,7 @@ class Step:
     layer: int = 0
     epoch: int = 0
     parts: list[int] = field(default_factory=list)
+    again: bool = False
 
 
 def last_uses(steps: Sequence[Step], outputs: Iterable[int]) -> dict[int, int]:

@@ -16,6 +16,7 @@ from d1c.errors import TypeMismatch
 from d1c.ir.core import Block, Function, Module, Op, Value
 from d1c.ir.structured import Dim, Entry, Map, Outside, Structured
 from d1c.ir.types import TensorType
+from d1c.ops.graph.attention import AttentionAttrs, region_map
 from d1c.ops.graph.loop import LoopAttrs
 from d1c.ops.opdef import opdef
 from d1c.target.dtypes import DType
@@ -278,6 +279,9 @@ class _Builder:
         inner = list(body.ops[:-1]) if body else [op]
         anchor = next((o for o in inner if opdef(o.name).kind not in ("elementwise",)), None)
         result = _tensor(op.result)
+        if isinstance(op.attrs, AttentionAttrs):
+            self.attention(op, op.attrs)
+            return
         outer = dict(zip(body.args, op.operands, strict=True)) if body else {v: v for v in op.operands}
         value = body.ops[-1].operands[0] if body else op.result
         if anchor is None:
@@ -315,6 +319,21 @@ class _Builder:
         term = Block(tuple(args.values()), (*ops, Op("dist.yield", (env[anchor.operands[0]],))))
         nest = replace(nest, n_term=len(reads))
         self.finish(op, nest, reads, term, after, value, anchor.result, shape, reach, outer, result.dtype)
+
+    def attention(self, op: Op, attrs: AttentionAttrs) -> None:
+        """An attention; its region is the epilogue, over a product of queries and keys and the operands behind."""
+        (region,), structure = op.regions, opdef(op.name).structure
+        assert structure is not None
+        nest = structure(tuple(v.type for v in op.operands), attrs, (op.result.type,))
+        reads: list[Operand] = list(zip(op.operands, nest.maps, nest.fills, strict=False))
+        odd = nest.dims[nest.parallel].extent > nest.slice
+        args = {region.args[0]: Value(TensorType((), _tensor(region.args[0]).dtype), "acc")}
+        for a, v in zip(region.args[1:], op.operands[nest.n_term :], strict=True):
+            args[a] = Value(TensorType((), _tensor(a).dtype), a.name)
+            reads.append((v, region_map(_tensor(v).shape, nest, attrs.order), 0.0 if odd else None))
+        ops, env = _scalars(list(region.ops[:-1]), dict(args))
+        block = Block(tuple(args.values()), (*ops, Op("dist.yield", (env[region.ops[-1].operands[0]],))))
+        self.store(op, nest, reads, Block(), block if ops else Block(), _tensor(op.result))
 
     def map_layer(self, op: Op, anchor: Op, nest: Structured, outer: dict[Value, Value], result: TensorType) -> None:
         """pad, concat, pack, copy: a map with fills; its body, if any, joins the operands."""
@@ -450,15 +469,15 @@ def _allowed(nest: Structured, number: int, fill: float | None, made: Map, direc
             at = [i for i, x in enumerate(view.entries) if any(d == k for d, _ in x.terms)]
             if [view.entries[i] for i in at] != [alone] or _stored_extent(view, at[0]) != view.shape[k]:
                 return False
-    if nest.kind == "mac" and number == 0:
+    if (nest.kind, number) in (("mac", 0), ("attention", 0), ("attention", 1)):
         if not made:  # a stored scalar has no dim for the channels
             return False
         channel, pair = len(nest.dims) - 2, len(nest.dims) - 1
         width = nest.dims[pair].extent
         last = dict(made[-1].terms)
         others = any(d in (channel, pair) for x in made[:-1] for d, _ in x.terms)
-        return made[-1].span == 1 and not others and last.get(channel, width) == width and last.get(pair, 1) == 1
-    if nest.kind == "mac" and number == 1:
+        return not others and last.get(channel, width) == width and last.get(pair, 1) == 1
+    if (nest.kind, number) in (("mac", 1), ("attention", 2)):
         return view.base.shape == view.shape and _is_identity(view.entries, view.shape)
     return True
 

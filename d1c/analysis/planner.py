@@ -241,7 +241,7 @@ class _Graph:
 
     def launch(self, reader: _Variable) -> int:
         assert reader.layer is not None
-        return 0 if reader.layer.nest.kind in ("mac", "fma") else self.planner.where.machine.launch_cycles
+        return 0 if reader.layer.nest.kind in ("mac", "fma", "attention") else self.planner.where.machine.launch_cycles
 
     def table(self, j: int, read: _Read, sources: Sequence[int], picks: Sequence[int]) -> np.ndarray:
         """[sources, candidates] cycles of the movement to variable j."""

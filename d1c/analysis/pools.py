@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from d1c.analysis.attention import scratch_bytes
 from d1c.analysis.candidates import Candidate, Like, cycles_of, kernel_of, made, parallel_groups, signature, split
 from d1c.analysis.layers import Layer
 from d1c.analysis.plans import SHORT, assignments, combine_plan, dim_ranges, layout_from, stages, windows
@@ -115,7 +116,8 @@ def _ways(layer: Layer, ranges: tuple[tuple[int, int], ...], where: Places, loos
         np.where(way == i, np.array(mesh.sizes, np.int64), 1).prod(axis=1) for i in range(len(ranges))
     ], axis=1)  # fmt: skip
     size = np.array(sizes)
-    keep = np.all((parts <= size) | (parts == 1), axis=1) if not loose else np.all(parts <= 2 * size, axis=1)
+    idle = loose or nest.kind == "attention"  # heads are few, and a second one on a core costs as much as the first
+    keep = np.all((parts <= size) | (parts == 1), axis=1) if not idle else np.all(parts <= 2 * size, axis=1)
     way, parts = way[keep], parts[keep]
     found = [(way, parts)]
     for name in ("dr", "dc"):
@@ -135,7 +137,7 @@ def _ways(layer: Layer, ranges: tuple[tuple[int, int], ...], where: Places, loos
     way, parts = np.concatenate([w for w, _ in found]), np.concatenate([p for _, p in found])
     blocks = -(-size // parts)
     last = targets - 1
-    step = machine.mma_n if nest.kind == "mac" else machine.f32_lanes
+    step = machine.mma_n if nest.kind in ("mac", "attention") else machine.f32_lanes
     several = (parts[:, last] > 1) & (blocks[:, last] > step // 2)
     blocks[:, last] = np.where(several, -(-blocks[:, last] // step) * step, blocks[:, last])
     full = max(1, machine.packet_bytes // layer.result.dtype.bytes)
@@ -231,6 +233,8 @@ def _looked(layer: Layer, where: Places, room: float, most: int, loose: bool) ->
             continue
         figures = _Figures(cycles, [*sizes, count * layer.result.dtype.bytes])
         taken = count * np.where(divided, 8, layer.result.dtype.bytes) + sum(sizes)
+        if nest.kind == "attention":
+            taken += scratch_bytes(layer, trips)
         nothing = np.zeros(len(cycles))
         held = sum((x for x, o in zip(sizes, layer.operands, strict=True) if o.constant), nothing)
         moved = sum((x for x, o in zip(sizes, layer.operands, strict=True) if not o.constant), nothing)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 Outside = float | None
 
-KINDS = ("map", "mac", "fma", "sum", "max", "min", "or", "lookup", "scatter", "prod")
+KINDS = ("map", "mac", "fma", "sum", "max", "min", "or", "lookup", "scatter", "prod", "attention")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +45,12 @@ class Structured:
              the last parallel dim. sum, prod, max, min, or: reduce of the term. lookup: operand 0 is an index, operand
              1 a table with a dim for the one reduce dim. scatter: the result starts as operand 0; then, for every
              iteration of the one reduce dim, the term of the result's row that operand 1 names and operand 2 is stored
-             there (no term: operand 2 itself). Rows are dim 0.
+             there (no term: operand 2 itself). Rows are dim 0. attention: graph.attention; no nest of loops, but a
+             layer that d1c.analysis.attention makes computes of. Only plans see it.
     maps     one Map per operand. fills: the value of an operand outside its tensor, None where it never leaves it.
     cut      the reduce dim (number) that a plan may split, in canonical slices of `slice` iterations; None: never
              split. Slices are combined in the aligned binary tree of N6 also inside one core.
+             For an attention, which has no cut, `slice` is the number of its keys.
     lanes    the sum runs along its innermost reduce dim with 16 interleaved lanes (N7).
     n_term   how many leading operands the term reads inside the reduction; the others belong to the epilogue, and their
              maps name parallel dims only.
@@ -70,7 +72,10 @@ class Structured:
 
     @property
     def alone(self) -> tuple[int, ...]:
-        """Dims that no plan may flatten with their neighbours: run-time numbers address them."""
+        """Dims that no plan may flatten with their neighbours: run-time numbers address them, or they are those of
+        several computes."""
+        if self.kind == "attention":
+            return tuple(range(self.parallel))
         return (0,) if self.kind == "scatter" else ()
 
     @property

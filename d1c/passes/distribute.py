@@ -40,6 +40,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from d1c.analysis import attention
 from d1c.analysis.exchange import exchange_of, in_place
 from d1c.analysis.layers import Again, Layer, Layers, Stored, identity, layers_of
 from d1c.analysis.planner import Planner
@@ -214,6 +215,10 @@ class _Distributor:
         return name
 
     def place(self, layer: Layer, plan: Plan) -> None:
+        if layer.nest.kind == "attention":
+            for part in attention.parts(layer, self.name):
+                self.compute(part.layer, part.plan(plan.plan), part.layer.result, layer.result.name)
+            return
         if plan.combine is None:
             self.compute(layer, plan.plan, layer.result)
             return
@@ -222,7 +227,7 @@ class _Distributor:
         self.compute(nodes, plan.plan, nodes.result)
         self.compute(combine, plan.combine, layer.result)
 
-    def compute(self, layer: Layer, plan: Layout, result: Stored) -> Value:
+    def compute(self, layer: Layer, plan: Layout, result: Stored, of: str = "") -> Value:
         extents = tuple(d.extent for d in layer.nest.dims)
         plan.check(extents, self.mesh)
         operands = []
@@ -232,7 +237,7 @@ class _Distributor:
                 self.constant(o, need, fill, layer.origin) if o.constant else self.fetch(o, need, fill, layer.origin)
             )
         regions = [(n, b) for n, b in (("term", layer.term), ("epilogue", layer.epilogue)) if b.ops]
-        attrs = ComputeAttrs(layer.nest, plan, result.dtype.name, tuple(n for n, _ in regions))
+        attrs = ComputeAttrs(layer.nest, plan, result.dtype.name, tuple(n for n, _ in regions), of)
         value = Value(compute_type(attrs), result.name)
         self.ops.append(
             Op("dist.compute", tuple(operands), attrs, (value,), tuple(b for _, b in regions), layer.origin)

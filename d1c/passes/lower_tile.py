@@ -33,6 +33,7 @@ from d1c.analysis.epochs import Step
 from d1c.analysis.exchange import exchange_of
 from d1c.analysis.footprint import fullest
 from d1c.analysis.pack import live_bytes, pack
+from d1c.analysis.scratch import Scratch
 from d1c.analysis.shares import Shares, compute_call
 from d1c.emit.tile_program import Movement, TileProgram
 from d1c.errors import DoesNotFit, UsageError
@@ -87,6 +88,7 @@ class _Lowering:
         self.moves: list[Movement] = []
         self.exchanges: list[Exchange] = []
         self.layers: list[dict[str, Any]] = []
+        self.part = ""  # the layer to which the last compute belongs
         self.conditions: dict[Op, int] = {}
         self.streamed: dict[Op, tuple[str, CoreInt]] = {}
         self.parts: dict[Value, list[tuple[int, int, int]]] = {}
@@ -191,7 +193,8 @@ class _Lowering:
         """Add a function's steps, with buffers, constants and movements of everything on the way; its results."""
         fetch: list[Op] = []
         streams: list[Op] = []
-        for op in block.ops:
+        scratch = Scratch(block)
+        for i, op in enumerate(block.ops):
             if op.name == "dist.return":
                 return op.operands
             if op.name == "dist.const":
@@ -203,8 +206,10 @@ class _Lowering:
             elif op.name == "dist.loop":
                 self.loop(op)
             else:
-                self.add(op.result, "owned")
-                self.compute(op, "compute", fetch, streams)
+                used = scratch.take(op, self.buffers)
+                self.of[op.result] = self.add(op.result, "owned") if used is None else used
+                scratch.give(i, op, self.of)
+                self.compute(op, "compute", fetch, streams, used is not None)
                 fetch, streams = [], []
         raise AssertionError("a dist function ends in dist.return")
 
@@ -218,12 +223,17 @@ class _Lowering:
         self.moves.append(Movement(x.type.layout, x.type.shape, w.need))
 
     def compute(
-        self, op: Op, kind: Literal["compute", "start", "carry"], fetch: list[Op], streams: Sequence[Op] = ()
-    ) -> None:
-        self.layers.append(self.record(op))
+        self, op: Op, kind: Literal["compute", "start", "carry"], fetch: list[Op], streams: Sequence[Op] = (),
+        again: bool = False,
+    ) -> None:  # fmt: skip
+        record = self.record(op)
+        if op.attrs.of and op.attrs.of == self.part:
+            record["flops"] += self.layers.pop()["flops"]
+        self.layers.append(record)
+        self.part = op.attrs.of
         new = (self.of[op.result], *(self.of[f.result] for f in (*fetch, *streams)))
         reads = (*(self.of[v] for v in op.operands), *(self.of[f.operands[0]] for f in fetch))
-        self.steps.append(Step(op, kind, fetch, list(streams), new, reads, len(self.layers) - 1))
+        self.steps.append(Step(op, kind, fetch, list(streams), new, reads, len(self.layers) - 1, again=again))
 
     def loop(self, op: Op) -> None:
         """The steps of a loop. Its carried values, which are its results, have buffers of their own."""

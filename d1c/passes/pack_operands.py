@@ -63,7 +63,7 @@ from d1c.ir.core import Block, Module, Op, Value
 from d1c.ops.graph.contract import pack
 from d1c.ops.graph.views import reshape_groups
 from d1c.ops.opdef import opdef
-from d1c.passes.precision import anchor, retyped
+from d1c.passes.precision import ATTENTION, anchor, retyped
 from d1c.passes.rebuild import Rebuild, keeps_order, main_ops, shape, tensor
 from d1c.target.dtypes import BF16
 
@@ -173,7 +173,14 @@ class Packer:
                 operands[w] = self.second(first, operands[x], operands[w], op)
                 op = replace(op, regions=(packed(op.regions[0], first),))
             operands[x] = self.contiguous(operands[x], op)
+        elif op.name == ATTENTION and not op.attrs.packed:
+            operands[:2] = [self.contiguous(v, op) for v in operands[:2]]
+            operands[2] = self.second(op, operands[0], operands[2], op)
+            op = replace(op, attrs=replace(op.attrs, packed=True))
         operands = [self.readable(v, op) for v in operands]
+        if op.name == ATTENTION:
+            self.to.append(replace(op, operands=tuple(operands)))
+            return
         regions = tuple(retyped(r, operands) for r in op.regions)
         self.to.append(replace(op, operands=tuple(operands), regions=regions))
 

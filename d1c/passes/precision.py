@@ -49,7 +49,7 @@ Policy f32 stores floats as f32. Policy bf16, after `fuse`:
   of depthwise convolutions, which are few and which the vector unit reads;
 - a group's result is stored as bf16, but f32 where it is a result of the model (no second rounding), comes from a
   reduction (sums, maxima) that anything but contractions reads, or is a position of which others make indices (by
-  floor, or conversion to i32 or i64);
+  floor, or conversion to i32 or i64); an attention's likewise, and its queries, keys and values are bf16;
 - copies (pad, concat, pack, lookup, scatter) keep their operands' type, but a scatter that adds, multiplies or compares
   stores its steps as f32;
 - a contraction that would read f32 gets a group of one `graph.cast` in front, which is the rounding of an input;
@@ -66,6 +66,7 @@ from dataclasses import replace
 
 from d1c.errors import UsageError
 from d1c.ir.core import Block, Module, Op, Value
+from d1c.ops.graph.attention import OPERANDS, attention_type
 from d1c.ops.graph.structural import FusedAttrs, fused_type
 from d1c.ops.opdef import opdef
 from d1c.passes.rebuild import CONST, RETURN, Rebuild, main_ops, tensor
@@ -76,6 +77,7 @@ POLICIES = ("f32", "bf16")
 KEPT = (F32, BF16, F64)
 """Float types of the graph that stay as they are."""
 COPIES = ("map", "view")
+ATTENTION = "graph.attention"
 
 
 def anchor(op: Op) -> Op | None:
@@ -85,7 +87,9 @@ def anchor(op: Op) -> Op | None:
 
 
 def contracted(op: Op) -> list[int]:
-    """The operands of a fused group that its contraction reads."""
+    """The operands of a fused group that its contraction reads; of an attention, queries, keys and values."""
+    if op.name == ATTENTION:
+        return list(range(OPERANDS))
     a = anchor(op)
     if a is None or opdef(a.name).kind != "contract":
         return []
@@ -224,6 +228,19 @@ class Assign:
         self.to.append(replace(op, operands=tuple(operands), attrs=attrs, results=(made,), regions=(block,)))
         self.to.new[op.result] = made
 
+    def attention(self, op: Op) -> None:
+        """Queries, keys and values as a contraction's operands; scores and sums are f32 inside."""
+        operands = list(self.to.values(op.operands))
+        out = "f32"
+        if self.half:
+            operands[:OPERANDS] = [self.narrow(v, op) for v in operands[:OPERANDS]]
+            out = "f32" if self.demands.get(op.result, set()) & {"output", "place"} else "bf16"
+        block = retyped(op.regions[0], [op.regions[0].args[0], *operands[OPERANDS:]])
+        attrs = replace(op.attrs, out=out)
+        made = Value(attention_type(tuple(v.type for v in operands), attrs), op.result.name)
+        self.to.append(replace(op, operands=tuple(operands), attrs=attrs, results=(made,), regions=(block,)))
+        self.to.new[op.result] = made
+
     def copy(self, op: Op) -> None:
         """Copies keep the storage type; of operands with several types the one that their reader wants."""
         operands = list(self.to.values(op.operands))
@@ -280,6 +297,8 @@ class Assign:
                 self.returned(op)
             elif opdef(op.name).kind == "loop":
                 self.loop(op)
+            elif op.name == ATTENTION:
+                self.attention(op)
             elif op.regions:
                 self.fused(op)
             else:

@@ -176,7 +176,7 @@ class Threads:
                     self.post(self.compute, semaphore, s)
             self.meet.wait(self.at.done, self.posted[self.at.done], s)
         for k, call in enumerate(calls):
-            if s.kind == "carry":
+            if s.kind == "carry" or (s.again and k == 0):
                 self.compute.commands.append(Free((call.out,), s.layer, s.op.origin))
             self.compute.commands += arrive.pop(k, ())
             self.compute.commands.append(call)

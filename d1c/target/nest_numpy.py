@@ -276,7 +276,8 @@ def _never_tiny(call: _Call) -> bool:
     """Whether no sum of products of the two operands can be flushed: every product is a multiple of 2^-126."""
     least = 1.0
     for x in call.operands[:2]:
-        magnitude = np.abs(flush(widen(x)).astype(np.float64))
+        with np.errstate(invalid="ignore"):  # signalling NaNs in memory that the call may not read
+            magnitude = np.abs(flush(widen(x)).astype(np.float64))
         least *= float(np.min(magnitude, initial=1.0, where=magnitude > 0))
     return least >= TINY * 2.0**20  # bf16 and f16 have at most 10 bits behind the first
 

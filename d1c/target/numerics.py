@@ -19,7 +19,7 @@ from d1c.target.vector import (
     widen,
 )
 
-VERSION = 2
+VERSION = 3
 """Numerics version, stored in every program: changed whenever any result's bits may change."""
 
 __all__ = [

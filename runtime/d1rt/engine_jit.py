@@ -29,6 +29,7 @@ from d1rt.engine_checks import check_calls
 from d1rt.engine_joint import Joints
 from d1rt.engine_memory import Memory, Scatter
 from d1rt.engine_native import Job, Native
+from d1rt.engine_numpy import is_result
 from d1rt.engine_plan import Plan, Planner, Stretch, loops, work
 from d1rt.engine_schedule import Rounds, Schedule, Step
 from d1rt.engine_states import Bytes, Slots, movements
@@ -124,7 +125,7 @@ class Engine:
                     last = number
                 units.add(step)
                 c = step.command
-                if keep and isinstance(c, Call) and c.layer >= 0:
+                if keep and isinstance(c, Call) and is_result(self.program, c):
                     units.phase()
                     kept.append((c.layer, step.cores, units.copy_out(c.out, step.cores)))
                     units.phase()

@@ -379,7 +379,7 @@ class _Run:
         ]
         run_nest(nest, core.values(out)[c.out_base :], operands, tables, trips, [int(s) for s in scalars])
         core.mark(out, target, FULL)
-        if self.engine.keep and c.layer >= 0:
+        if self.engine.keep and is_result(self.program, c):
             self.kept.setdefault(c.layer, {})[core.number] = core.values(out).copy()
 
     # ---- deadlock ---------------------------------------------------------------------------------------------------
@@ -444,6 +444,13 @@ def reach(mesh: Mesh, core: int, to: tuple[To, ...]) -> list[int]:
             places = range(place, place + 1) if 0 <= place < size else range(0)
         cores = [c + (p - here) * stride for c in cores for p in places]
     return sorted(cores)
+
+
+def is_result(program: Program, c: Call) -> bool:
+    """Whether the call makes the result of its layer, not something on the way to it."""
+    if c.layer < 0:
+        return False
+    return bool(program.layers[c.layer].get("buffer", c.out) == c.out)
 
 
 def reading_loops(nest: Nest, k: int) -> int:

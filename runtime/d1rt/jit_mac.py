@@ -40,13 +40,15 @@ def blocking(wide: bool, dot: bool) -> Blocking:
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """How one nest maps on blocks: loop numbers by role and the row table's columns by slot."""
+    """How one nest maps on blocks: loop numbers by role and the row table's columns by slot. `words`: pairs of bf16 are
+    adjacent in both operands, `packed`: and so are the pairs of neighbouring columns."""
 
     outer: tuple[int, ...]
     rows: tuple[int, ...]
     columns: dict[int, int]
     pair: bool
     packed: bool
+    words: bool
 
     @property
     def entry(self) -> int:
@@ -75,11 +77,11 @@ def _shape(nest: Nest) -> _Shape:
         key = tuple((o.strides[i] * size, None) if o.tables[i] is None else (size, o.tables[i]) for i in rows)
         columns[s] = known.setdefault(key, len(known))
     pair = nest.loops[last].extent == 2
-    packed = (
-        pair and a.dtype == b.dtype == "bf16" and a.strides[last] == b.strides[last] == 1 and b.strides[lane] == 2
+    words = (
+        pair and a.dtype == b.dtype == "bf16" and a.strides[last] == b.strides[last] == 1
         and a.tables[last] is b.tables[last] is b.tables[lane] is None
     )  # fmt: skip
-    return _Shape(outer, rows, columns, pair, packed)
+    return _Shape(outer, rows, columns, pair, words and b.strides[lane] == 2, words)
 
 
 def scratch_layout(nest: Nest) -> tuple[int, int, int]:
@@ -231,9 +233,10 @@ def _multiply(
     """One step of the innermost reduce loop (but the pair): every row times v vectors, the odd one of a pair first."""
     fn, nest = frame.fn, frame.nest
     lane, last = nest.parallel - 1, len(nest.loops) - 1
-    if shape.packed:
+    if shape.words:
+        if dot or not shape.packed:
+            words = [_words(frame, shape, b, lane, j, n) for j in range(v)]
         if dot:
-            words = [load_raw(fn, 4, b + 64 * j, 4, LANES, n) for j in range(v)]
             brain = vec(2 * LANES, "bfloat")
             for i, p in enumerate(rows):
                 x = fn.splat(fn.load("i32", p), LANES).bitcast(brain)
@@ -246,7 +249,8 @@ def _multiply(
         # registers hold the accumulators and little more. Volatile and two types keep LLVM from sharing loads.
         lanes = width(acc[0].type)
         for odd in (1, 0):
-            words = [load_raw(fn, 4, b + 64 * j, 4, lanes, n, volatile=True) for j in range(v)]
+            if shape.packed:
+                words = [load_raw(fn, 4, b + 64 * j, 4, lanes, n, volatile=True) for j in range(v)]
             bs = [((w & -65536) if odd else (w << 16)).bitcast(acc[0].type) for w in words]
             for i, p in enumerate(rows):
                 w = fn.splat(fn.load("i32" if odd else "float", p), lanes).bitcast(vec(lanes, "i32"))
@@ -270,6 +274,22 @@ def _multiply(
                 old = acc[i * v + j]
                 acc[i * v + j] = fn.intrinsic("fma", x, bs[j], old) if element(x.type) == "float" else old + x * bs[j]
     return acc
+
+
+def _words(frame: Frame, shape: _Shape, b: Value, lane: int, j: int, n: Value | None) -> Value:
+    """Pairs of bf16 of 16 columns, vector number j."""
+    fn = frame.fn
+    if shape.packed:
+        return load_raw(fn, 4, b + 64 * j, 4, LANES, n)
+    stride = frame.stride(2, lane)
+    if n is None:
+        return load_raw(fn, 4, b + LANES * j * stride, stride, LANES, None)
+
+    def put(i: Value, v: Value) -> Sequence[Value]:
+        x = fn.load("i32", b + frame.offset(2, lane, i))
+        return [fn.op(v.type, f"insertelement {v}, {x}, {i}")]
+
+    return fn.loop(0, n, 1, [fn.zero(vec(LANES, "i32"))], put)[0]
 
 
 def _emit_epilogue(outer: Frame, shape: _Shape) -> str:

@@ -408,6 +408,23 @@ def test_mac_with_the_dot_product(folder: Path) -> None:
     run_all(folder, [random_mac(rnd) for _ in range(30)], pair=True, use_dot=True)
 
 
+def rows_by_rows(m: int, n: int, k: int, gap: int = 0) -> Nest:
+    """Products of the rows of both operands: as queries with keys."""
+    none = (None,) * 4
+    loops = (Loop("m", m), Loop("n", n), Loop("k", k // 2), Loop("e", 2))
+    a, b = Operand("bf16", (k + gap, 0, 2, 1), none), Operand("bf16", (0, k + 2 * gap, 2, 1), none)
+    return Nest("mac", loops, 2, (a, b), Operand("f32", (n, 1, 0, 0), none), 2, cut=2, slice=16)
+
+
+@pytest.mark.parametrize(("wide", "dot"), [(False, False), (True, False), (True, True)])
+def test_mac_of_rows_by_rows(folder: Path, wide: bool, dot: bool) -> None:
+    if dot and not dot_works():
+        pytest.skip("the host has no bf16 dot product")
+    shapes = [(1, 5, 64), (3, 16, 8), (7, 69, 64), (8, 128, 40), (17, 130, 6), (2, 33, 96)]
+    cases: list[tuple[Nest, list[np.ndarray]]] = [(rows_by_rows(*s, gap=i % 3), []) for i, s in enumerate(shapes)]
+    run_all(folder, cases, pair=True, use_dot=dot, wide=wide)
+
+
 def test_the_dot_products_own_test() -> None:
     """The test at start accepts the definition and refuses another order."""
     assert dot_agrees(dot_text("odd first"))

@@ -44,12 +44,14 @@ class ExchangeAttrs:
 @dataclass(frozen=True, slots=True)
 class ComputeAttrs:
     """`nest`: what is computed. `plan`: a layout over the iteration dims. `out`: the result's element type. `regions`:
-    which of "term" and "epilogue" the op has, in this order."""
+    which of "term" and "epilogue" the op has, in this order. `of`: the layer of which the compute is a part; the parts
+    of a layer follow each other, start as one, and use its memory again once nothing in it reads what is there."""
 
     nest: Structured
     plan: Layout
     out: str
     regions: tuple[str, ...] = ()
+    of: str = ""
 
 
 def compute_type(attrs: ComputeAttrs) -> TensorType:
