@@ -182,36 +182,26 @@ class Moves:
 
 def moves(sources: Sequence[Layout], need: Need, shape: tuple[int, ...], width: int, where: Places) -> Moves:
     """The estimate for all `sources` of a tensor of `shape` and `width` bytes an element."""
-    from d1c.analysis.price_loop import CORNERS, FIELDS, SPREAD, WINDOW, add_up, receive
+    from d1c.analysis.price_loop import estimates
 
-    out = np.zeros((len(sources), 6))
-    mesh, m, grid = where.mesh, where.machine, where.grid
+    mesh, m = where.mesh, where.machine
     form, groups = form_of(need)
     mine = {a for axes, _, _ in groups for a in axes}
-    fan_axes = tuple(a for a in mesh.names if a in need.plan_axes and a not in mine)
-    cut = cut_of(groups, fan_axes, mesh)
-    ints = np.empty((SPREAD + CORNERS, FIELDS + len(shape) + WINDOW * len(need.components)), np.int64)
-    weights = np.empty(SPREAD + CORNERS)
-    count, window, whole = receive(form, cut, grid, ints, weights, 1)
-    if not count:
-        out[:, 5] = 1
-        return Moves(*out.T)
-    columns = _column_shares(tuple((axes, -(-n // block)) for axes, block, n in groups), fan_axes, where)
-    elements, fan = max(float(weights[:count].sum()), 1e-9), mesh.parts(fan_axes)
-    copies = 1 if m.multicast == "tree" else fan
-    rate, edge_rate = m.packet_bytes / m.link_bytes_per_cycle, m.packet_bytes / m.die_edge_bytes_per_cycle
-    for i, s in enumerate(sources):
-        source, rows, owners = _source(s, shape, where)
-        accesses, row, column, edge, way, still = add_up(
-            form, cut, grid, ints, weights, count, whole, source, width, copies, rows, columns
-        )
-        if still and fan == 1 and stays(s, shape, need, mesh):
-            out[i, 5] = 1
-            continue
-        out[i] = (
-            max(accesses * copies / owners, accesses / elements * window), row * rate, column * rate,
-            edge * edge_rate, way + m.inject_cycles + m.eject_cycles, 0,
-        )  # fmt: skip
+    fan = tuple(a for a in mesh.names if a in need.plan_axes and a not in mine)
+    columns = _column_shares(tuple((axes, -(-n // block)) for axes, block, n in groups), fan, where)
+    known = [_source(s, shape, where) for s in sources]
+    parts = [x[0] for x in known]
+    ends = np.cumsum([[len(p.groups), len(p.axes), len(p.copies)] for p in parts], axis=0)
+    out = estimates(
+        form, cut_of(groups, fan, mesh), where.grid, np.concatenate([p.groups for p in parts]),
+        np.concatenate([p.axes for p in parts]), np.concatenate([p.copies for p in parts]), ends,
+        np.array([x[1] for x in known]), np.array([x[2] for x in known]), columns, width, m.multicast == "tree",
+    )  # fmt: skip
+    out[:, 1:3] *= m.packet_bytes / m.link_bytes_per_cycle
+    out[:, 3] *= m.packet_bytes / m.die_edge_bytes_per_cycle
+    out[:, 4] += m.inject_cycles + m.eject_cycles
+    for k in np.flatnonzero(out[:, 5]):
+        out[k, 5] = stays(sources[k], shape, need, mesh)
     return Moves(*out.T)
 
 

@@ -354,6 +354,38 @@ def add_up(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)  # type: ignore[misc, unused-ignore]
+def estimates(  # type: ignore[no-untyped-def]
+    form, cut, g, table, axes, copies, ends, rows, owners, columns, width, tree
+):
+    """[sources, 6] of one need: accesses of the busiest port, packets of the busiest row link, column link and die
+    edge, longest way, and 1 where nothing moves. Of source k `table`, `axes` and `copies` (see Source) are those up to
+    `ends[k]`; `rows` [sources, rows of dies], `columns` [columns of dies]: see add_up; `owners` [sources]: cores that
+    own anything; `tree`: whether messages branch."""
+    out = np.zeros((len(ends), 6))
+    ints = np.empty((SPREAD + CORNERS, FIELDS + len(form.dims) + WINDOW * len(form.components)), np.int64)
+    weights = np.empty(SPREAD + CORNERS)
+    samples, window, whole = receive(form, cut, g, ints, weights, 1)
+    if samples == 0:
+        out[:, 5] = 1
+        return out
+    elements, fan = max(weights[:samples].sum(), 1e-9), np.int64(1)
+    for a in cut.fan:
+        fan *= g.size[a]
+    many = np.int64(1) if tree else fan
+    t0, a0, c0 = 0, 0, 0
+    for k in range(len(ends)):
+        t1, a1, c1 = ends[k]
+        source = Source(table[t0:t1], axes[a0:a1], copies[c0:c1])
+        accesses, row, column, edge, way, still = add_up(
+            form, cut, g, ints, weights, samples, whole, source, width, many, rows[k], columns
+        )
+        out[k, 0] = max(accesses * many / owners[k], accesses / elements * window)
+        out[k, 1], out[k, 2], out[k, 3], out[k, 4], out[k, 5] = row, column, edge, way, still and fan == 1
+        t0, a0, c0 = t1, a1, c1
+    return out
+
+
+@njit(cache=True)  # type: ignore[misc, unused-ignore]
 def _busiest(load, share, sites):  # type: ignore[no-untyped-def]
     """Of changes of the load along lines [2, lines, positions]: the busiest link and the busiest die edge."""
     link, edge = 0.0, 0.0
