@@ -200,7 +200,7 @@ def moves(sources: Sequence[Layout], need: Need, shape: tuple[int, ...], width: 
     out[:, 1:3] *= m.packet_bytes / m.link_bytes_per_cycle
     out[:, 3] *= m.packet_bytes / m.die_edge_bytes_per_cycle
     out[:, 4] += m.inject_cycles + m.eject_cycles
-    for k in np.flatnonzero(out[:, 5]):
+    for k in np.flatnonzero(out[:, 5]).tolist():
         out[k, 5] = stays(sources[k], shape, need, mesh)
     return Moves(*out.T)
 
