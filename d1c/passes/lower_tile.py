@@ -63,7 +63,8 @@ FLOPS = {"mac": 2, "fma": 2, "map": 0, "lookup": 0, "or": 0, "scatter": 0}
 
 def run(module: Module, machine: Machine, chunks: int | None = None) -> TileProgram:
     """The program of a dist module. `chunks`: in so many parts all layers are computed and moved that can be (default:
-    in two those where it pays). DoesNotFit where a core cannot hold it, or has too few threads."""
+    in two those where it pays, in one all where cores cannot hold it otherwise: tables, lists and semaphores are more).
+    DoesNotFit where a core cannot hold it, or has too few threads."""
     if machine.threads < 3:
         raise DoesNotFit(
             f"programs need 3 threads on a core, and machine {machine.name} has {machine.threads}",
@@ -71,7 +72,13 @@ def run(module: Module, machine: Machine, chunks: int | None = None) -> TileProg
             amounts={"threads": machine.threads},
             remedy="give the machine threads = 3 or more",
         )
-    return _Lowering(module, machine, chunks).run()
+    lowering = _Lowering(module, machine, chunks)
+    try:
+        return lowering.run()
+    except DoesNotFit:
+        if chunks is not None or all(x.cut is None for x in lowering.exchanges):
+            raise
+    return _Lowering(module, machine, 1).run()
 
 
 class _Lowering:

@@ -14,7 +14,7 @@ import pytest
 import d1c
 from d1c.emit.modules import from_modules, to_modules
 from d1c.emit.tile_program import TileProgram
-from d1c.errors import LoadError, Trap
+from d1c.errors import DoesNotFit, LoadError, Trap
 from d1c.frontend.importer import import_onnx
 from d1c.interp import evaluate
 from d1c.ir.text import parse
@@ -46,6 +46,10 @@ def commands(program: Program, kind: type[C]) -> list[C]:
     return [c for t in program.roles[0].threads for c in every(t) if isinstance(c, kind)]
 
 
+def in_parts(program: Program) -> bool:
+    return any(c.out_base for c in commands(program, Call))
+
+
 def same(got: dict[str, np.ndarray], want: dict[str, np.ndarray]) -> None:
     assert got.keys() == want.keys()
     for name, values in want.items():
@@ -59,7 +63,7 @@ def test_random_plans_in_parts_have_the_same_bits(
     module, inputs = graph_of(*case[:2])
     want, program = evaluate(module, inputs), lowered(*case).program
     check(program)
-    assert any(c.out_base for c in commands(program, Call))
+    assert in_parts(program)
     assert any(program.exchanges[c.exchange].cut for c in commands(program, Push))
     for seed in (None, 1, 2):
         same(engine_numpy.Engine(program, shuffle=seed).run(inputs).outputs, want)
@@ -180,3 +184,22 @@ def test_movements_hide_where_that_pays() -> None:
     dist = distribute.run(module, target, seed=3)
     cycles = {n: Simulator(lower_tile.run(dist, target, n).program).cycles() for n in (1, 2, None)}
     assert cycles[2] < cycles[1] and cycles[None] <= cycles[2]
+
+
+def test_layers_stay_whole_where_parts_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts take tables, lists and semaphores: where there is no room for them they are given up."""
+    monkeypatch.setattr(lower_tile, "pays", lambda *_: True)
+    module, inputs = graph_of("residual", "bf16")
+    dist = distribute.run(module, TEST, seed=0)
+    peak = lower_tile.run(dist, TEST, 1).program.info["sram_peak_bytes"]
+    for saved in range(0, peak, 512):
+        tight = replace(TEST, sram_bytes=peak - saved, code_reserve_bytes=0)
+        whole = lower_tile.run(dist, tight, 1).program
+        try:
+            assert in_parts(lower_tile.run(dist, tight, 2).program)
+        except DoesNotFit:
+            break
+        assert in_parts(lower_tile.run(dist, tight).program)
+    program = lower_tile.run(dist, tight).program
+    assert program.roles == whole.roles and not in_parts(program)
+    same(engine_numpy.Engine(program).run(inputs).outputs, evaluate(module, inputs))
