@@ -83,7 +83,10 @@ def program_text(program: Program, role: str | None = None) -> str:
 
 def _movement(x: Exchange) -> str:
     m = x.messages()
-    return f"{len(m.classes):,} windows of up to {x.window_elements:,} elements, in {len(m.src):,} messages"
+    windows = f"{len(m.classes):,} windows of up to {x.window_elements:,} elements"
+    if x.cut is not None:
+        windows = f"rows from {x.cut.window[0]:,} on, made of rows from {x.cut.owned[0]:,} on, of {windows}"
+    return f"{windows}, in {len(m.src):,} messages"
 
 
 def core_text(program: Program, core: int, role: str | None = None) -> Iterator[str]:
@@ -136,7 +139,8 @@ def _command(program: Program, c: Command, core: int) -> str:
             operands = (f"{name(b)}+{own(o)}" for b, o in zip(c.operands, c.bases, strict=True))
             loops = " ".join(f"{loop.name}={t}" for loop, t in zip(nest.loops, trips, strict=True))
             rest = [*(f"table {name(t)}" for t in c.tables), *(f"scalar {own(s)}" for s in c.scalars)]
-            return f"call {kernel} {name(c.out)} <- {', '.join([*operands, *rest])}; trips {loops}"
+            out = name(c.out) + (f"+{c.out_base}" if c.out_base else "")
+            return f"call {kernel} {out} <- {', '.join([*operands, *rest])}; trips {loops}"
         case Push():
             m = program.exchanges[c.exchange].messages()
             mine = np.flatnonzero(m.src == core)

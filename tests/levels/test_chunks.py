@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import d1c
+from d1c.cli.dis import core_text
 from d1c.emit.modules import from_modules, to_modules
 from d1c.emit.tile_program import TileProgram
 from d1c.errors import DoesNotFit, LoadError, Trap
@@ -133,6 +134,14 @@ def test_parts_survive_text_and_file(tmp_path: Path) -> None:
         )
     save(tile.program, tmp_path / "parts.d1x")
     assert load(tmp_path / "parts.d1x").roles == tile.program.roles
+
+
+def test_a_listing_names_parts() -> None:
+    program = lowered(*CASES[0]).program
+    text = "\n".join(core_text(program, 0))
+    later = next(c for c in commands(program, Call) if c.out_base)
+    out = program.buffers[later.out]
+    assert f"{out.name}@0x{out.address:06x}+{later.out_base} <-" in text
 
 
 def test_the_parts_of_a_movement_are_the_movement() -> None:
