@@ -20,8 +20,8 @@ from d1rt.event_program import Prepared
 from d1rt.linkload import Fabric, Flows, Load, load
 
 Backlog = list[tuple[np.ndarray, np.ndarray, np.ndarray]]
-"""Per movement [cores]: from when to when it arrives, and for how many cycles."""
-BACKLOG = 8
+"""Per movement [cores]: from when to when it is on the ways to each core, and for how many cycles."""
+BACKLOG = 256
 FAR = 2.0**62
 """When nothing comes."""
 SIGNS = ((1, 1), (1, -1), (-1, 1), (-1, -1))
@@ -71,24 +71,24 @@ class _Movement:
         moved = load(
             Flows(self.src, self.of, self.packets, self.accesses, 0 * self.packets, self.to, self.kind), fabric
         )
-        links = _links(moved, fabric)[fabric.row[self.to], fabric.col[self.to]]
+        links = _links(moved, fabric)[fabric.row, fabric.col]
         self.received, self.links = np.zeros((2, self.cores))
-        self.received[self.to], self.links[self.to] = moved.received[self.to], links
+        self.received[self.to], self.links = moved.received[self.to], links
 
     def there(self, begin: np.ndarray, backlog: Backlog) -> np.ndarray:
         """[receivers, as `to`] when each has all, if the trains begin to leave at the cycles `begin`. `backlog`: what
         movements before it keep the receivers busy with; this one is added."""
         last = np.full(len(self.to), -np.inf)
-        first, any_first = np.full(len(self.to), -np.inf), np.full(len(self.to), -np.inf)
+        first, any_first = np.full(len(self.to), -np.inf), np.full(self.cores, -np.inf)
         for v in self.signed:
             far = np.maximum.reduceat(begin + self.lasts - v[self.src], self.starts)[self.kind] + v[self.to]
             near = np.minimum.reduceat(begin - v[self.src], self.starts)[self.kind] + v[self.to]
             last, first = np.maximum(last, far), np.maximum(first, near)
-            any_first = np.maximum(any_first, (begin - v[self.src]).min() + v[self.to])
-        earliest, carried = np.full((2, self.cores), FAR)
+            any_first = np.maximum(any_first, (begin - v[self.src]).min() + v)
+        earliest = np.full(self.cores, FAR)
         np.minimum.at(earliest, self.to, first)
-        carried[self.to] = any_first
-        ended = np.maximum(earliest + self.received, carried + self.links)
+        earliest = np.where(earliest < FAR, earliest, any_first)  # others' links carry it past here
+        ended = np.maximum(earliest + self.received, any_first + self.links)
         busy = ended - earliest
         for began, until, other in backlog:
             rest = np.minimum(until - earliest, other)
