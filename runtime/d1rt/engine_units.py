@@ -36,6 +36,7 @@ class Units:
         self.kernels, self.native, self.threads, self.rng = kernels, native, threads, rng
         self.held: list[np.ndarray] = []
         self._boxes: dict[Movement, Boxes] = {}
+        self._pads: dict[tuple[Movement, int], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         self._done: list[np.ndarray] = []  # units of finished phases
         self._starts: list[np.ndarray] = []
         self._count = 0
@@ -212,16 +213,10 @@ class Units:
     def pads(self, step: Step, c: Fill, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Runs of a window that its movement does not deliver: (row, first byte, bytes)."""
         move, room, b = self.moves[c.exchange], self.memory.rooms[c.buffer], self.program.buffers[c.buffer]
-        pad = np.ones((len(move.size), b.elements + 1), bool)
-        x = boxes(move.messages, None)
-        o, i = ragged(x.repeat)
-        start = x.toff[o] + i * x.tstep[o]
-        q, j = ragged(x.inner[o])
-        pad[move.messages.cls[x.owner[o[q]]], start[q] + j] = False
-        pad[:, -1] = False
-        edge = np.diff(pad.astype(np.int8), axis=1, prepend=0)
-        cls, lo = np.nonzero(edge == 1)
-        hi = np.nonzero(edge == -1)[1]
+        key = move, b.elements  # a network repeats its blocks: equal movements are one
+        if key not in self._pads:
+            self._pads[key] = gaps(move, b.elements)
+        cls, lo, hi = self._pads[key]
         row, first = np.unique(room.row[step.cores], return_index=True)
         of = move.class_of[step.cores[first]]
         size = np.bincount(cls, minlength=len(move.size))
@@ -241,3 +236,18 @@ class Units:
         )
         self.copies(made, room.base, out.ctypes.data)
         return out
+
+
+def gaps(move: Movement, elements: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Runs of a window of so many elements that a movement does not deliver: (class, first element, behind the last
+    one)."""
+    pad = np.ones((len(move.size), elements + 1), bool)
+    x = boxes(move.messages, None)
+    o, i = ragged(x.repeat)
+    start = x.toff[o] + i * x.tstep[o]
+    q, j = ragged(x.inner[o])
+    pad[move.messages.cls[x.owner[o[q]]], start[q] + j] = False
+    pad[:, -1] = False
+    edge = np.diff(pad.astype(np.int8), axis=1, prepend=0)
+    cls, lo = np.nonzero(edge == 1)
+    return cls, lo, np.nonzero(edge == -1)[1]
