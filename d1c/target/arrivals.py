@@ -97,26 +97,34 @@ def _shared(program: Program, targets: dict[int, int]) -> Iterator[Fault]:
     for k, r in enumerate(program.roles):
         found = list(order.events(r, [*program.roles[:k], *program.roles[k + 1 :]]))
         groups = [found] if barriers else [[e for e in found if e.thread == t] for t in range(len(r.threads))]
-        uses = [_uses(group, targets) for group in groups]
+        together = _together(found, targets)
+        uses = [_uses(group, targets, together) for group in groups]
         for x in uses:
             yield from _spans(program, r, x)
         yield from _fetches(program, r, _fetched(found), uses)
 
 
-def _uses(events: list[order.Event], targets: dict[int, int]) -> dict[int, list[_Use]]:
+def _together(events: list[order.Event], targets: dict[int, int]) -> dict[int, frozenset[int]]:
+    """Per exchange the buffers for which its Arrives stand together with others on the same semaphore, if they always
+    do so."""
+    out: dict[int, frozenset[int]] = {}
+    for arrives, run in groupby(events, lambda e: (e.thread, isinstance(e.command, Arrive))):
+        stand = [e.command for e in run if isinstance(e.command, Arrive)] if arrives[1] else []
+        for c in stand:
+            same = frozenset(targets[x.exchange] for x in stand if x.semaphore == c.semaphore)
+            out[c.exchange] = same if out.get(c.exchange, same) == same else frozenset((targets[c.exchange],))
+    return out
+
+
+def _uses(
+    events: list[order.Event], targets: dict[int, int], together: dict[int, frozenset[int]]
+) -> dict[int, list[_Use]]:
     """Per semaphore its uses by messages of cores. A use lasts from a push to the Arrive that waits for it where the
     role has both, equally often; otherwise every command is a use. Buffers whose Arrives stand together count as one:
     behind them all messages have come, whatever each of them has waited for."""
     sent: dict[int, list[order.Event]] = defaultdict(list)
     come: dict[int, list[order.Event]] = defaultdict(list)
     uses: dict[int, list[_Use]] = defaultdict(list)
-    together: dict[int, frozenset[int]] = {}  # by the Arrive's event
-    for arrives, run in groupby(events, lambda e: (e.thread, isinstance(e.command, Arrive))):
-        if arrives[1]:
-            stand = [(e, e.command) for e in run if isinstance(e.command, Arrive)]
-            for e, c in stand:
-                same = (x.exchange for _, x in stand if x.semaphore == c.semaphore)
-                together[id(e)] = frozenset(targets[x] for x in same)
     for e in events:
         match e.command:
             case Push():
@@ -129,7 +137,7 @@ def _uses(events: list[order.Event], targets: dict[int, int]) -> dict[int, list[
         pairs = list(zip(sent[x], come[x], strict=False)) if len(sent[x]) == len(come[x]) else []
         for first, last in pairs or ((e, e) for e in (*sent[x], *come[x])):
             assert isinstance(last.command, Push | Arrive)
-            buffers = together.get(id(last), frozenset((targets[x],)))
+            buffers = together.get(x, frozenset((targets[x],)))
             uses[last.command.semaphore].append((first.after, last.before, buffers, last))
     return uses
 

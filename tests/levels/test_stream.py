@@ -15,13 +15,16 @@ import d1rt
 from d1c.analysis.layers import layers_of
 from d1c.analysis.segments import segmented
 from d1c.errors import DoesNotFit
+from d1c.interp import evaluate_all
 from d1c.interp_dist import evaluate_dist
 from d1c.ir.text import parse
 from d1c.passes import distribute, lower_tile
 from d1c.target import program_io
 from d1c.target.machine import machine
 from d1c.target.program import Fetch, Program, every
+from d1c.target.program_check import check
 from d1rt.events import Simulator, simulate
+from tests.levels.nets import NETS, graph_of
 
 TEST = replace(machine("test"), sram_bytes=32_768)
 """Its 16 cores hold 393,216 bytes beside their code."""
@@ -188,6 +191,33 @@ def test_in_a_loop() -> None:
     weights = {"w0": normal(2, 320, 320), "w1": normal(3, 320, 320), "n": np.array(3), "yes": np.array(True)}
     net = model([helper.make_node("Loop", ["n", "yes", "x"], ["y"], body=body)], x, weights, (8, 320))
     same_bits(net, x)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_random_plan_with_everything_streamed(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every constant is streamed, to cores that any plan chooses, larger ones in segments, in many epochs (semaphores
+    are few) and in few."""
+    module, inputs = graph_of(name, "bf16")
+    block = module.function().block
+    want = dict(zip(module.attrs["outputs"], block.ops[-1].operands, strict=True))
+    values = evaluate_all(module, inputs)
+    target, seed = machine("test"), 4
+    whole = distribute.run(module, target, seed=seed, resident=0.0, stream=True)
+    monkeypatch.setattr(distribute, "SEGMENT", 0.0007)
+    dist = distribute.run(module, target, seed=seed, resident=0.0, stream=True)
+    count, more = (sum(op.name == "dist.compute" for op in x.function().block.ops) for x in (whole, dist))
+    assert more > count or name in ("odd", "transformer")  # their constants are small
+    epochs = []
+    for semaphores in (16, 64):
+        program = lower_tile.run(dist, replace(target, sram_bytes=1 << 20, semaphores=semaphores)).program
+        epochs.append(program.info["epochs"])
+        assert not [p for p in program.placements if program.buffers[p.buffer].kind == "constant"]
+        check(program)
+        with d1rt.load(program) as loaded:
+            got = loaded.run(inputs, shuffle=seed)
+        for output, value in want.items():
+            assert got[output].tobytes() == values[value].tobytes(), output
+    assert epochs[0] > 3 > epochs[1]
 
 
 def test_refused_without_a_thread_for_it() -> None:
