@@ -56,7 +56,7 @@ from d1c.ops.dist.compute import ComputeAttrs, DistConstAttrs, ExchangeAttrs, co
 from d1c.target.machine import Machine
 from d1c.target.mesh import Layout, Mesh
 
-RESIDENT_SHARES = (0.45, 0.3, 0.15, 0.0)
+RESIDENT_SHARES = (0.75, 0.5, 0.25, 0.0)
 """Shares of a core's SRAM that constants may take for good, tried in this order until the program fits; the rest is for
 activations and for constants that are gathered for each use."""
 
