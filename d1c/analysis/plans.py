@@ -36,9 +36,9 @@ class Plan:
 
 
 @cache
-def assignments(axes: tuple[tuple[str, int], ...], targets: int) -> np.ndarray:
-    """[ways, factors] every way to give the factors to `targets` dims or to nothing (number `targets`); equal
-    neighbours of one axis are interchangeable."""
+def assignments(axes: tuple[tuple[str, int], ...], targets: int) -> tuple[np.ndarray, np.ndarray]:
+    """[ways, factors] every way to give the factors to `targets` dims or to nothing (number `targets`), equal
+    neighbours of one axis being interchangeable; [ways, targets] in how many parts each cuts them."""
     runs: list[list[int]] = []
     for i, (name, size) in enumerate(axes):
         last = axes[runs[-1][0]] if runs else ("", 0)
@@ -48,7 +48,9 @@ def assignments(axes: tuple[tuple[str, int], ...], targets: int) -> np.ndarray:
             runs.append([i])
     per = [list(itertools.combinations_with_replacement(range(targets + 1), len(r))) for r in runs]
     ways = [tuple(itertools.chain(*w)) for w in itertools.product(*per)]
-    return np.array(ways, np.int8).reshape(len(ways), len(axes))
+    table = np.array(ways, np.int8).reshape(len(ways), len(axes))
+    sizes = np.array([n for _, n in axes], np.int64)
+    return table, np.stack([np.where(table == i, sizes, 1).prod(axis=1) for i in range(targets)], axis=1)
 
 
 def dim_ranges(nest: Structured, layer: Layer, flat: bool, most: int = 2) -> list[tuple[int, int]] | None:

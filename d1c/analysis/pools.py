@@ -33,6 +33,8 @@ LIKE = 6
 """How many are looked at of those that cut all dims in equally many parts."""
 LOOKED = 6
 """How many times as many of each family are looked at with the movements that plans alike would cause."""
+FEW = 16
+"""They are found among so many times as many of the cheapest."""
 BYTES = (0.0, 0.1)
 """Cycles that a byte of constants counts when plans are looked at: where SRAM is plenty, and where it is scarce."""
 DEAR = 2.0
@@ -111,10 +113,7 @@ def _ways(layer: Layer, ranges: tuple[tuple[int, int], ...], where: Places, loos
         assert nest.cut is not None
         ranges = (*ranges, (nest.cut, nest.cut + 1))
         sizes.append(-(-extents[nest.cut] // nest.slice))
-    way = assignments(mesh.axes, len(ranges))
-    parts = np.stack([
-        np.where(way == i, np.array(mesh.sizes, np.int64), 1).prod(axis=1) for i in range(len(ranges))
-    ], axis=1)  # fmt: skip
+    way, parts = assignments(mesh.axes, len(ranges))
     size = np.array(sizes)
     idle = loose or nest.kind == "attention"  # heads are few, and a second one on a core costs as much as the first
     keep = np.all((parts <= size) | (parts == 1), axis=1) if not idle else np.all(parts <= 2 * size, axis=1)
@@ -267,12 +266,17 @@ def _worth(
 ) -> np.ndarray:
     """Of the ways `fits` some `count` that are cheap, at one of BYTES or another; of equal `keys` LIKE each."""
     slack = 2 * (where.across + 2 * where.machine.launch_cycles)
+    bytes_ = BYTES if held.any() else BYTES[:1]
     out = []
-    for byte in BYTES if held.any() else BYTES[:1]:
+    for byte in bytes_:
         cost = price[fits] + held[fits] * byte
-        near = fits[cost <= DEAR * cost.min() + slack]
-        near = near[np.argsort(price[near] + held[near] * byte, kind="stable")]
-        out.append(near[_firsts(keys[near], LIKE)][: count // len(BYTES)])
+        close = cost <= DEAR * cost.min() + slack
+        near, cost = fits[close], cost[close]
+        if len(near) > FEW * count:
+            cheap = np.sort(np.argpartition(cost, FEW * count)[: FEW * count])
+            near, cost = near[cheap], cost[cheap]
+        near = near[np.argsort(cost, kind="stable")]
+        out.append(near[_firsts(keys[near], LIKE)][: count // len(bytes_)])
     return np.unique(np.concatenate(out))
 
 
