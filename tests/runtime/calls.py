@@ -50,7 +50,8 @@ def distinct_calls(program: Program) -> Iterator[Case]:
 
 
 def span(o: Operand, loops: int, case: Case) -> tuple[int, int]:
-    """Least and greatest element, from the operand's base, that it addresses over the first `loops` loops."""
+    """Least and greatest element, from the operand's base, that it addresses over the first `loops` loops; the base lies
+    between them or is one of them."""
     lo = hi = 0
     for stride, table, n in zip(o.strides[:loops], o.tables[:loops], case.trips, strict=False):
         if table is not None:
@@ -58,7 +59,7 @@ def span(o: Operand, loops: int, case: Case) -> tuple[int, int]:
             lo, hi = lo + int(entries.min()), hi + int(entries.max())
         else:
             lo, hi = lo + min(0, stride * (n - 1)), hi + max(0, stride * (n - 1))
-    return lo, hi
+    return min(lo, 0), max(hi, 0)  # tables of a later part begin behind the base
 
 
 def different_bytes(kernels: Kernels, case: Case, rng: np.random.Generator) -> int:
