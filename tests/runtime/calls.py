@@ -50,8 +50,8 @@ def distinct_calls(program: Program) -> Iterator[Case]:
 
 
 def span(o: Operand, loops: int, case: Case) -> tuple[int, int]:
-    """Least and greatest element, from the operand's base, that it addresses over the first `loops` loops; the base lies
-    between them or is one of them."""
+    """Least and greatest element, from the operand's base, that it addresses over the first `loops` loops; the base is
+    one of them or lies between them."""
     lo = hi = 0
     for stride, table, n in zip(o.strides[:loops], o.tables[:loops], case.trips, strict=False):
         if table is not None:
