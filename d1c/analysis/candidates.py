@@ -24,6 +24,10 @@ from d1c.target.isa import nest_pipes
 from d1c.target.kernel import Nest
 from d1c.target.mesh import Group, Layout, LayoutError, Mesh
 
+IDLE, BRIEF = 2.0, 5
+"""Most work should be on most cores, as far as that costs little time: cycles beyond BRIEF launches count this much
+more on the share of cores that idle."""
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -122,6 +126,18 @@ def split(layer: Layer, plan: Layout, combine: Layout, cycles: float, where: Pla
     result = _result(second.nest, combine, layer.result.dtype.name).layout
     assert result is not None
     return made(layer, plan, combine, tuple(needs), result, cycles, [*sizes, results])
+
+
+def idle_price(cycles: np.ndarray | float, used: np.ndarray | int, where: Places) -> np.ndarray:
+    """What a plan that takes so many cycles on so many cores counts more for the others."""
+    m = where.machine
+    return np.asarray(IDLE * np.maximum(cycles - BRIEF * m.launch_cycles, 0) * (1 - used / m.cores))
+
+
+def used_cores(layer: Layer, plan: Layout) -> int:
+    """How many cores compute under a plan."""
+    spans = plan.spans(tuple(d.extent for d in layer.nest.dims))
+    return math.prod(-(-n // g.block) for _, _, g, n in spans if g.axes)
 
 
 def made(

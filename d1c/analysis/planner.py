@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from d1c.analysis.candidates import Candidate, Like, priced, signature
+from d1c.analysis.candidates import Candidate, Like, idle_price, priced, signature, used_cores
 from d1c.analysis.choose import cheapest
 from d1c.analysis.layers import Layer, Stored
 from d1c.analysis.plans import inherited, shard, spread
@@ -200,6 +200,8 @@ class _Graph:
         if math.isnan(v.own[i]):
             c = v.pool[i]
             own = c.cycles + c.bytes * self.planner.byte_cycles
+            if v.layer is not None:
+                own += float(idle_price(c.cycles, used_cores(v.layer, c.plan), self.planner.where))
             if v.layer is not None:
                 own += sum(self.move(read.layout, v, read, i) for read in v.reads if read.layout is not None)
                 for o, need, size in zip(v.layer.operands, c.needs, c.constants, strict=True):

@@ -16,7 +16,17 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from d1c.analysis.attention import scratch_bytes
-from d1c.analysis.candidates import Candidate, Like, cycles_of, kernel_of, made, parallel_groups, signature, split
+from d1c.analysis.candidates import (
+    Candidate,
+    Like,
+    cycles_of,
+    idle_price,
+    kernel_of,
+    made,
+    parallel_groups,
+    signature,
+    split,
+)  # fmt: skip
 from d1c.analysis.layers import Layer
 from d1c.analysis.plans import SHORT, assignments, combine_plan, dim_ranges, layout_from, stages, windows
 from d1c.analysis.price import Places, form_of
@@ -238,13 +248,14 @@ def _looked(layer: Layer, where: Places, room: float, most: int, loose: bool) ->
         held = sum((x for x, o in zip(sizes, layer.operands, strict=True) if o.constant), nothing)
         moved = sum((x for x, o in zip(sizes, layer.operands, strict=True) if not o.constant), nothing)
         # A part of what a core reads is where it is; how much, depends on the neighbours.
-        price = cycles + moved / m.link_bytes_per_cycle
+        idle = idle_price(cycles, w.used.prod(axis=1), where)
+        price = cycles + idle + moved / m.link_bytes_per_cycle
         price += np.where(divided, count * 4 / m.link_bytes_per_cycle + 2 * m.launch_cycles, 0)
         fits = np.flatnonzero(taken <= room)
         if not len(fits):
             continue
         fits = _worth(price, held, fits, np.concatenate([w.way[:, dies], w.used], axis=1), LOOKED * kept, where)
-        price = cycles[fits] + _settled(layer, w, fits, where)
+        price = cycles[fits] + idle[fits] + _settled(layer, w, fits, where)
         parts = []
         for k, i in enumerate(fits.tolist()):
             by, used = w.way[i, dies].tolist(), w.used[i].tolist()
