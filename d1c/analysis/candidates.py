@@ -131,7 +131,8 @@ def split(layer: Layer, plan: Layout, combine: Layout, cycles: float, where: Pla
 def idle_price(cycles: np.ndarray | float, used: np.ndarray | int, where: Places) -> np.ndarray:
     """What a plan that takes so many cycles on so many cores counts more for the others."""
     m = where.machine
-    return np.asarray(IDLE * np.maximum(cycles - BRIEF * m.launch_cycles, 0) * (1 - used / m.cores))
+    long = np.where(np.isfinite(cycles), np.maximum(cycles - BRIEF * m.launch_cycles, 0), 0)  # not finite: ruled out
+    return np.asarray(IDLE * long * (1 - used / m.cores))
 
 
 def used_cores(layer: Layer, plan: Layout) -> int:
