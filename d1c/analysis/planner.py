@@ -4,7 +4,8 @@ Variables are layers (and inputs whose place is free), their values are candidat
 takes, and two layers of which one reads the other cost the movement between them. `choose` finds the least sum. It
 starts with the most different candidates of every layer and takes in those others that would pay beside the plans just
 chosen, until none does. Constants stay where they are used while they fit; if they do not, a price on their bytes,
-found by bisection, decides which plans replicate them less and which constants are gathered for every use.
+found by bisection, decides which plans replicate them less and which constants are gathered for every use; where equal
+layers would all change their plans at one price, only some of them do.
 """
 
 from __future__ import annotations
@@ -91,14 +92,14 @@ class Planner:
         """`lies`: layouts of tensors that are there. `free`: inputs whose layouts are to be chosen. `budget`: bytes of
         constants that may stay. Raises DoesNotFit where a layer has no plan."""
         graph = _Graph(self, layers, lies, free)
-        price, chosen = graph.affordable(budget)
-        if price:
-            graph.spare(price)
-            price, chosen = graph.affordable(budget)
+        prices, chosen = graph.affordable(budget)
+        if prices.any():
+            graph.spare(prices)
+            prices, chosen = graph.affordable(budget)
         for _ in range(ROUNDS):
-            if not any([graph.widen(j, chosen[0], price) for j in range(len(graph.variables))]):
+            if not any([graph.widen(j, chosen[0], price) for j, price in enumerate(prices.tolist())]):
                 break
-            price, found = graph.affordable(budget)
+            prices, found = graph.affordable(budget)
             better = found[1] < chosen[1] - 1
             if found[1] <= chosen[1]:
                 chosen = found
@@ -176,16 +177,16 @@ class _Graph:
         for s in free:
             self.place(at[s.name])
 
-    def spare(self, price: float) -> None:
-        """Take in the candidates that are good at this price of a byte of constants."""
+    def spare(self, prices: np.ndarray) -> None:
+        """Take in the candidates that are good at these prices of a byte of constants."""
         for v in self.variables:
             if v.layer is not None and any(o.constant for o in v.layer.operands):
-                pool = self.planner.pool(v.layer, price)
-                for i in _varied(pool, self.planner.where.first):
-                    self.add(v, pool[i])
-                for c in pool:
-                    if not any(c.plan == x.plan and c.combine == x.combine for x in v.pool):
-                        self.take(v, c)
+                for price in np.unique(prices).tolist():
+                    pool = self.planner.pool(v.layer, price)
+                    for i in _varied(pool, self.planner.where.first):
+                        self.add(v, pool[i])
+                    for c in pool:
+                        self.number(v, c)
 
     def take(self, v: _Variable, c: Candidate) -> int:
         """Put a candidate in the pool; its number."""
@@ -202,7 +203,6 @@ class _Graph:
             own = c.cycles + c.bytes * self.planner.byte_cycles
             if v.layer is not None:
                 own += float(idle_price(c.cycles, used_cores(v.layer, c.plan), self.planner.where))
-            if v.layer is not None:
                 own += sum(self.move(read.layout, v, read, i) for read in v.reads if read.layout is not None)
                 for o, need, size in zip(v.layer.operands, c.needs, c.constants, strict=True):
                     if size > SMALL:
@@ -225,12 +225,15 @@ class _Graph:
                     if lying.bytes <= self.planner.room / 4:  # its readers' windows must fit beside it
                         self.add(v, lying)
 
-    def add(self, v: _Variable, c: Candidate) -> None:
-        """Put a candidate in the choice, unless it is there."""
+    def number(self, v: _Variable, c: Candidate) -> int:
+        """The number of a candidate, which is put in the pool unless it is there."""
         same = (i for i, x in enumerate(v.pool) if x.plan == c.plan and x.combine == c.combine)
         i = next(same, -1)
-        if i < 0:
-            i = self.take(v, c)
+        return self.take(v, c) if i < 0 else i
+
+    def add(self, v: _Variable, c: Candidate) -> None:
+        """Put a candidate in the choice, unless it is there."""
+        i = self.number(v, c)
         if i not in v.use:
             v.use.append(i)
 
@@ -269,13 +272,15 @@ class _Graph:
             own = [c + sum(min(n * price, g) for n, g in v.held[i]) for c, i in zip(own, picks, strict=True)]
         return np.array(own)
 
-    def kept(self, picks: Sequence[int], price: float) -> float:
-        """Bytes of the constants that stay at this price."""
-        chosen = (v.held[i] for v, i in zip(self.variables, picks, strict=True))
-        return float(sum(n for held in chosen for n, g in held if n * price <= g))
+    def kept(self, picks: Sequence[int], prices: np.ndarray) -> np.ndarray:
+        """[variables] bytes of the constants that stay at these prices."""
+        chosen = zip((v.held[i] for v, i in zip(self.variables, picks, strict=True)), prices.tolist(), strict=True)
+        return np.array([sum(n for n, g in held if n * price <= g) for held, price in chosen], np.float64)
 
-    def affordable(self, budget: float) -> tuple[float, tuple[list[int], float, bool]]:
-        """The least price of a byte at which what stays fits, and the choice at that price."""
+    def affordable(self, budget: float) -> tuple[np.ndarray, tuple[list[int], float, bool]]:
+        """[variables] the least price of a byte at which what stays fits, and the choice at that price. Equal layers
+        change their plans at one price, and what stays can drop to little: then as many of the first layers as there is
+        room for pay the highest price at which all would not fit."""
         tables: dict[tuple[int, int], np.ndarray] = {}
         for j, v in enumerate(self.variables):
             for read in v.reads:
@@ -283,27 +288,44 @@ class _Graph:
                     table = self.table(j, read, self.variables[read.source].use, v.use)
                     key = (read.source, j)
                     tables[key] = tables[key] + table if key in tables else table
+        count = len(self.variables)
 
-        def choose(price: float) -> tuple[list[int], float, bool]:
-            found = cheapest([self.costs(v, v.use, price) for v in self.variables], tables)
+        def choose(prices: np.ndarray) -> tuple[bool, tuple[list[int], float, bool]]:
+            """Whether what stays fits, and the choice; its cost without the price of what stays."""
+            priced = zip(self.variables, prices.tolist(), strict=True)
+            found = cheapest([self.costs(v, v.use, price) for v, price in priced], tables)
             picks = [v.use[p] for v, p in zip(self.variables, found.picks, strict=True)]
-            return picks, found.cost, found.exact
+            kept = self.kept(picks, prices)
+            return kept.sum() <= budget, (picks, found.cost - float(prices @ kept), found.exact)
 
-        chosen = choose(0.0)
-        if self.kept(chosen[0], 0.0) <= budget:
-            return 0.0, chosen
+        prices = np.zeros(count)
+        fits, chosen = choose(prices)
+        if fits:
+            return prices, chosen
         # At the highest price nothing stays but what it would take longest of all to gather.
         held = [x for v in self.variables for i in v.use for x in v.held[i]]
         low, high = CHEAP, max([g / n for n, g in held], default=1.0) + 2 * CHEAP
-        price, chosen = high, choose(high)
+        prices[:] = high
+        _, chosen = choose(prices)
         for _ in range(STEPS):
             middle = math.sqrt(low * high)
-            found = choose(middle)
-            if self.kept(found[0], middle) <= budget:
-                high, price, chosen = middle, middle, found
+            fits, found = choose(np.full(count, middle))
+            if fits:
+                high, chosen = middle, found
             else:
                 low = middle
-        return price, (chosen[0], chosen[1] - price * self.kept(chosen[0], price), chosen[2])
+        prices[:], fit, over = high, 0, count
+        while over - fit > 1:
+            middle = (fit + over) // 2
+            mixed = np.where(np.arange(count) < middle, low, high)
+            fits, found = choose(mixed)
+            if fits:
+                fit = middle
+                if found[1] < chosen[1]:
+                    prices, chosen = mixed, found
+            else:
+                over = middle
+        return prices, chosen
 
     def widen(self, j: int, picks: Sequence[int], price: float) -> bool:
         """Take in the candidates of a variable that would cost no more than its choice, its neighbours staying as they

@@ -1,0 +1,52 @@
+"""The choice of plans where constants are short of SRAM."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from d1c.analysis.layers import layers_of
+from d1c.analysis.planner import Chosen, Planner
+from d1c.analysis.price import places
+from d1c.ir.text import parse
+from d1c.target.machine import machine
+
+DEPTH, M, K = 6, 512, 256
+CHAIN = (
+    'd1c.module graph {outputs = ["y"]} {\n'
+    f"  func @main(%h0: tensor<{M}x{K}xf32>) {{\n"
+    + "".join(
+        f'    %w{i} = graph.const {{name = "w{i}"}} : tensor<{K}x{K}x1xf32>\n'
+        f"    %{'y' if i == DEPTH - 1 else f'h{i + 1}'} = graph.matmul(%h{i}, %w{i}) : tensor<{M}x{K}xf32>\n"
+        for i in range(DEPTH)
+    )
+    + "    graph.return(%y)\n  }\n}\n"
+)
+"""Matmuls of one shape, one behind the other."""
+
+
+def _chosen(budget: float) -> tuple[Chosen, list[int]]:
+    """The choice, and bytes of the constants of every layer that stay on the fullest core."""
+    layers = layers_of(parse(CHAIN), "main")
+    target = machine("d1-die")
+    where = places(target)
+    chosen = Planner(where, 0.55 * target.data_bytes).plan(layers.layers, {}, layers.inputs, budget)
+    mesh, stay = where.mesh, []
+    for layer, c in zip(layers.layers, chosen.plans, strict=True):
+        stay.append(0)
+        for o, need in zip(layer.operands, c.needs, strict=True):
+            if o.constant and (o.name, need) not in chosen.gathered:
+                stay[-1] += 4 * int(np.prod(need.local_shape(mesh)))
+    return chosen, stay
+
+
+def test_equal_layers_share_sram_unequally() -> None:
+    """A price of a byte changes the plans of all equal layers at once; what there is room for is used nevertheless."""
+    most = sum(_chosen(1e9)[1])
+    cycles = []
+    for share in (1.0, 0.85, 0.7, 0.55, 0.4):
+        chosen, stay = _chosen(share * most)
+        assert (share - 1 / DEPTH) * most < sum(stay) <= share * most
+        cycles.append(chosen.cycles)
+    assert all(a < b for a, b in itertools.pairwise(cycles))
