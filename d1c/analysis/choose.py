@@ -9,6 +9,7 @@ is held at its best known candidate for this round, and the rounds take turns: t
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -81,9 +82,15 @@ def _eliminate(
     for (i, j), e in sorted(edges.items()):
         add((i, j), np.asarray(e, np.float64))
     trace: list[tuple[int, tuple[int, ...], np.ndarray]] = []
+    keys = [_key(v, near, domain) for v in range(len(costs))]
+    heap = sorted(keys)  # with some that are out of date
     left = set(range(len(costs)))
     while left:
-        v = min(left, key=lambda v: (_fill(v, near), _size(v, near, domain), v))
+        key = heapq.heappop(heap)
+        v = key[-1]
+        if v not in left or key != keys[v]:
+            continue
+        changed = set(near[v])
         while _size(v, near, domain) > most:
             wide = sorted((w for w in near[v] if domain[w] > 1), key=lambda w: (-domain[w], w))
             if not wide:
@@ -96,6 +103,7 @@ def _eliminate(
                 for u in scope:
                     tables[u][number] = (scope, cut)
             domain[w] = 1
+            changed |= near[w]
         scope = (v, *sorted(near[v]))
         joint = np.zeros([domain[w] for w in scope])
         for inner, table in tables[v].values():
@@ -109,10 +117,18 @@ def _eliminate(
         if len(scope) > 1:
             add(scope[1:], joint.min(axis=0))
         left.remove(v)
+        for w in (changed | set().union(*(near[w] for w in scope[1:]))) & left:
+            keys[w] = _key(w, near, domain)
+            heapq.heappush(heap, keys[w])
     picks = [0] * len(costs)
     for v, others, joint in reversed(trace):
         picks[v] = int(np.argmin(joint[(slice(None), *(picks[w] for w in others))]))
     return not held, tuple(held.get(v, p) for v, p in enumerate(picks))
+
+
+def _key(v: int, near: Sequence[set[int]], domain: Sequence[int]) -> tuple[int, int, int]:
+    """The variable of the least is eliminated next."""
+    return _fill(v, near), _size(v, near, domain), v
 
 
 def _size(v: int, near: Sequence[set[int]], domain: Sequence[int]) -> int:

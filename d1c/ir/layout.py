@@ -16,10 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from d1c.ir.structured import Entry, Map
+from d1c.target.keys import hashed_once
 from d1c.target.mesh import Group, Layout, LayoutError, Mesh, axes_text, parse_axes
 
 
-@dataclass(frozen=True, slots=True)
+@hashed_once
+@dataclass(frozen=True)
 class Part:
     """A plan group's share of a component: iteration extents, the coefficients of its dims in the component's (padded)
     linear space, its factors and block."""
@@ -38,7 +40,8 @@ class Part:
         return out
 
 
-@dataclass(frozen=True, slots=True)
+@hashed_once
+@dataclass(frozen=True)
 class Component:
     """One linear interval per position, over `span` adjacent operand dims of extents `shape`.
 
@@ -104,7 +107,8 @@ class Component:
         return cls(shape, pads, tuple(parts), int(m[3]), int(m[4]))
 
 
-@dataclass(frozen=True, slots=True)
+@hashed_once
+@dataclass(frozen=True)
 class Need:
     """What every core of a plan holds of one operand: components cover its dims in order. `held`: the plan's."""
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from d1c.target.keys import hashed_once
+
 Outside = float | None
 
 KINDS = ("map", "mac", "fma", "sum", "max", "min", "or", "lookup", "scatter", "prod", "attention")
@@ -36,7 +38,8 @@ class Entry:
 Map = tuple[Entry, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@hashed_once
+@dataclass(frozen=True)
 class Structured:
     """out[parallel dims] = epilogue(combine over reduce dims of term(operands)).
 

@@ -15,6 +15,8 @@ from typing import Any
 
 import numpy as np
 
+from d1c.target.keys import hashed_once
+
 
 class LayoutError(ValueError):
     """A layout or plan that the rules do not allow; says which rule."""
@@ -84,7 +86,8 @@ class Group:
     block: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@hashed_once
+@dataclass(frozen=True)
 class Layout:
     """Groups covering the dims in order; `held`: factors along which only coordinate 0 holds (computes) anything.
     Factors that are named nowhere are replicated: all their coordinates hold equal bits."""
