@@ -1,27 +1,30 @@
 """An attention layer as the computes of one core: what its structured op, of kind attention, stands for.
 
-Every core has some rows of some heads and goes through all of their keys, a chunk at a time (N10): the scores of a
-chunk, their maximum, exp of what they are below it, the sum of that, its rounding, its product with the values; then
+Every core has some rows of some heads and goes through keys, some chunks of them at a time (N10): the chunks' scores,
+their maxima, exp of what scores are below these, the sums of that, its rounding, its products with the values; then
 chunks are joined in N6's tree. Scores and all the rest lie in the core's own memory, cut as the plan cuts the layer, so
 that only queries, keys, values and the region's operands move.
+
+Where the plan cuts the keys too, a core makes the node of its own 2^j chunks, and a second stage, cut as the plan's
+combining stage, joins the nodes of all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
+from d1c.analysis.attention_code import again, below, clipped, joined, largest, product, quotient, scale
 from d1c.analysis.layers import Layer, Stored
+from d1c.analysis.plans import Plan
 from d1c.analysis.shares import Read, call_of
-from d1c.ir.core import Block, Op, Value
+from d1c.ir.core import Block
 from d1c.ir.layout import need_of
 from d1c.ir.structured import Dim, Entry, Map, Outside, Structured
-from d1c.ir.types import TensorType
-from d1c.ops.graph.attention import CHUNK, LEAST
-from d1c.ops.opdef import opdef
+from d1c.ops.graph.attention import CHUNK, keys_of
 from d1c.target.dtypes import F32, DType
 from d1c.target.isa import nest_cycles
 from d1c.target.kernel import Nest
@@ -30,263 +33,393 @@ from d1c.target.mesh import Group, Layout, Mesh
 from d1c.target.nest_numpy import LANES
 from d1c.target.numerics import slices
 
-_Read = tuple[Stored, Map, Outside]
-"""What a compute reads, through which map, and what it sees outside."""
+NONE = Block()
+SLOT = -1
+"""Instead of a layer's dim: the node of a core that has some of the keys."""
+AT_ONCE = 1 << 16
+"""Bytes that the scores of the chunks may take that a core goes through in one call of every kernel."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What of a plan the computes depend on: how many chunks a core has at most, whether in a stage of its own, and how
+    many it goes through at once."""
+
+    chunks: int
+    cut: bool
+    at_once: int
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One compute. `dims`: per iteration dim that of the whole layer, None where it has its whole extent."""
+    """One compute. `dims`: per iteration dim that of the whole layer, SLOT, or None where it has its whole extent.
+    `joins`: it is of the second stage."""
 
     layer: Layer
     dims: tuple[int | None, ...]
+    joins: bool
 
-    def plan(self, whole: Layout) -> Layout:
+    def plan(self, whole: Plan) -> Layout:
         """Its plan where the layer's is `whole`, which flattens nothing. Cores that have other columns of the values
         get what does not depend on columns from the first."""
-        groups = tuple(whole.groups[d] if d is not None else Group() for d in self.dims)
+        of = whole.combine if self.joins else whole.plan
+        assert of is not None
+        groups = tuple(_group(of, d, self.layer.nest, i) for i, d in enumerate(self.dims))
         named = {a for g in groups for a in g.axes}
-        return Layout(groups, (*whole.held, *(a for g in whole.groups for a in g.axes if a not in named)))
+        return Layout(groups, (*of.held, *(a for g in of.groups for a in g.axes if a not in named)))
+
+
+def _group(plan: Layout, d: int | None, nest: Structured, i: int) -> Group:
+    if d is None:
+        return Group()
+    if d != SLOT:
+        return plan.groups[d]
+    cut = next(k for k in range(len(plan.groups) - 1, -1, -1) if plan.groups[k].axes)  # reduce dims come last
+    return Group(1, plan.groups[cut].axes, 1)
+
+
+def shape_of(layer: Layer, plan: Layout) -> Shape:
+    """The shape of the computes under a plan."""
+    local, p, cut = plan.local_shape(tuple(d.extent for d in layer.nest.dims)), layer.nest.parallel, layer.nest.cut
+    rows = int(np.prod(local[: p - 1]))
+    return _shape(layer, rows, local[p], cut is not None and bool(plan.groups[cut].axes))
+
+
+def _shape(layer: Layer, rows: int, chunks: int, cut: bool) -> Shape:
+    whole = max(1, keys_of(layer.nest) // CHUNK)
+    most = min(whole if not cut else chunks, max(1, AT_ONCE // (_chunk_bytes(layer) * max(rows, 1))))
+    return Shape(chunks, cut, 1 << most.bit_length() - 1)
+
+
+def _chunk_bytes(layer: Layer) -> int:
+    """Of one row: scores and weights, these also rounded."""
+    return min(CHUNK, keys_of(layer.nest)) * (8 + layer.operands[2].dtype.bytes)
+
+
+def parts(layer: Layer, shape: Shape, name: Callable[[str], str] = str) -> list[Part]:
+    """The computes of an attention in order; the last one's result is the layer's. `name` makes names of tensors
+    unique."""
+    return _Parts(layer, shape, name).run()
+
+
+_Index = Mapping[str, int]
+"""What an operand's dim is read at: coefficients of iteration dims by name, the offset by ""."""
+_Read = tuple[Stored, Sequence[_Index], Outside]
+"""What a compute reads, where, and what it sees outside."""
+_Dims = Sequence[tuple[Dim, int | None]]
+"""Iteration dims, each with the layer's dim that it is."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Node:
-    """A node of the tree: maximum and sum per row, product with the values."""
+class _Nodes:
+    """Nodes of the tree side by side: maximum and sum per row, product with the values. They are numbers `first` and on
+    along the dim behind `before` and in front of `behind`."""
 
     m: Stored
     total: Stored
     o: Stored
+    before: tuple[_Index, ...] = ()
+    behind: tuple[_Index, ...] = ()
+    first: int = 0
 
-
-def parts(layer: Layer, name: Callable[[str], str] = str) -> list[Part]:
-    """The computes of an attention in order; the last one's result is the layer's. `name` makes names of tensors
-    unique."""
-    return _Parts(layer, name).run()
+    def at(self, where: _Index, offset: int = 0) -> tuple[_Index, ...]:
+        return (*self.before, {**where, "": self.first + offset}, *self.behind)
 
 
 class _Parts:
-    """Makes the computes. Iteration dims of every one: rows (batch dims and rows of the layer, in its order), then what
-    it goes through besides."""
+    """Makes the computes. Iteration dims of every one: the slot where keys are cut, which of some nodes, rows (batch
+    dims and rows of the layer), then what it goes through besides. Where there is one number per row, the longest dim
+    of rows comes last, for vectors lie along the last dim."""
 
-    def __init__(self, layer: Layer, name: Callable[[str], str]) -> None:
-        self.layer, self.nest, self.name = layer, layer.nest, name
+    def __init__(self, layer: Layer, shape: Shape, name: Callable[[str], str]) -> None:
+        self.layer, self.nest, self.shape, self.name = layer, layer.nest, shape, name
         self.made: list[Part] = []
-        p = self.nest.parallel
-        self.rows = p - 1
-        self.n, self.j, self.f, self.k, self.e = range(p, p + 5)
-        self.columns = self.nest.dims[p - 1]
-        self.pair = self.nest.dims[self.f].extent
-        self.own = tuple(Entry(((i, 1),)) for i in range(self.rows))
-        self.along = (*self.own, Entry(((self.rows, 1),)))
+        self.joins = False
+        dims, p = layer.nest.dims, layer.nest.parallel
+        self.chunk, self.key, self.pair, self.width, *self.depth = ((dims[d], d) for d in range(p, len(dims)))
+        self.rows: _Dims = [(dims[d], d) for d in range(p - 1)]
+        longest = max(self.rows, key=lambda x: x[0].extent)
+        self.across: _Dims = [*(x for x in self.rows if x is not longest), longest]
+        self.column: _Dims = [(dims[p - 1], p - 1)]
+        self.slots = -(-dims[p].extent // shape.chunks) if shape.cut else 1
+        self.front: _Dims = [(Dim("slot", self.slots), SLOT)] if shape.cut else []
 
     def run(self) -> list[Part]:
-        keys = self.nest.slice
-        stack: list[tuple[int, _Node]] = []  # nodes that wait for their right sibling, with how many chunks they have
-        for i, lo in enumerate(range(0, keys, CHUNK)):
-            count = min(CHUNK, keys - lo)
-            stack.append((1, self.chunk(str(i), lo, count, keys <= CHUNK)))
-            last = lo + count == keys
-            while len(stack) > 1 and (last or stack[-1][0] == stack[-2][0]):
-                (b, right), (a, left) = stack.pop(), stack.pop()
-                stack.append((a + b, self.join(f"{i}_{a + b}", left, right, last and not stack)))
+        count, cut = keys_of(self.nest), self.shape.cut
+        full = self.shape.chunks if cut else count // CHUNK
+        pieces = [(lo, n, CHUNK) for lo, n in _pieces(full, self.shape.at_once)]
+        if not cut and count % CHUNK:
+            pieces.append((full, 1, count % CHUNK))
+        if not cut and len(pieces) == 1 and pieces[0][1] == 1:
+            self.chunks(*pieces[0], single=True)
+            return self.made
+        nodes = self.fold([(x[1], partial(self.chunks, *x)) for x in pieces], not cut)
+        if cut:
+            self.joins, self.front = True, []
+            slot = partial(replace, nodes, before=(), behind=({},))
+            self.fold([(n, partial(slot, first=lo)) for lo, n in _pieces(self.slots, self.slots)], True)
         return self.made
 
+    def fold(self, pieces: Sequence[tuple[int, Callable[[], _Nodes]]], root: bool) -> _Nodes:
+        """The node of pieces of 2^j nodes each, none longer than the one before it; at the root the result."""
+        stack: list[tuple[int, _Nodes]] = []  # nodes that wait for their right sibling, and of how many they are
+        for i, (count, make) in enumerate(pieces):
+            last, nodes, half = i == len(pieces) - 1, make(), count // 2
+            while half:
+                end = root and last and not stack and half == 1
+                nodes, half = self.halved(f"{i}_{half}", nodes, half, end), half // 2
+            stack.append((count, nodes))
+            while len(stack) > 1 and (last or stack[-1][0] == stack[-2][0]):
+                (b, right), (a, left) = stack.pop(), stack.pop()
+                stack.append((a + b, self.join(f"{i}_{a + b}", left, right, root and last and not stack)))
+        if root and len(pieces) == 1 and pieces[0][0] == 1:
+            self.divided(stack[0][1])
+        return stack[0][1]
+
     def compute(
-        self, name: str, kind: str, extra: Sequence[tuple[Dim, int | None]], reads: Sequence[_Read], code: Block,
-        terms: int = 0, out: DType = F32, cut: tuple[int | None, int] = (None, 0), lanes: bool = False,
+        self, name: str, kind: str, dims: _Dims, reads: Sequence[_Read], code: Block = NONE, terms: int = 0,
+        cut: tuple[int | None, int] = (None, 0), term: Block = NONE, out: DType = F32,
     ) -> Stored:  # fmt: skip
-        """Add a compute over the rows and `extra` dims, each with the layer's dim that it is; "" is the layer's result.
-        `code`: its epilogue; `cut`: which dim, and the slices."""
-        dims = (*self.nest.dims[: self.rows], *(d for d, _ in extra))
-        maps, fills = tuple(m for _, m, _ in reads), tuple(f for _, _, f in reads)
-        nest = Structured(dims, kind, maps, fills, terms, *cut, lanes)
-        result = (
-            Stored(self.name(f"{self.layer.result.name}.{name}"), nest.out_shape, out) if name else self.layer.result
-        )
-        layer = Layer(result, nest, tuple(o for o, _, _ in reads), Block(), _again(code), self.layer.origin)
-        self.made.append(Part(layer, (*range(self.rows), *(d for _, d in extra))))
+        """Add a compute. `code`: its epilogue; `cut`: which dim, and the slices: in lanes, unless it is a product. The
+        result, of type `out`, is the layer's where it has no name."""
+        number = {d.name: i for i, (d, _) in enumerate(dims)}
+        maps = tuple(tuple(_entry(x, number) for x in index) for _, index, _ in reads)
+        lanes = kind != "mac" and cut[0] is not None
+        nest = Structured(tuple(d for d, _ in dims), kind, maps, tuple(f for _, _, f in reads), terms, *cut, lanes)
+        result = self.layer.result
+        if name:
+            unique = self.name(f"{result.name}.{name}{'j' * self.joins}")
+            result = Stored(unique, nest.out_shape, out)
+        layer = Layer(result, nest, tuple(o for o, _, _ in reads), again(term), again(code), self.layer.origin)
+        self.made.append(Part(layer, tuple(d for _, d in dims), self.joins))
         return result
 
-    # ---- one chunk --------------------------------------------------------------------------------------------------
+    # ---- chunks -----------------------------------------------------------------------------------------------------
 
-    def chunk(self, number: str, lo: int, count: int, single: bool) -> _Node:
-        """Keys lo .. lo + count - 1; `single`: there are no others."""
-        values, r = self.layer.operands[2], self.rows
-        scores = self.scores(number, lo, count)
-        wide = Dim("n", scores.shape[-1])
-        keys = ((Dim("n", count, True), None),)
-        cut = r, slices(count, count, LANES)[1]
-        m = self.compute(f"m{number}", "max", keys, [(scores, self.along, None)], Block(), 1, cut=cut, lanes=True)
-        below = _below(2, wide.extent > count)
-        p = self.compute(
-            f"p{number}", "map", [(wide, None)], [(scores, self.along, None), (m, self.own, None)], below
+    def chunks(self, lo: int, count: int, keys: int, single: bool = False) -> _Nodes:
+        """`count` chunks of a core from number `lo` on, each of so many `keys`; `single`: there are no others, and the
+        result is made."""
+        values, width = self.layer.operands[2], self.width[0].extent
+        wide = -(-keys // width) * width
+        outer: _Dims = [*self.front, (Dim("c", count), None)]
+        number = f"{lo}_{count}"
+        scores = self.scores(number, lo, outer, wide, keys)
+        key: _Dims = [(Dim("n", keys, True), None)]
+        cut = len(outer) + len(self.rows), slices(keys, keys, LANES)[1]
+        each, per, along = _own(outer, self.rows), _own(outer, self.across), {"n": 1}
+        m = self.compute(
+            f"m{number}", "max", [*outer, *self.across, *key], [(scores, (*each, along), None)], clipped(), 1, cut
         )  # fmt: skip
-        total = self.compute(f"l{number}", "sum", keys, [(p, self.along, None)], Block(), 1, cut=cut, lanes=True)
+        inner: _Dims = [*outer, *self.rows, (Dim("n", wide), None)]
+        p = self.compute(f"p{number}", "map", inner, [(scores, (*each, along), None), (m, per, None)],
+                         below(wide > keys))  # fmt: skip
+        total = self.compute(
+            f"l{number}", "sum", [*outer, *self.across, *key], [(p, (*each, along), None)], NONE, 1, cut
+        )  # fmt: skip
         if values.dtype != F32:
-            p = self.compute(f"q{number}", "map", [(wide, None)], [(p, self.along, None)], Block(), out=values.dtype)
-        place = {**{d: d for d in range(r + 1)}, self.j: r + 1, self.f: r + 2}
-        dims = ((self.columns, r), (Dim("j", wide.extent // self.pair, True), None), (self.nest.dims[self.f], None))
+            p = self.compute(f"q{number}", "map", inner, [(p, (*each, along), None)], out=values.dtype)
+        dims = [*outer, *self.rows, *self.column, (Dim("j", wide // width, True), None), (self.width[0], None)]
         reads: list[_Read] = [
-            (p, (*self.own, Entry(((r + 1, self.pair), (r + 2, 1)))), None),
-            (values, _moved(self.nest.maps[2], place, {self.j: lo // self.pair}), None),
-        ]
+            (p, (*each, {"j": width, "f": 1}), None), (values, self.moved(self.nest.maps[2], lo), None),
+        ]  # fmt: skip
+        before = _own(self.front)
         if not single:
-            return _Node(m, total, self.compute(f"o{number}", "mac", dims, reads, Block(), 2))
-        reads.append((total, self.own, None))
-        o = self.compute("", "mac", dims, reads, _code(2, lambda c, x, y: c("div", x, y)), 2, self.layer.result.dtype)
-        return _Node(m, total, o)
+            o = self.compute(f"o{number}", "mac", dims, reads, NONE, 2)
+            return _Nodes(m, total, o, before)
+        reads.append((total, per, None))
+        o = self.compute("", "mac", dims[len(outer) :], reads, quotient(), 2, out=self.layer.result.dtype)
+        return _Nodes(m, total, o, before)
 
-    def scores(self, number: str, lo: int, count: int) -> Stored:
-        """The scores of a chunk, those of a pair's missing key too."""
-        nest, r = self.nest, self.rows
-        wide = -(-count // self.pair) * self.pair
-        place = {**{d: d for d in range(r)}, self.n: r, self.k: r + 1, self.e: r + 2}
-        depth = nest.dims[self.k].extent * nest.dims[self.e].extent - (nest.fills[0] is not None)
-        odd = wide > count
-        keys = 0.0 if odd or nest.fills[0] is not None else None
-        outside: list[Outside] = [nest.fills[0], keys, *([0.0 if odd else None] * (len(nest.maps) - 3))]
+    def scores(self, number: str, lo: int, outer: _Dims, wide: int, keys: int) -> Stored:
+        """The scores of chunks, those of a pair's missing key too."""
+        nest, odd = self.nest, wide > keys
+        depth = self.depth[0][0].extent * self.depth[1][0].extent - (nest.fills[0] is not None)
+        fill = 0.0 if odd or nest.fills[0] is not None else None
+        outside: list[Outside] = [nest.fills[0], fill, *([0.0 if odd else None] * (len(nest.maps) - 3))]
         used = [i for i in range(len(nest.maps)) if i != 2]
-        reads = [
-            (self.layer.operands[i], _moved(nest.maps[i], place, {self.n: lo}), f)
-            for i, f in zip(used, outside, strict=True)
-        ]
-        k, e = nest.dims[self.k], nest.dims[self.e]
-        cut = r + 1, slices(depth, depth)[1] // e.extent
-        dims = [(Dim("n", wide), None), (k, None), (e, None)]
-        return self.compute(f"s{number}", "mac", dims, reads, self.layer.epilogue, 2, cut=cut)
+        reads = [(self.layer.operands[i], self.moved(nest.maps[i], lo), f) for i, f in zip(used, outside, strict=True)]
+        cut = len(outer) + len(self.rows) + 1, slices(depth, depth)[1] // self.width[0].extent
+        dims = [*outer, *self.rows, (Dim("n", wide), None), *((d, None) for d, _ in self.depth)]
+        return self.compute(f"s{number}", "mac", dims, reads, self.layer.epilogue, 2, cut)
+
+    def moved(self, index: Map, lo: int) -> list[_Index]:
+        """An operand's map over the layer's dims as one over those of chunks from `lo` on."""
+        out: list[_Index] = []
+        for e in index:
+            at = {"": e.offset}
+            for d, c in e.terms:
+                if d in (self.key[1], self.pair[1]):
+                    step = CHUNK if d == self.key[1] else CHUNK // self.width[0].extent
+                    at |= {"slot": c * step * self.shape.chunks, "c": c * step, self.nest.dims[d].name: c}
+                    at[""] += c * step * lo
+                elif d != self.chunk[1]:
+                    at[self.nest.dims[d].name] = c
+            out.append(at)
+        return out
 
     # ---- the tree ---------------------------------------------------------------------------------------------------
 
-    def join(self, number: str, a: _Node, b: _Node, root: bool) -> _Node:
-        """Two nodes as one; at the root the result."""
-        own, along = self.own, self.along
-        columns = [(self.columns, self.rows)]
-        scale = _code(2, lambda c, x, y: c("exp", c("sub", x, c("clip", c("max", x, y), lo=LEAST))))
-        s, t = (
-            self.compute(f"{k}{number}", "map", (), [(x.m, own, None), (y.m, own, None)], scale)
-            for k, x, y in (("s", a, b), ("t", b, a))
-        )
-
-        def joined(c: _Code, x: Value, y: Value, u: Value, v: Value, *total: Value) -> Value:
-            both = c("add", c("mul", x, u), c("mul", y, v))
-            return c("div", both, *total) if total else both
-
-        scales = [(s, own, None), (t, own, None)]
+    def halved(self, number: str, x: _Nodes, half: int, root: bool) -> _Nodes:
+        """2 * half nodes as half as many, each of two neighbours h; at the root the result."""
+        outer: _Dims = [*self.front, *([] if root else [(Dim("i", half), None)])]
+        two: _Dims = [(Dim("h", 2), None)]
+        first, other = x.at({"i": 2, "h": 1}), x.at({"i": 2, "h": -1}, 1)
+        row, each = _own(self.across), _own(self.rows)
+        s = self.compute(
+            f"s{number}", "map", [*outer, *two, *self.across],
+            [(x.m, (*first, *row), None), (x.m, (*other, *row), None)], scale(),
+        )  # fmt: skip
+        of, h = _own(outer, two), [(Dim("h", 2, True), None)]
         total = self.compute(
-            f"l{number}", "map", (), [(a.total, own, None), (b.total, own, None), *scales], _code(4, joined)
+            f"l{number}", "sum", [*outer, *self.across, *h],
+            [(x.total, (*first, *row), None), (s, (*of, *row), None)], terms=2, term=product(),
         )  # fmt: skip
-        reads = [(a.o, along, None), (b.o, along, None), *scales]
+        reads: list[_Read] = [(x.o, (*first, *each, {"v": 1}), None), (s, (*of, *row), None)]
+        dims = [*outer, *self.rows, *self.column, *h]
         if root:
-            o = self.compute("", "map", columns, [*reads, (total, own, None)], _code(5, joined),
-                             out=self.layer.result.dtype)  # fmt: skip
-            return _Node(a.m, total, o)
-        o = self.compute(f"o{number}", "map", columns, reads, _code(4, joined))
-        m = self.compute(
-            f"m{number}", "map", (), [(a.m, own, None), (b.m, own, None)], _code(2, lambda c, x, y: c("max", x, y))
-        )  # fmt: skip
-        return _Node(m, total, o)
+            reads.append((total, row, None))
+            o = self.compute("", "sum", dims, reads, quotient(), 2, term=product(), out=self.layer.result.dtype)
+            return _Nodes(x.m, total, o)
+        m = self.compute(f"m{number}", "max", [*outer, *self.across, *h], [(x.m, (*first, *row), None)], terms=1)
+        o = self.compute(f"o{number}", "sum", dims, reads, terms=2, term=product())
+        return _Nodes(m, total, o, _own(self.front))
 
-
-def _moved(index: Map, place: Mapping[int, int], start: Mapping[int, int]) -> Map:
-    """A map over other dims: `place` of each, and where in the old one it starts."""
-    return tuple(
-        Entry(
-            tuple(sorted((place[d], c) for d, c in e.terms)), e.offset + sum(c * start.get(d, 0) for d, c in e.terms),
-            e.span,
+    def join(self, number: str, a: _Nodes, b: _Nodes, root: bool) -> _Nodes:
+        """Two nodes of different numbers of chunks, or made apart, as one; at the root the result."""
+        outer: _Dims = [*self.front, *([] if root else [(Dim("i", 1), None)])]
+        row, each, column = _own(self.across), _own(self.rows), {"v": 1}
+        inner: _Dims = [*outer, *self.across]
+        u, v = a.at({}), b.at({})
+        s, t = (
+            self.compute(f"{k}{number}", "map", inner, [(x.m, (*i, *row), None), (y.m, (*j, *row), None)], scale())
+            for k, x, y, i, j in (("s", a, b, u, v), ("t", b, a, v, u))
         )
-        for e in index
-    )  # fmt: skip
+        own = _own(outer)
+        scales: list[_Read] = [(s, (*own, *row), None), (t, (*own, *row), None)]
+        total = self.compute(
+            f"l{number}", "map", inner, [(a.total, (*u, *row), None), (b.total, (*v, *row), None), *scales], joined()
+        )  # fmt: skip
+        reads: list[_Read] = [(a.o, (*u, *each, column), None), (b.o, (*v, *each, column), None), *scales]
+        dims = [*outer, *self.rows, *self.column]
+        if root:
+            o = self.compute("", "map", dims, [*reads, (total, row, None)], joined(True),
+                             out=self.layer.result.dtype)  # fmt: skip
+            return _Nodes(a.m, total, o)
+        o = self.compute(f"o{number}", "map", dims, reads, joined())
+        m = self.compute(
+            f"m{number}", "map", inner, [(a.m, (*u, *row), None), (b.m, (*v, *row), None)],
+            largest(),
+        )  # fmt: skip
+        return _Nodes(m, total, o, _own(self.front))
+
+    def divided(self, x: _Nodes) -> None:
+        """The result of the only node."""
+        reads: list[_Read] = [
+            (x.o, (*x.at({}), *_own(self.rows), {"v": 1}), None), (x.total, (*x.at({}), *_own(self.across)), None),
+        ]  # fmt: skip
+        self.compute("", "map", [*self.rows, *self.column], reads, quotient(), out=self.layer.result.dtype)
 
 
-def _again(block: Block) -> Block:
-    """The same code with values of its own."""
-    new = {v: Value(v.type, v.name) for v in (*block.args, *(r for op in block.ops for r in op.results))}
-    ops = (
-        Op(op.name, tuple(new[v] for v in op.operands), op.attrs, tuple(new[r] for r in op.results), (), op.origin)
-        for op in block.ops
-    )
-    return Block(tuple(new[a] for a in block.args), tuple(ops))
+def _pieces(count: int, most: int) -> list[tuple[int, int]]:
+    """0 .. count - 1 in pieces of powers of two, none longer than `most` or the one before: (first, length)."""
+    out, lo = list[tuple[int, int]](), 0
+    while lo < count:
+        n = min(most, 1 << (count - lo).bit_length() - 1)
+        out.append((lo, n))
+        lo += n
+    return out
 
 
-class _Code:
-    """Scalar f32 code of graph ops."""
-
-    def __init__(self) -> None:
-        self.ops: list[Op] = []
-
-    def __call__(self, name: str, *values: Value, **attrs: Any) -> Value:
-        row = opdef(f"graph.{name}")
-        out = Value(TensorType((), F32))
-        self.ops.append(Op(row.name, values, row.attrs(**attrs), (out,)))
-        return out
+def _own(*dims: _Dims) -> tuple[_Index, ...]:
+    """Every dim by itself."""
+    return tuple({d.name: 1} for some in dims for d, _ in some)
 
 
-def _code(inputs: int, write: Callable[..., Value]) -> Block:
-    """The block that `write(code, *inputs)` says."""
-    args, code = tuple(Value(TensorType((), F32)) for _ in range(inputs)), _Code()
-    result = write(code, *args)
-    return Block(args, (*code.ops, Op("dist.yield", (result,))))
-
-
-def _below(inputs: int, odd: bool) -> Block:
-    """exp(score - m). A score that only fills up a pair may be the larger one: it meets a value of 0, but is no key."""
-
-    def write(c: _Code, s: Value, m: Value) -> Value:
-        x = c("sub", s, c("clip", m, lo=LEAST))
-        return c("exp", c("clip", x, hi=0.0) if odd else x)
-
-    return _code(inputs, write)
+def _entry(index: _Index, number: Mapping[str, int]) -> Entry:
+    """Dims that an index names and the iteration has not are of extent 1."""
+    terms = sorted((number[d], c) for d, c in index.items() if d in number and c)
+    return Entry(tuple(terms), index.get("", 0))
 
 
 # ---- what it takes --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
+class _Call:
+    """A kernel; of each of its loops the layer's iteration dim, SLOT, or None where it has its whole extent; how often
+    it is called."""
+
+    nest: Nest
+    loops: tuple[int | None, ...]
+    count: int
+
+
+@dataclass(frozen=True)
 class Calls:
-    """The kernels of an attention that nothing cuts; of each the layer's iteration dim of every loop, None where it has
-    its whole extent, and how often it is called."""
+    """The kernels of an attention: of the whole, of the stage that makes the nodes of cut keys, or (`joins`) of the one
+    that joins these."""
 
     layer: Layer
-    kernels: tuple[tuple[Nest, tuple[int | None, ...], int], ...]
+    joins: bool = False
+    known: dict[Shape, list[_Call]] = field(default_factory=dict, compare=False)
 
     def cycles(self, trips: np.ndarray, machine: Machine) -> np.ndarray:
-        """[n] cycles of all calls of a core with trips [n, iteration dims of the layer], without their launch; infinite
-        where the columns are cut, for then the cores of a row would send each other its weights."""
+        """[n] cycles of all calls of a core with trips [n, iteration dims of the layer] (`joins`: its parallel dims,
+        then slots), without their launch; infinite where the columns are cut, for then the cores of a row would send
+        each other its weights."""
         out = np.zeros(len(trips))
-        for nest, loops, count in self.kernels:
-            own = [
-                np.full(len(trips), x.extent) if d is None else trips[:, d]
-                for x, d in zip(nest.loops, loops, strict=True)
-            ]
-            out += count * nest_cycles(nest, np.stack(own, axis=1), machine)
-        column = self.layer.nest.parallel - 1
+        p = self.layer.nest.parallel
+        whole = self.layer.nest.dims[p].extent
+        rows = trips[:, : p - 1].prod(axis=1)
+        if self.joins:
+            shapes = [Shape(whole // n, True, 1) for n in trips[:, p].tolist()]
+        else:
+            each = zip(rows.tolist(), trips[:, p].tolist(), strict=True)
+            shapes = [_shape(self.layer, r, c, c < whole) for r, c in each]
+        number = {s: i for i, s in enumerate(dict.fromkeys(shapes))}
+        of = np.array([number[s] for s in shapes])
+        for s, i in number.items():
+            at = np.flatnonzero(of == i)
+            for call in self.kernels(s):
+                own = [
+                    np.ones(len(at)) if d == SLOT else np.full(len(at), x.extent) if d is None else trips[at, d]
+                    for x, d in zip(call.nest.loops, call.loops, strict=True)
+                ]
+                out[at] += call.count * nest_cycles(call.nest, np.stack(own, axis=1), machine)
+        column = p - 1
         return np.where(trips[:, column] < self.layer.nest.dims[column].extent, np.inf, out)
 
+    def kernels(self, shape: Shape) -> list[_Call]:
+        if shape not in self.known:
+            found: dict[tuple[Nest, tuple[int | None, ...]], int] = {}
+            for part in parts(self.layer, shape):
+                if part.joins == self.joins:
+                    key = _kernel(part)
+                    found[key] = found.get(key, 0) + 1
+            self.known[shape] = [_Call(nest, loops, count) for (nest, loops), count in found.items()]
+        return self.known[shape]
 
-def calls(layer: Layer) -> Calls:
-    """What an attention calls."""
-    found: dict[tuple[Nest, tuple[int | None, ...]], int] = {}
-    for part in parts(layer):
-        nest = part.layer.nest
-        extents = tuple(d.extent for d in nest.dims)
-        whole = Layout(tuple(Group() for _ in extents))
-        reads = [
-            Read(o.shape, o.dtype, need_of(extents, m, o.shape, whole))
-            for o, m in zip(part.layer.operands, nest.maps, strict=True)
-        ]
-        out, code = part.layer.result.dtype, part.layer.epilogue
-        kernel = call_of(nest, whole, out, reads, Block(), code, Mesh(())).nest
-        dim = {d.name: of for d, of in zip(nest.dims, part.dims, strict=True)}
-        key = kernel, tuple(dim[x.name] for x in kernel.loops)
-        found[key] = found.get(key, 0) + 1
-    return Calls(layer, tuple((nest, loops, count) for (nest, loops), count in found.items()))
+
+def _kernel(part: Part) -> tuple[Nest, tuple[int | None, ...]]:
+    """The kernel of a compute that nothing cuts, and what its loops are."""
+    nest = part.layer.nest
+    extents = tuple(d.extent for d in nest.dims)
+    whole = Layout(tuple(Group() for _ in extents))
+    reads = [
+        Read(o.shape, o.dtype, need_of(extents, m, o.shape, whole))
+        for o, m in zip(part.layer.operands, nest.maps, strict=True)
+    ]
+    made = call_of(nest, whole, part.layer.result.dtype, reads, part.layer.term, part.layer.epilogue, Mesh(())).nest
+    dim = {d.name: of for d, of in zip(nest.dims, part.dims, strict=True)}
+    return made, tuple(dim[x.name] for x in made.loops)
 
 
 def scratch_bytes(layer: Layer, trips: np.ndarray) -> np.ndarray:
-    """[n] bytes of what a core keeps of chunks: scores and weights, these also rounded, and a node of every level."""
+    """[n] bytes of what a core keeps of chunks: scores and weights, these also rounded, and nodes."""
     p = layer.nest.parallel
-    rows, keys = trips[:, : p - 1].prod(axis=1, dtype=np.float64), layer.nest.dims[p].extent
+    rows, keys = trips[:, : p - 1].prod(axis=1, dtype=np.float64), keys_of(layer.nest)
+    chunks = np.minimum(trips[:, p], max(1, keys // CHUNK)) if layer.nest.cut is not None else max(1, keys // CHUNK)
+    at_once = np.clip(AT_ONCE // (_chunk_bytes(layer) * rows), 1, chunks)
     levels = 2 + max(0, -(-keys // CHUNK) - 1).bit_length()
-    return np.asarray(
-        rows * (min(CHUNK, keys) * (8 + layer.operands[2].dtype.bytes) + levels * 4 * (2 + trips[:, p - 1]))
-    )
+    node = 4 * (2 + trips[:, p - 1])
+    return np.asarray(rows * (at_once * (_chunk_bytes(layer) + 2 * node) + levels * node))

@@ -24,6 +24,7 @@ import numpy as np
 from d1c.analysis.layers import Again, Layer, Layers, Stored, layers_of
 from d1c.ir.core import Block, Module, Value
 from d1c.ir.structured import Map, Structured
+from d1c.ops.graph.attention import keys_of
 from d1c.target.machine import Machine
 
 LINKS = 4
@@ -133,8 +134,8 @@ def _attention(layer: Layer, share: float) -> tuple[Product, ...]:
     p = nest.parallel
     batch = math.prod(nest.dims[d].extent for d in range(p - 1) if d in _dims(nest.maps[1]) | _dims(nest.maps[2]))
     m = math.prod(d.extent for d in nest.dims[: p - 1]) // batch
-    keys = nest.slice
-    depth = math.prod(d.extent for d in nest.dims[p + 3 :]) - (nest.fills[0] is not None)
+    keys = keys_of(nest)
+    depth = math.prod(d.extent for d in nest.dims[p + 4 :]) - (nest.fills[0] is not None)
     columns, matrix = nest.dims[p - 1].extent, q.dtype.bits == 16
     return (
         Product(batch, m, keys, depth, share, matrix, 1.0, m * depth, q.dtype.bytes),
@@ -264,7 +265,8 @@ def _whole(layer: Layer, number: int) -> bool:
     """Whether the layer reads the operand whole and, of its rows and columns, every element by itself."""
     extents = [d.extent for d in layer.nest.dims]
     if layer.nest.kind == "attention":
-        extents[layer.nest.parallel] = layer.nest.slice  # keys, without what fills up a pair
+        keys = layer.nest.parallel  # their chunks, and of a chunk all but what fills up a pair
+        extents[keys + 1] = keys_of(layer.nest) // extents[keys]
     return math.prod(extents[d] for d in _dims(layer.nest.maps[number])) == math.prod(layer.operands[number].shape)
 
 
@@ -280,7 +282,7 @@ def _result(layer: Layer, void: Mapping[str, _Void], constants: Mapping[str, np.
     skip = len(layer.epilogue.args) - len(others)
     last = [d for d in range(nest.parallel - 2, nest.parallel) if d >= 0]
     if nest.kind == "attention":
-        last = [*_dims(nest.maps[0][-2:-1]), nest.parallel]
+        last = [*_dims(nest.maps[0][-2:-1]), nest.parallel, nest.parallel + 1]
     inner = {d for d in last if nest.dims[d].extent > 1}
     env: dict[Value, _Void | None] = {}
     for i, o in enumerate(others if skip >= 0 else ()):

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from d1c.analysis.attention import Calls, calls
+from d1c.analysis.attention import Calls
 from d1c.analysis.layers import Layer
 from d1c.analysis.plans import stages
 from d1c.analysis.price import Places, window_elements
@@ -20,6 +20,7 @@ from d1c.ir.layout import Need, need_of
 from d1c.ir.structured import Structured
 from d1c.ir.types import TensorType
 from d1c.ops.dist.compute import ComputeAttrs, compute_type
+from d1c.target.dtypes import F32
 from d1c.target.isa import nest_pipes
 from d1c.target.kernel import Nest
 from d1c.target.mesh import Group, Layout, LayoutError, Mesh
@@ -70,7 +71,7 @@ def kernel_of(like: Like) -> tuple[Nest | Calls, list[int]]:
     """The kernel of a layer that nothing cuts (an attention: its calls), and the iteration dim of each of its loops."""
     layer, nest = like.layer, like.layer.nest
     if nest.kind == "attention":
-        return calls(layer), []
+        return Calls(layer), []
     extents = tuple(d.extent for d in nest.dims)
     whole = Layout(tuple(Group() for _ in extents))
     reads = [
@@ -82,12 +83,21 @@ def kernel_of(like: Like) -> tuple[Nest | Calls, list[int]]:
     return made, [names[x.name] for x in made.loops]
 
 
+def joins_of(layer: Layer, slots: int) -> tuple[Nest | Calls, list[int]]:
+    """`kernel_of` for the stage that joins up to so many nodes of a split reduction; its dims are the parallel ones and
+    the slots."""
+    if layer.nest.kind == "attention":
+        return Calls(layer, True), []
+    second = stages(layer, slots)[1]
+    return kernel_of(Like(signature(second), second))
+
+
 def cycles_of(kernel: Nest | Calls, dims: Sequence[int], trips: np.ndarray, where: Places) -> np.ndarray:
     """[n] cycles of one call with trips [n, iteration dims], and its launch if the kernel is like a GEMM: work on
     vectors that waits for nobody goes on after what was before it."""
     m = where.machine
     if isinstance(kernel, Calls):
-        return kernel.cycles(trips, m) + m.launch_cycles
+        return kernel.cycles(trips, m) + (0 if kernel.joins else m.launch_cycles)
     launch = m.launch_cycles if kernel.kind in ("mac", "fma") else 0
     return np.asarray(np.ceil(nest_pipes(kernel, trips[:, dims], m).binding) + m.call_cycles + launch)
 
@@ -114,6 +124,8 @@ def priced(layer: Layer, plan: Layout, where: Places) -> Candidate:
 def split(layer: Layer, plan: Layout, combine: Layout, cycles: float, where: Places) -> Candidate:
     """The candidate of a split reduction that takes `cycles`."""
     nest, mesh = layer.nest, where.mesh
+    if nest.kind == "attention":
+        return _split_keys(layer, plan, combine, cycles, where)
     first, second = stages(layer, _result(nest, plan, "f32").shape[0])
     needs, sizes, results = list[Need](), list[int](), 0
     for k, (stage, p) in enumerate(((first, plan), (second, combine))):
@@ -126,6 +138,23 @@ def split(layer: Layer, plan: Layout, combine: Layout, cycles: float, where: Pla
     result = _result(second.nest, combine, layer.result.dtype.name).layout
     assert result is not None
     return made(layer, plan, combine, tuple(needs), result, cycles, [*sizes, results])
+
+
+def _split_keys(layer: Layer, plan: Layout, combine: Layout, cycles: float, where: Places) -> Candidate:
+    """`split` for an attention, whose operands are all read before its nodes are joined."""
+    nest, mesh = layer.nest, where.mesh
+    extents = tuple(d.extent for d in nest.dims)
+    plan.check(extents, mesh)
+    combine.check((*extents[: nest.parallel], 1), mesh)
+    needs = tuple(need_of(extents, m, o.shape, plan) for m, o in zip(nest.maps, layer.operands, strict=True))
+    sizes = [window_elements(n, mesh) * o.dtype.bytes for n, o in zip(needs, layer.operands, strict=True)]
+    slots = _result(nest, plan, "f32").shape[0]
+    local = [p.local_shape((*extents[: nest.parallel], *x))[: nest.parallel]
+             for p, x in ((plan, extents[nest.parallel :]), (combine, (1,)))]  # fmt: skip
+    nodes, joined = (math.prod(n[:-1]) * (n[-1] + 2) * F32.bytes for n in local)
+    results = nodes + joined * slots + math.prod(local[1]) * layer.result.dtype.bytes
+    result = Layout(combine.groups[: nest.parallel], combine.held)
+    return made(layer, plan, combine, needs, result, cycles, [*sizes, results])
 
 
 def idle_price(cycles: np.ndarray | float, used: np.ndarray | int, where: Places) -> np.ndarray:

@@ -16,7 +16,7 @@ from d1c.errors import TypeMismatch
 from d1c.ir.core import Block, Function, Module, Op, Value
 from d1c.ir.structured import Dim, Entry, Map, Outside, Structured
 from d1c.ir.types import TensorType
-from d1c.ops.graph.attention import AttentionAttrs, region_map
+from d1c.ops.graph.attention import AttentionAttrs, keys_of, region_map
 from d1c.ops.graph.loop import LoopAttrs
 from d1c.ops.opdef import opdef
 from d1c.target.dtypes import DType
@@ -326,7 +326,7 @@ class _Builder:
         assert structure is not None
         nest = structure(tuple(v.type for v in op.operands), attrs, (op.result.type,))
         reads: list[Operand] = list(zip(op.operands, nest.maps, nest.fills, strict=False))
-        odd = nest.dims[nest.parallel].extent > nest.slice
+        odd = math.prod(d.extent for d in nest.dims[nest.parallel : nest.parallel + 2]) > keys_of(nest)
         args = {region.args[0]: Value(TensorType((), _tensor(region.args[0]).dtype), "acc")}
         for a, v in zip(region.args[1:], op.operands[nest.n_term :], strict=True):
             args[a] = Value(TensorType((), _tensor(a).dtype), a.name)

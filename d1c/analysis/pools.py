@@ -21,6 +21,7 @@ from d1c.analysis.candidates import (
     Like,
     cycles_of,
     idle_price,
+    joins_of,
     kernel_of,
     made,
     parallel_groups,
@@ -28,7 +29,7 @@ from d1c.analysis.candidates import (
     split,
 )  # fmt: skip
 from d1c.analysis.layers import Layer
-from d1c.analysis.plans import SHORT, assignments, combine_plan, dim_ranges, layout_from, stages, windows
+from d1c.analysis.plans import SHORT, assignments, combine_plan, dim_ranges, layout_from, windows
 from d1c.analysis.price import Places, form_of
 from d1c.ir.layout import need_of
 from d1c.ir.structured import Structured
@@ -164,6 +165,8 @@ def _ways(layer: Layer, ranges: tuple[tuple[int, int], ...], where: Places, loos
     if cut:
         assert nest.cut is not None
         keep &= (parts[:, -1] == 1) | (used[:, -1] == parts[:, -1])
+        if nest.kind == "attention":  # whose cores have equally many chunks
+            keep &= (parts[:, -1] == 1) | (extents[nest.cut] % blocks[:, -1] == 0)
         blocks[:, -1] = np.where(parts[:, -1] > 1, blocks[:, -1] * nest.slice, extents[nest.cut])
     return _Ways(ranges, cut, way[keep], blocks[keep], used[keep])
 
@@ -325,8 +328,7 @@ def _joined(layer: Layer, w: _Ways, which: np.ndarray, where: Places) -> Iterato
     for r, (a, b) in sorted(enumerate(ranges), key=lambda t: t[1]):
         dims, of = [*dims, *(x.extent for x in nest.dims[d:a]), extents[r]], [*of, *(-1 for _ in range(d, a)), r]
         d = b
-    second = stages(layer, int(slots.max()))[1]
-    kernel, loops = kernel_of(Like(signature(second), second))
+    kernel, loops = joins_of(layer, int(slots.max()))
     rates = np.array([m.packet_bytes / m.link_bytes_per_cycle, m.packet_bytes / m.die_edge_bytes_per_cycle])
     seen: list[np.ndarray] = []
     for to in range(len(ranges) + 1):
@@ -335,7 +337,7 @@ def _joined(layer: Layer, w: _Ways, which: np.ndarray, where: Places) -> Iterato
         for a, n in enumerate(sizes):
             mine = way[:, a] == len(ranges)
             grows = np.zeros(len(way), bool)
-            if to < len(ranges):
+            if to < len(ranges) - (nest.kind == "attention"):
                 grows = mine & (extents[to] // parts[:, to] >= n * (1 if to < len(ranges) - 1 else SHORT))
                 parts[grows, to] *= n
                 cuts[grows, to] = -(-extents[to] // parts[grows, to])

@@ -38,6 +38,8 @@ def random_plan(layer: Layer, rng: np.random.Generator, mesh: Mesh) -> Plan:
             assert nest.cut is not None
             slices = -(-extents[nest.cut] // nest.slice)
             per = 1 << max(0, -(-slices // mesh.parts(tuple(axes[-1]))) - 1).bit_length()
+            if nest.kind == "attention" and axes[-1] and slices % per:
+                continue
             rows.append((nest.cut, nest.cut + 1))
             blocks.append(per * nest.slice)
             if axes[-1]:

@@ -53,7 +53,7 @@ class Structured:
     maps     one Map per operand. fills: the value of an operand outside its tensor, None where it never leaves it.
     cut      the reduce dim (number) that a plan may split, in canonical slices of `slice` iterations; None: never
              split. Slices are combined in the aligned binary tree of N6 also inside one core.
-             For an attention, which has no cut, `slice` is the number of its keys.
+             For an attention that has no cut, `slice` is the number of its keys.
     lanes    the sum runs along its innermost reduce dim with 16 interleaved lanes (N7).
     n_term   how many leading operands the term reads inside the reduction; the others belong to the epilogue, and their
              maps name parallel dims only.

@@ -216,8 +216,9 @@ class _Distributor:
 
     def place(self, layer: Layer, plan: Plan) -> None:
         if layer.nest.kind == "attention":
-            for part in attention.parts(layer, self.name):
-                self.compute(part.layer, part.plan(plan.plan), part.layer.result, layer.result.name)
+            for part in attention.parts(layer, attention.shape_of(layer, plan.plan), self.name):
+                of = layer.result.name if part.joins or plan.combine is None else f"{layer.result.name}.nodes"
+                self.compute(part.layer, part.plan(plan), part.layer.result, of)
             return
         if plan.combine is None:
             self.compute(layer, plan.plan, layer.result)

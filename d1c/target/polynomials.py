@@ -58,14 +58,24 @@ def exp(b: Builder[V], x: V) -> V:
     """e^x, 1.2 ulp."""
     if b.type_of(x) == "f64":
         return polynomials64.exp(b, x)
+    y = _exp_small(b, x)
+    # Also NaN goes to the sum: the comparison is false.
+    return b.select(b.le(x, 88.72283), y, b.add(x, math.inf))
+
+
+def exp_falling(b: Builder[V], x: V) -> V:
+    """The bits of `exp` for f32 no larger than 0, or NaN, which the result's maximum with x keeps."""
+    return b.max(_exp_small(b, x), x)
+
+
+def _exp_small(b: Builder[V], x: V) -> V:
+    """e^x for f32 up to 88.72283."""
     shifted = b.fma(x, 1.4426950408889634, _MAGIC)
     n = b.sub(shifted, _MAGIC)
     r = b.fma(n, -_LN2_LOW, b.fma(n, -_LN2_HIGH, x))
     y = _exp_reduced(b, r)
     y = b.bits(b.add(b.bits(y, "i32"), b.shl(b.bits(shifted, "i32"), 23)), "f32")
-    y = b.select(b.lt(x, -87.33654), 0.0, y)
-    # Also NaN goes to the sum: the comparison is false.
-    return b.select(b.le(x, 88.72283), y, b.add(x, math.inf))
+    return b.select(b.lt(x, -87.33654), 0.0, y)
 
 
 def log(b: Builder[V], x: V) -> V:

@@ -12,8 +12,10 @@ import onnx
 import onnxruntime
 import pytest
 
-from d1c.analysis.attention import calls
+from d1c.analysis.attention import Calls
 from d1c.analysis.layers import layers_of
+from d1c.analysis.plans import Plan
+from d1c.analysis.random_plans import random_plan
 from d1c.emit.modules import from_modules, to_modules
 from d1c.errors import DoesNotFit
 from d1c.frontend.importer import import_onnx
@@ -29,6 +31,7 @@ from d1c.passes import distribute, lower_tile
 from d1c.pipeline import run_pipeline
 from d1c.target.dtypes import BF16, F32, from_numpy
 from d1c.target.machine import machine
+from d1c.target.mesh import Group, Layout
 from d1c.target.numerics import NumpyBuilder, exp, round_to, widen
 from d1c.target.program import Call, every
 from d1rt.launches import launches
@@ -70,6 +73,8 @@ NETWORKS: dict[str, tuple[int, int, int, str, int, int]] = {
     "causal": (136, 1, 4, "causal", 1, 0),
     "odd": (9, 3, 5, "", 1, 261),
     "padding": (8, 2, 4, "padding", 2, 131),
+    "cut": (9, 3, 4, "", 1, 512),
+    "cut in three": (8, 1, 5, "", 2, 384),
 }
 
 
@@ -217,19 +222,44 @@ def test_no_plan_and_no_engine_changes_a_bit(name: str, policy: str) -> None:
 
 
 def test_it_is_one_layer_that_is_launched_once_and_uses_its_memory_again() -> None:
-    """Twice as many keys need no more memory but for keys, values and one more level of the tree."""
-    sizes = []
-    for tokens in (512, 1024):
+    """Four chunks at a time. Twice as many keys need no more memory but for keys, values and one more level of the
+    tree."""
+    sizes, one = [], machine("d1-node")
+    for tokens in (1024, 2048):
         proto, _ = network(8, 1, 8, keys=tokens)
         module = run_pipeline(import_onnx(proto), GRAPH, options={"policy": "bf16"}).module
-        program = lower_tile.run(distribute.run(module, ROOMY), ROOMY, chunks=1).program
-        number = next(i for i, x in enumerate(program.layers) if "map" in x["kind"] and "v 8" in x["nest"])
+        (layer,) = (x for x in layers_of(module).layers if x.nest.kind == "attention")
+        program = lower_tile.run(distribute.run(module, one), one, chunks=1).program
+        number = next(i for i, x in enumerate(program.layers) if x["name"] == layer.result.name)
         calls = [c for t in program.roles[0].threads for c in every(t) if isinstance(c, Call) and c.layer == number]
-        assert len(calls) == 6 * (tokens // 128) + 5 * (tokens // 128 - 1) - 1
-        assert launches(program, ROOMY)[number] == ROOMY.launch_cycles
+        pieces = tokens // 512
+        assert len(calls) == (6 + 2 * 4) * pieces + 5 * (pieces - 1) - 1
+        assert launches(program, one)[number] == one.launch_cycles
         own = {c.out for c in calls} - {program.layers[number]["buffer"]}
         sizes.append(sum(program.buffers[b].bytes for b in own))
     assert sizes[1] - sizes[0] < 0.15 * sizes[0]
+
+
+@pytest.mark.parametrize(("name", "chunks", "slots"), [("cut", 1, 4), ("cut", 2, 2), ("cut in three", 1, 3)])
+def test_keys_are_cut_over_cores(name: str, chunks: int, slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each core makes the node of its own chunks; nodes are joined where the combining stage is."""
+    module, inputs = graph_of(name, "bf16")
+    want = evaluate(module, inputs)
+    (nest,) = (x.nest for x in layers_of(module).layers if x.nest.kind == "attention")
+    p, whole = nest.parallel, [Group() for _ in nest.dims]
+    rows = next(i for i, d in enumerate(nest.dims) if d.name == "m")
+    joins = [Group() for _ in range(p + 1)]
+    whole[p], joins[rows] = Group(1, ("nr", "nc.0"), chunks), Group(1, ("nr", "dc"), 3)
+    plan = Plan(Layout(tuple(whole), ("dc", "nc.1")), Layout(tuple(joins), ("nc.0", "nc.1")))
+    monkeypatch.setattr(
+        distribute, "random_plan", lambda x, *a: plan if x.nest.kind == "attention" else random_plan(x, *a)
+    )
+    dist = distribute.run(module, ROOMY, seed=0)
+    parts = [op for op in dist.function().block.ops if op.name == "dist.compute" and op.attrs.of]
+    assert {op.attrs.of.endswith(".nodes") for op in parts} == {True, False}
+    assert parts[0].attrs.nest.dims[0].extent == slots
+    got = evaluate_dist(dist, inputs)
+    assert all(got[n].tobytes() == want[n].tobytes() for n in want)
 
 
 def test_the_price_of_a_plan_is_what_its_calls_take() -> None:
@@ -240,10 +270,10 @@ def test_the_price_of_a_plan_is_what_its_calls_take() -> None:
     program = lower_tile.run(distribute.run(module, one), one, chunks=1).program
     number = next(i for i, x in enumerate(program.layers) if x["name"] == layer.result.name)
     found = next(r for r in layer_times(program).layers if r["layer"] == number)
-    assert calls(layer).cycles(whole, one)[0] == pytest.approx(found["compute_cycles"], abs=1)
+    assert Calls(layer).cycles(whole, one)[0] == pytest.approx(found["compute_cycles"], abs=1)
     cut = whole.copy()
     cut[0, layer.nest.parallel - 1] = 8
-    assert math.isinf(calls(layer).cycles(cut, one)[0])
+    assert math.isinf(Calls(layer).cycles(cut, one)[0])
 
 
 # ---- what becomes one -----------------------------------------------------------------------------------------------

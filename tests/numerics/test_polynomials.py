@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from d1c.target import numerics
+from d1c.target import numerics, polynomials
 from d1c.target.numerics import NumpyBuilder, Recorder, run_body
 
 B = NumpyBuilder()
@@ -149,3 +149,15 @@ def test_special_values_of_the_newer_functions(name, x, want):
     got = getattr(numerics, name)(B, np.array(x, np.float32))
     np.testing.assert_array_equal(got, np.array(want, np.float32))
     assert np.array_equal(np.signbit(got)[:2], np.signbit(np.array(want, np.float32))[:2])
+
+
+def test_exp_falling_has_the_bits_of_exp() -> None:
+    """All f32 up to 0 at random, around the least with a normal result, and those that are special."""
+    rng = np.random.default_rng(0)
+    near = np.arange(-87.34, -87.33, 7.6e-6, dtype=np.float32)
+    x = rng.integers(1 << 31, 1 << 32, 400_000, dtype=np.uint64).astype(np.uint32).view(np.float32)
+    special = np.array([0.0, -0.0, -np.inf, np.nan, -1e-45, -1e-38, -3.4028235e38], np.float32)
+    for some in (x, near, special, uniform(-90, 0)):
+        got, want = polynomials.exp_falling(B, some), numerics.exp(B, some)
+        assert np.array_equal(np.isnan(got), np.isnan(want))
+        assert np.array_equal(got[~np.isnan(got)].view(np.uint32), want[~np.isnan(want)].view(np.uint32))

@@ -19,6 +19,7 @@ from d1c.ops.graph.move import or_bits
 from d1c.ops.opdef import OpDef, register
 from d1c.target.dtypes import dtype
 from d1c.target.mesh import Group, Layout
+from d1c.target.polynomials import exp_falling
 
 register_attribute("nest", Structured)
 
@@ -121,6 +122,10 @@ register(OpDef(
 register(OpDef(
     "dist.merge", "elementwise", lambda types, attrs: (types[0],), body=or_bits,
     doc="Bitwise or of operands of which all but one are 0: how a concatenation's parts join.",
+))  # fmt: skip
+register(OpDef(
+    "dist.exp_falling", "elementwise", lambda types, attrs: (types[0],), body=lambda b, attrs, x: exp_falling(b, x),
+    doc="`graph.exp` of f32 values no larger than 0, or NaN, in fewer instructions.",
 ))  # fmt: skip
 register(OpDef("dist.yield", "structural", lambda types, attrs: (), doc="The result of a region."))
 register(OpDef("dist.return", "structural", lambda types, attrs: (), doc="The results of the function."))

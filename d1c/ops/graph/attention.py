@@ -79,40 +79,60 @@ def _check(op: Op) -> None:
 
 
 def _structure(types: tuple[Type, ...], attrs: AttentionAttrs, results: tuple[Type, ...]) -> Structured:
-    """Reduce dims: keys n, an odd number of them rounded up to pairs (j, f); depth as pairs (k, e). Queries have a fill
-    where their depth is odd, keys where depth or number is. `slice` is the number of keys."""
+    """Reduce dims: chunks c of keys n, an odd number of them rounded up to pairs (j, f); depth as pairs (k, e). Chunks
+    are the cut where there are several and all are whole; else all keys count as one. Queries have a fill where their
+    depth is odd, keys where depth or number is."""
     s, (q, k, v) = scores_type(types, attrs), tensors(types[:OPERANDS])
     v = with_pair(v, attrs.packed)
     r, width, pairs = len(s.shape) - 2, v.shape[-1], v.shape[-3]
     extents = (*s.shape[:-1], v.shape[-2])
     names = (*(f"b{i}" for i in range(r)), "m", "v")
     place = {d: i for i, d in enumerate(attrs.order)}
+    keys = s.shape[-1]
+    chunks = keys // CHUNK if keys % CHUNK == 0 else 1
     dims = (
-        *(Dim(names[d], extents[d]) for d in attrs.order), Dim("n", pairs * width, True), Dim("j", pairs, True),
-        Dim("f", width, True), Dim("k", -(-q.shape[-1] // width), True), Dim("e", width, True),
+        *(Dim(names[d], extents[d]) for d in attrs.order), Dim("c", chunks, True),
+        Dim("n", pairs * width // chunks, True), Dim("j", pairs // chunks, True), Dim("f", width, True),
+        Dim("k", -(-q.shape[-1] // width), True), Dim("e", width, True),
     )  # fmt: skip
-    n, j, f, c, e = range(r + 2, r + 7)
+    c, n, j, f, d, e = range(r + 2, r + 8)
 
     def batch(shape: tuple[int, ...]) -> tuple[Entry, ...]:
         return tuple(
             Entry(tuple((place[d], w) for d, w in x.terms)) for x in broadcast_map(shape, r)
         )  # fmt: skip
 
-    one = [Entry(((d, 1),)) for d in range(r + 7)]
-    depth = Entry(((c, width), (e, 1)))
-    rows, keys = (*batch(q.shape[:-2]), one[place[r]], depth), (*batch(k.shape[:-2]), one[n], depth)
-    values = (*batch(v.shape[:-3]), one[j], one[place[r + 1]], *([one[f]] if attrs.packed else []))
-    odd = q.shape[-1] % width, s.shape[-1] % width
+    one = [Entry(((d, 1),)) for d in range(r + 8)]
+    depth = Entry(((d, width), (e, 1)))
+    key, pair = one[n], one[j]
+    if chunks > 1:
+        key, pair = Entry(((c, CHUNK), (n, 1))), Entry(((c, CHUNK // width), (j, 1)))
+    rows, keyed = (*batch(q.shape[:-2]), one[place[r]], depth), (*batch(k.shape[:-2]), key, depth)
+    values = (*batch(v.shape[:-3]), pair, one[place[r + 1]], *([one[f]] if attrs.packed else []))
+    odd = q.shape[-1] % width, keys % width
     fills = (0.0 if odd[0] else None, 0.0 if any(odd) else None, None)
-    return Structured(dims, "attention", (rows, keys, values), fills, OPERANDS, None, s.shape[-1])
+    cut = (c, 1) if chunks > 1 else (None, keys)
+    return Structured(dims, "attention", (rows, keyed, values), fills, OPERANDS, *cut)
+
+
+def keys_of(nest: Structured) -> int:
+    """The number of keys of an attention's nest."""
+    return nest.slice if nest.cut is None else nest.dims[nest.cut].extent * CHUNK
 
 
 def region_map(shape: tuple[int, ...], nest: Structured, order: tuple[int, ...]) -> tuple[Entry, ...]:
     """How an operand of the region, which broadcasts to the scores, is read over the iteration dims."""
     rank = len(order)
     place = {d: i for i, d in enumerate(order)}
-    place[rank - 1] = nest.parallel  # the scores' last dim: keys
-    return tuple(Entry(tuple((place[d], w) for d, w in x.terms)) for x in broadcast_map(shape, rank))
+    place[rank - 1] = nest.parallel + 1  # the scores' last dim: keys
+
+    def entry(x: Entry) -> Entry:
+        terms = {place[d]: w for d, w in x.terms}
+        if nest.cut is not None and nest.cut + 1 in terms:
+            terms[nest.cut] = CHUNK * terms[nest.cut + 1]
+        return Entry(tuple(sorted(terms.items())))
+
+    return tuple(entry(x) for x in broadcast_map(shape, rank))
 
 
 def infer_op(op: Op) -> tuple[Type, ...]:
