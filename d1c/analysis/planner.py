@@ -70,6 +70,7 @@ class _Variable:
     readers: list[tuple[int, _Read]] = field(default_factory=list)
     own: list[float] = field(default_factory=list)
     held: list[list[tuple[int, float]]] = field(default_factory=list)
+    numbers: dict[tuple[Layout, Layout | None], int] = field(default_factory=dict)
 
 
 class Planner:
@@ -79,6 +80,8 @@ class Planner:
     def __init__(self, where: Places, room: float, stream: bool = False) -> None:
         self.where, self.room, self.stream = where, room, stream
         self.pools: dict[Like, Pool] = {}
+        self.picked: dict[tuple[Like, float], list[Candidate]] = {}
+        self.settled: dict[int, tuple[float, list[tuple[int, float]]]] = {}
         self.moved: dict[tuple[Need, int], dict[Layout, tuple[float, bool]]] = {}
         self.gathers: dict[tuple[Need, int], float] = {}
         self.tables: dict[tuple[object, ...], np.ndarray] = {}
@@ -110,6 +113,8 @@ class Planner:
     def pool(self, layer: Layer, byte: float = 0.0) -> list[Candidate]:
         """The candidates of a layer where a byte of constants counts `byte` cycles."""
         like = Like(signature(layer), layer)
+        if (like, byte) in self.picked:
+            return self.picked[like, byte]
         if like not in self.pools:
             try:
                 self.pools[like] = pool_of(layer, self.where, self.room)
@@ -122,7 +127,8 @@ class Planner:
                     amounts={"operands and result, bytes": size, "SRAM for data of a core, bytes": m.data_bytes},
                     remedy="use a larger --target, a smaller batch, or --precision bf16",
                 ) from e  # fmt: skip
-        return self.pools[like].at(byte)
+        self.picked[like, byte] = self.pools[like].at(byte)
+        return self.picked[like, byte]
 
     def moves(
         self, sources: Sequence[Layout], need: Need, shape: tuple[int, ...], width: int
@@ -191,6 +197,7 @@ class _Graph:
     def take(self, v: _Variable, c: Candidate) -> int:
         """Put a candidate in the pool; its number."""
         self.planner.priced.append(c)
+        v.numbers.setdefault((c.plan, c.combine), len(v.pool))
         v.pool.append(c)
         v.own.append(math.nan)
         v.held.append([])
@@ -200,18 +207,24 @@ class _Graph:
         """The cost of a candidate without its constants; worked out when it is first wanted."""
         if math.isnan(v.own[i]):
             c = v.pool[i]
-            own = c.cycles + c.bytes * self.planner.byte_cycles
-            if v.layer is not None:
-                own += float(idle_price(c.cycles, used_cores(v.layer, c.plan), self.planner.where))
-                own += sum(self.move(read.layout, v, read, i) for read in v.reads if read.layout is not None)
-                for o, need, size in zip(v.layer.operands, c.needs, c.constants, strict=True):
-                    if size > SMALL:
-                        v.held[i].append((size, self.planner.gather(o, need)))
-                if self.planner.stream:  # what is streamed comes while the layer before computes
-                    come, v.held[i] = sum(g for _, g in v.held[i]), []
-                    own += max(0.0, come - c.cycles) + BEHIND * come
-            v.own[i] = own
+            if id(c) not in self.planner.settled:  # equal layers have the same candidates
+                self.planner.settled[id(c)] = self.alone(v.layer, c)
+            own, v.held[i] = self.planner.settled[id(c)]
+            v.own[i] = own + sum(self.move(read.layout, v, read, i) for read in v.reads if read.layout is not None)
         return v.own[i]
+
+    def alone(self, layer: Layer | None, c: Candidate) -> tuple[float, list[tuple[int, float]]]:
+        """What `settle` says of a candidate, whatever lies where, and what is `held`."""
+        own, held = c.cycles + c.bytes * self.planner.byte_cycles, list[tuple[int, float]]()
+        if layer is not None:
+            own += float(idle_price(c.cycles, used_cores(layer, c.plan), self.planner.where))
+            for o, need, size in zip(layer.operands, c.needs, c.constants, strict=True):
+                if size > SMALL:
+                    held.append((size, self.planner.gather(o, need)))
+            if self.planner.stream:  # what is streamed comes while the layer before computes
+                come, held = sum(g for _, g in held), []
+                own += max(0.0, come - c.cycles) + BEHIND * come
+        return own, held
 
     def place(self, number: int) -> None:
         """An input may lie as its readers' candidates need it."""
@@ -227,9 +240,8 @@ class _Graph:
 
     def number(self, v: _Variable, c: Candidate) -> int:
         """The number of a candidate, which is put in the pool unless it is there."""
-        same = (i for i, x in enumerate(v.pool) if x.plan == c.plan and x.combine == c.combine)
-        i = next(same, -1)
-        return self.take(v, c) if i < 0 else i
+        i = v.numbers.get((c.plan, c.combine))
+        return self.take(v, c) if i is None else i
 
     def add(self, v: _Variable, c: Candidate) -> None:
         """Put a candidate in the choice, unless it is there."""
