@@ -235,6 +235,6 @@ def accumulator_type(layer: Layer) -> DType:
     """The element type of the nodes of a split reduction."""
     if layer.nest.kind == "lookup":
         return layer.result.dtype
-    if layer.term.ops:
-        return dtype(COMPUTE_TYPE[_scalar(layer.term.ops[-1].operands[0]).dtype.name])
-    return dtype(COMPUTE_TYPE[layer.operands[0].dtype.name])
+    term = layer.term.ops
+    name = COMPUTE_TYPE[_scalar(term[-1].operands[0]).dtype.name if term else layer.operands[0].dtype.name]
+    return dtype("bool" if name == "mask" else name)

@@ -108,8 +108,7 @@ def families(layer: Layer, most: int = 3) -> Iterator[tuple[tuple[int, int], ...
 
 
 def _splits(nest: Structured) -> bool:
-    cut = nest.cut
-    return cut is not None and not nest.lanes and nest.kind in ("mac", "lookup") and nest.dims[cut].extent > nest.slice
+    return nest.cut is not None and nest.dims[nest.cut].extent > nest.slice
 
 
 def _ways(layer: Layer, ranges: tuple[tuple[int, int], ...], where: Places, loose: bool) -> _Ways:
@@ -127,7 +126,9 @@ def _ways(layer: Layer, ranges: tuple[tuple[int, int], ...], where: Places, loos
     way, parts = assignments(mesh.axes, len(ranges))
     size = np.array(sizes)
     idle = loose or nest.kind == "attention"  # heads are few, and a second one on a core costs as much as the first
-    keep = np.all((parts <= size) | (parts == 1), axis=1) if not idle else np.all(parts <= 2 * size, axis=1)
+    spare = cut and nest.kind not in ("mac", "attention")  # slices come in powers of two, and those of vector work few
+    most = np.where(idle | (spare & (np.arange(len(size)) == targets)), 2 * size, size)
+    keep = np.all((parts <= most) | (parts == 1), axis=1)
     way, parts = way[keep], parts[keep]
     found = [(way, parts)]
     for name in ("dr", "dc"):
@@ -164,7 +165,7 @@ def _ways(layer: Layer, ranges: tuple[tuple[int, int], ...], where: Places, loos
     keep = np.all(loose | (used * 5 >= parts * 2), axis=1)
     if cut:
         assert nest.cut is not None
-        keep &= (parts[:, -1] == 1) | (used[:, -1] == parts[:, -1])
+        keep &= (parts[:, -1] == 1) | ((used[:, -1] > 1) & (spare | (used[:, -1] == parts[:, -1])))
         if nest.kind == "attention":  # whose cores have equally many chunks
             keep &= (parts[:, -1] == 1) | (extents[nest.cut] % blocks[:, -1] == 0)
         blocks[:, -1] = np.where(parts[:, -1] > 1, blocks[:, -1] * nest.slice, extents[nest.cut])

@@ -22,7 +22,7 @@ def random_plan(layer: Layer, rng: np.random.Generator, mesh: Mesh) -> Plan:
         assert targets is not None
         if not flat:
             targets = [(d, d + 1) for d in range(nest.parallel)]
-        cut = nest.cut is not None and nest.kind != "fma" and not nest.lanes
+        cut = nest.cut is not None
         picks = rng.integers(0, len(targets) + cut + 1, len(mesh.axes))
         axes = [[a for a, p in zip(mesh.names, picks, strict=True) if p == i] for i in range(len(targets) + cut)]
         for names in axes:
