@@ -12,6 +12,7 @@ read-only views of the mapped file.
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import math
 import mmap
@@ -28,7 +29,6 @@ from typing import Any, NoReturn
 
 import ml_dtypes
 import numpy as np
-from safetensors.numpy import save as save_tensors
 
 from d1c.errors import LoadError, UsageError
 
@@ -50,6 +50,11 @@ _DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype("?"),
 }  # fmt: skip
 _ALLOWED = frozenset(_DTYPES.values())
+_CODE = {t: code for code, t in _DTYPES.items()}
+_ORDER = {_DTYPES[c]: i for i, c in enumerate("U64 I64 F64 F32 U32 I32 BF16 F16 U16 I16 I8 U8 BOOL".split())}
+"""In which tensors stand in a file: the safetensors library's, widest types first."""
+_LARGE = 1 << 16
+"""Bytes of a tensor from which it is written by itself."""
 
 Tensors = dict[str, np.ndarray]
 
@@ -124,17 +129,22 @@ def _write_zip(
                 tensors = (
                     arrays if name == "program.safetensors" else weights[name[len("weights/") : -len(".safetensors")]]
                 )
-                data = _serialize(tensors, name)
-                header = 8 + int.from_bytes(data[:8], "little")
+                header, pieces = _serialize(tensors, name)
                 # The local header's extra field moves the tensors' bytes to a page boundary of the file.
-                fill = -(file.tell() + 30 + len(name) + 6 + header) % PAGE
+                fill = -(file.tell() + 30 + len(name) + 6 + len(header)) % PAGE
                 info.extra = struct.pack("<HHH", _ALIGN_EXTRA, 2 + fill, PAGE) + bytes(fill)
-                archive.writestr(info, data)
+                info.file_size = len(header) + sum(p.nbytes for p in pieces)
+                with archive.open(info, "w") as entry:
+                    entry.write(header)
+                    for large, group in itertools.groupby(pieces, lambda p: p.nbytes >= _LARGE):
+                        for piece in group if large else (b"".join(group),):
+                            entry.write(piece)
                 info.extra = b""  # once is enough: the central directory needs no filler
 
 
-def _serialize(tensors: Mapping[str, np.ndarray], where: str) -> bytes:
-    """safetensors bytes with every tensor on 64 B: the format has no holes, so filler tensors stand between."""
+def _serialize(tensors: Mapping[str, np.ndarray], where: str) -> tuple[bytes, list[memoryview]]:
+    """A safetensors file, as its header and the bytes of its tensors, which are not copied. Every tensor is on 64 B:
+    the format has no holes, so filler tensors stand between."""
     filled: Tensors = {}
     for name, array in tensors.items():
         if not isinstance(name, str) or _PAD in name:
@@ -147,10 +157,18 @@ def _serialize(tensors: Mapping[str, np.ndarray], where: str) -> bytes:
         missing = -little.nbytes % TENSOR_ALIGN
         if missing:
             filled[name + _PAD] = np.zeros(missing // little.itemsize, little.dtype)
-    data = save_tensors(filled)
-    if int.from_bytes(data[:8], "little") > MAX_JSON:
+    entries, pieces, at = dict[str, object](), list[memoryview](), 0
+    for name in sorted(filled, key=lambda n: (_ORDER[filled[n].dtype], n)):
+        array, end = filled[name], at + filled[name].nbytes
+        entries[name] = {"dtype": _CODE[array.dtype], "shape": array.shape, "data_offsets": (at, end)}
+        if end > at:
+            pieces.append(array.reshape(-1).view(np.uint8).data)
+        at = end
+    text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > MAX_JSON:
         raise ValueError(f"{where}: header larger than {MAX_JSON} bytes")
-    return data
+    return struct.pack("<Q", len(text)) + text, pieces
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

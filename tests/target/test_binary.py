@@ -14,6 +14,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
 
 from d1c.errors import LoadError, UsageError
 from d1c.target import binary
@@ -63,6 +64,16 @@ def test_other_readers_agree(tmp_path: Path) -> None:
         assert z.read("blobs/kernels") == BLOBS["kernels"]
         fc = load_tensors(z.read("weights/fc.safetensors"))
         assert same({k: v for k, v in fc.items() if not k.endswith("\0")}, WEIGHTS["fc"])
+
+
+def test_tensors_stand_as_the_library_writes_them(tmp_path: Path) -> None:
+    types = sorted(binary._ALLOWED, key=str)  # 64 elements leave no holes
+    tensors = {
+        f"{'zyé'[i % 3]}{t} {k}": RNG.integers(0, 2, (k, 64)).astype(t) for i, t in enumerate(types) for k in (1, 9)
+    }
+    binary.write(tmp_path / "a.d1x", {}, tensors, {}, {})
+    with zipfile.ZipFile(tmp_path / "a.d1x") as z:
+        assert z.read("program.safetensors") == save_tensors(tensors)
 
 
 def test_same_content_same_bytes_and_alignment(tmp_path: Path) -> None:
