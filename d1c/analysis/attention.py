@@ -17,7 +17,7 @@ from functools import partial
 
 import numpy as np
 
-from d1c.analysis.attention_code import again, below, clipped, joined, largest, product, quotient, scale
+from d1c.analysis.attention_code import again, below, clipped, joined, larger, product, quotient, scale
 from d1c.analysis.layers import Layer, Stored
 from d1c.analysis.plans import Plan
 from d1c.analysis.shares import Read, call_of
@@ -164,10 +164,9 @@ class _Parts:
         """The node of pieces of 2^j nodes each, none longer than the one before it; at the root the result."""
         stack: list[tuple[int, _Nodes]] = []  # nodes that wait for their right sibling, and of how many they are
         for i, (count, make) in enumerate(pieces):
-            last, nodes, half = i == len(pieces) - 1, make(), count // 2
-            while half:
-                end = root and last and not stack and half == 1
-                nodes, half = self.halved(f"{i}_{half}", nodes, half, end), half // 2
+            last, nodes = i == len(pieces) - 1, make()
+            if count > 1:
+                nodes = self.tree(str(i), nodes, count, root and last and not stack)
             stack.append((count, nodes))
             while len(stack) > 1 and (last or stack[-1][0] == stack[-2][0]):
                 (b, right), (a, left) = stack.pop(), stack.pop()
@@ -259,30 +258,42 @@ class _Parts:
 
     # ---- the tree ---------------------------------------------------------------------------------------------------
 
-    def halved(self, number: str, x: _Nodes, half: int, root: bool) -> _Nodes:
-        """2 * half nodes as half as many, each of two neighbours h; at the root the result."""
-        outer: _Dims = [*self.front, *([] if root else [(Dim("i", half), None)])]
-        two: _Dims = [(Dim("h", 2), None)]
-        first, other = x.at({"i": 2, "h": 1}), x.at({"i": 2, "h": -1}, 1)
-        row, each = _own(self.across), _own(self.rows)
-        s = self.compute(
-            f"s{number}", "map", [*outer, *two, *self.across],
-            [(x.m, (*first, *row), None), (x.m, (*other, *row), None)], scale(),
-        )  # fmt: skip
-        of, h = _own(outer, two), [(Dim("h", 2, True), None)]
-        total = self.compute(
-            f"l{number}", "sum", [*outer, *self.across, *h],
-            [(x.total, (*first, *row), None), (s, (*of, *row), None)], terms=2, term=product(),
-        )  # fmt: skip
-        reads: list[_Read] = [(x.o, (*first, *each, {"v": 1}), None), (s, (*of, *row), None)]
-        dims = [*outer, *self.rows, *self.column, *h]
-        if root:
-            reads.append((total, row, None))
-            o = self.compute("", "sum", dims, reads, quotient(), 2, term=product(), out=self.layer.result.dtype)
-            return _Nodes(x.m, total, o)
-        m = self.compute(f"m{number}", "max", [*outer, *self.across, *h], [(x.m, (*first, *row), None)], terms=1)
-        o = self.compute(f"o{number}", "sum", dims, reads, terms=2, term=product())
-        return _Nodes(m, total, o, _own(self.front))
+    def tree(self, piece: str, x: _Nodes, count: int, root: bool) -> _Nodes:
+        """The node of `count` nodes, level by level each of two neighbours h; at the root the result. First what there
+        is one of per row: cores that have other columns wait for it."""
+        row, each, h = _own(self.across), _own(self.rows), [(Dim("h", 2, True), None)]
+        levels: list[tuple[str, _Dims, _Read]] = []
+        front, m, total, half = _own(self.front), x, x.total, count // 2
+        while half:
+            end, number = root and half == 1, f"{piece}_{half}"
+            outer: _Dims = [*self.front, *([] if end else [(Dim("i", half), None)])]
+            two: _Dims = [(Dim("h", 2), None)]
+            first, other = m.at({"i": 2, "h": 1}), m.at({"i": 2, "h": -1}, 1)
+            s = self.compute(
+                f"s{number}", "map", [*outer, *two, *self.across],
+                [(m.m, (*first, *row), None), (m.m, (*other, *row), None)], scale(),
+            )  # fmt: skip
+            by: _Read = s, (*_own(outer, two), *row), None
+            dims = [*outer, *self.across, *h]
+            total = self.compute(
+                f"l{number}", "sum", dims, [(m.total, (*first, *row), None), by], terms=2, term=product()
+            )  # fmt: skip
+            largest = m.m
+            if not end:
+                largest = self.compute(f"m{number}", "max", dims, [(m.m, (*first, *row), None)], terms=1)
+            m = _Nodes(largest, total, x.o, front)
+            levels.append((number, outer, by))
+            half //= 2
+        for number, outer, (s, at, _) in levels:
+            reads: list[_Read] = [(x.o, (*x.at({"i": 2, "h": 1}), *each, {"v": 1}), None), (s, at, None)]
+            dims = [*outer, *self.rows, *self.column, *h]
+            if root and number == levels[-1][0]:
+                reads.append((total, row, None))
+                o = self.compute("", "sum", dims, reads, quotient(), 2, term=product(), out=self.layer.result.dtype)
+            else:
+                o = self.compute(f"o{number}", "sum", dims, reads, terms=2, term=product())
+            x = _Nodes(m.m, total, o, front)
+        return x
 
     def join(self, number: str, a: _Nodes, b: _Nodes, root: bool) -> _Nodes:
         """Two nodes of different numbers of chunks, or made apart, as one; at the root the result."""
@@ -308,7 +319,7 @@ class _Parts:
         o = self.compute(f"o{number}", "map", dims, reads, joined())
         m = self.compute(
             f"m{number}", "map", inner, [(a.m, (*u, *row), None), (b.m, (*v, *row), None)],
-            largest(),
+            larger(),
         )  # fmt: skip
         return _Nodes(m, total, o, _own(self.front))
 
@@ -366,7 +377,7 @@ class Calls:
     def cycles(self, trips: np.ndarray, machine: Machine) -> np.ndarray:
         """[n] cycles of all calls of a core with trips [n, iteration dims of the layer] (`joins`: its parallel dims,
         then slots), without their launch; infinite where the columns are cut, for then the cores of a row would send
-        each other its weights."""
+        each other its weights. Only where nodes are joined, of which that is little."""
         out = np.zeros(len(trips))
         p = self.layer.nest.parallel
         whole = self.layer.nest.dims[p].extent
@@ -387,7 +398,7 @@ class Calls:
                 ]
                 out[at] += call.count * nest_cycles(call.nest, np.stack(own, axis=1), machine)
         column = p - 1
-        return np.where(trips[:, column] < self.layer.nest.dims[column].extent, np.inf, out)
+        return out if self.joins else np.where(trips[:, column] < self.layer.nest.dims[column].extent, np.inf, out)
 
     def kernels(self, shape: Shape) -> list[_Call]:
         if shape not in self.known:

@@ -66,7 +66,7 @@ def scale() -> Block:
 
 
 @cache
-def largest() -> Block:
+def larger() -> Block:
     return _code(2, lambda c, m, other: c("max", m, other))
 
 

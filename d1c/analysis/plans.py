@@ -121,14 +121,13 @@ def combine_plan(
     mesh: Mesh,
 ) -> Layout:
     """The plan of the stage that adds the nodes of a split reduction, whose first stage cuts `ranges` in `blocks` over
-    `axes` and the reduction over `cut_axes`: these go to range `to` while there is enough of it, or are idle. An
-    attention's columns are not cut."""
+    `axes` and the reduction over `cut_axes`: these go to range `to` while there is enough of it, or are idle."""
     mine, idle = [list(a) for a in axes], list(held)
     sizes = [math.prod(d.extent for d in nest.dims[a:b]) for a, b in ranges]
     for a in cut_axes:
         n = mesh.sizes[mesh.index[a]]
         least = n if to < len(ranges) - 1 else SHORT * n
-        if to < len(ranges) - (nest.kind == "attention") and sizes[to] // mesh.parts(tuple(mine[to])) >= least:
+        if to < len(ranges) and sizes[to] // mesh.parts(tuple(mine[to])) >= least:
             mine[to].append(a)
         else:
             idle.append(a)

@@ -319,7 +319,7 @@ def _picked(rows: Sequence[_Row], count: int, byte: float) -> list[_Row]:
 def _joined(layer: Layer, w: _Ways, which: np.ndarray, where: Places) -> Iterator[np.ndarray]:
     """For each of `combine_plan`'s choices of a range: [which] cycles from the first stage of a split reduction to the
     result; inf for those that an earlier choice has too."""
-    from d1c.analysis.price_ways import joined
+    from d1c.analysis.price_ways import CLOSE, EVERY, MOST, joined
 
     nest, m, sizes = layer.nest, where.machine, np.array(where.mesh.sizes, np.int64)
     ranges = w.ranges[:-1]
@@ -338,7 +338,7 @@ def _joined(layer: Layer, w: _Ways, which: np.ndarray, where: Places) -> Iterato
         for a, n in enumerate(sizes):
             mine = way[:, a] == len(ranges)
             grows = np.zeros(len(way), bool)
-            if to < len(ranges) - (nest.kind == "attention"):
+            if to < len(ranges):
                 grows = mine & (extents[to] // parts[:, to] >= n * (1 if to < len(ranges) - 1 else SHORT))
                 parts[grows, to] *= n
                 cuts[grows, to] = -(-extents[to] // parts[grows, to])
@@ -346,8 +346,10 @@ def _joined(layer: Layer, w: _Ways, which: np.ndarray, where: Places) -> Iterato
         out = joined(
             np.array(dims, np.int64), np.array(of, np.int64), way, blocks, after, cuts, slots, where.grid, rates,
             np.array([m.die_rows, m.die_cols]), m.multicast == "tree",
+            *(CLOSE if nest.kind == "attention" else (EVERY, MOST)),
         )  # fmt: skip
-        out += np.where(out > 0, m.launch_cycles, 0)
+        waits = 1 + (nest.kind == "attention" and to == len(ranges) - 1)  # for the weights, from where column 0 is
+        out += np.where(out > 0, waits * m.launch_cycles, 0)
         stage = _Ways(ranges, False, way, cuts, -(-np.array(extents) // cuts))
         trips = np.concatenate([_trips(nest, stage)[:, : nest.parallel], slots[:, None]], axis=1)
         out += cycles_of(kernel, loops, trips, where)

@@ -26,6 +26,8 @@ from d1c.analysis.price_loop import (
 
 EVERY, MOST = 3, 128
 """One of so many samples is taken; receivers and owners that are counted to find the fullest lines of sites."""
+CLOSE = 1, 1024
+"""The same for a closer look: on short ways few samples would meet by chance only."""
 
 
 @njit(cache=True)  # type: ignore[misc, unused-ignore]
@@ -84,7 +86,7 @@ def settled(  # type: ignore[no-untyped-def]
             table[k, 0], table[k, 1], table[k, 2] = lies[k, 0], lies[k, 1], block if n > first else 0
             table[k, 3], table[k, 4] = first, n
         source = Source(table, axes, axes[:0])
-        out[i] = _cycles(form, cut, source, total, g, width, rates, lines, tree, ints, weights)
+        out[i] = _cycles(form, cut, source, total, g, width, rates, lines, tree, ints, weights, EVERY, MOST)
     return out
 
 
@@ -99,13 +101,15 @@ def _fullest(counts, dies):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)  # type: ignore[misc, unused-ignore]
-def _cycles(form, cut, source, extents, g, width, rates, lines, tree, ints, weights):  # type: ignore[no-untyped-def]
+def _cycles(  # type: ignore[no-untyped-def]
+    form, cut, source, extents, g, width, rates, lines, tree, ints, weights, every, most
+):
     """Cycles of one movement. `extents`: of the source's groups."""
-    samples, window, whole = receive(form, cut, g, ints, weights, EVERY)
+    samples, window, whole = receive(form, cut, g, ints, weights, every)
     if samples == 0:
         return 0.0
-    rows = _fullest(row_counts(source, extents, g, lines[0] * g.site_rows, MOST), lines[0])
-    columns = _fullest(column_counts(cut, g, lines[1] * g.site_cols, MOST), lines[1])
+    rows = _fullest(row_counts(source, extents, g, lines[0] * g.site_rows, most), lines[0])
+    columns = _fullest(column_counts(cut, g, lines[1] * g.site_cols, most), lines[1])
     fan, owners = np.int64(1), np.int64(1)
     for a in cut.fan:
         fan *= g.size[a]
@@ -125,12 +129,12 @@ def _cycles(form, cut, source, extents, g, width, rates, lines, tree, ints, weig
 
 @njit(cache=True)  # type: ignore[misc, unused-ignore]
 def joined(  # type: ignore[no-untyped-def]
-    extents, ranges, ways, blocks, after, cuts, slots, g, rates, lines, tree
+    extents, ranges, ways, blocks, after, cuts, slots, g, rates, lines, tree, every, most
 ):
     """[n] cycles of the movement between the stages of a split reduction. `extents`, `ranges` [dims]: of the result's
     dims (ranges as one), and the range of each, -1 where it is not cut. `ways`, `blocks`: of the first stage; `after`
     [n, factors], `cuts` [n, ranges]: of the second, in which factors of the cut come behind a range's own. `slots`:
-    [n]."""
+    [n]. `every`, `most`: EVERY and MOST, or CLOSE."""
     count, factors = ways.shape
     cut_range, rank = blocks.shape[1] - 1, len(extents) + 1
     ints = np.empty((SPREAD + CORNERS, FIELDS + rank + WINDOW * rank), np.int64)
@@ -182,5 +186,7 @@ def joined(  # type: ignore[no-untyped-def]
                         n += 1
             cut.groups[p, 1], cut.groups[p, 2], cut.groups[p, 3] = n, cuts[i, r], total[d]
             p += 1
-        out[i] = _cycles(form, cut, Source(table, axes, axes[:0]), total, g, 4, rates, lines, tree, ints, weights)
+        out[i] = _cycles(
+            form, cut, Source(table, axes, axes[:0]), total, g, 4, rates, lines, tree, ints, weights, every, most
+        )  # fmt: skip
     return out

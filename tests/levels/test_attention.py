@@ -250,7 +250,8 @@ def test_keys_are_cut_over_cores(name: str, chunks: int, slots: int, monkeypatch
     rows = next(i for i, d in enumerate(nest.dims) if d.name == "m")
     joins = [Group() for _ in range(p + 1)]
     whole[p], joins[rows] = Group(1, ("nr", "nc.0"), chunks), Group(1, ("nr", "dc"), 3)
-    plan = Plan(Layout(tuple(whole), ("dc", "nc.1")), Layout(tuple(joins), ("nc.0", "nc.1")))
+    joins[p - 1] = Group(1, ("nc.0",), 3)  # columns too
+    plan = Plan(Layout(tuple(whole), ("dc", "nc.1")), Layout(tuple(joins), ("nc.1",)))
     monkeypatch.setattr(
         distribute, "random_plan", lambda x, *a: plan if x.nest.kind == "attention" else random_plan(x, *a)
     )
