@@ -46,7 +46,10 @@ def receive(
     arrived = np.zeros(windows.shape, np.bool_)
     sent = np.zeros(len(windows), np.int64)
     senders, row = np.unique(m.src, return_inverse=True)
-    sources = np.stack([held[int(c)] for c in senders]) if len(senders) else np.zeros((0, 0), dtype)
+    if len(senders) == 1:  # a whole constant: not copied
+        sources = held[int(senders[0])][None]
+    else:
+        sources = np.stack([held[int(c)] for c in senders]) if len(senders) else np.zeros((0, 0), dtype)
     # messages of one shape differ in their offsets only
     shapes, kind = np.unique(np.concatenate((m.sizes, m.sstride, m.dstride)), axis=1, return_inverse=True)
     for k, (sizes, sstrides, dstrides) in enumerate(zip(*np.split(shapes.T, 3, axis=1), strict=True)):

@@ -71,6 +71,7 @@ class _Variable:
     own: list[float] = field(default_factory=list)
     held: list[list[tuple[int, float]]] = field(default_factory=list)
     numbers: dict[tuple[Layout, Layout | None], int] = field(default_factory=dict)
+    costs: dict[tuple[float, tuple[int, ...]], np.ndarray] = field(default_factory=dict)
 
 
 class Planner:
@@ -279,10 +280,13 @@ class _Graph:
 
     def costs(self, v: _Variable, picks: Sequence[int], price: float) -> np.ndarray:
         """Costs of candidates by themselves. `price`: of a byte of constants that stay."""
-        own = [self.settle(v, i) for i in picks]
-        if price:
-            own = [c + sum(min(n * price, g) for n, g in v.held[i]) for c, i in zip(own, picks, strict=True)]
-        return np.array(own)
+        key = price, tuple(picks)
+        if key not in v.costs:
+            own = [self.settle(v, i) for i in picks]
+            if price:
+                own = [c + sum(min(n * price, g) for n, g in v.held[i]) for c, i in zip(own, picks, strict=True)]
+            v.costs[key] = np.array(own)
+        return v.costs[key]
 
     def kept(self, picks: Sequence[int], prices: np.ndarray) -> np.ndarray:
         """[variables] bytes of the constants that stay at these prices."""

@@ -427,23 +427,42 @@ def _unpack(storage: np.ndarray, t: DType) -> np.ndarray:
     return np.asarray((low ^ (1 << (t.bits - 1))) - (1 << (t.bits - 1))) if t.kind == "int" else low
 
 
+_PIECE = 1 << 15
 _NAN = {"f16": 0x7E00, "f32": 0x7FC00000, "f64": 0x7FF8 << 48}
+
+
+def _bf16(x: np.ndarray) -> np.ndarray:
+    """The bits of f32 rounded to bf16, piece by piece: what is between is in cache."""
+    flat = np.ascontiguousarray(x, np.float32).reshape(-1)
+    out = np.empty(len(flat), np.uint16)
+    for at in range(0, len(flat), _PIECE):
+        u = flat[at : at + _PIECE].view(np.uint32)
+        rounded = u >> np.uint32(16)
+        rounded &= np.uint32(1)
+        rounded += np.uint32(0x7FFF)
+        rounded += u
+        rounded >>= np.uint32(16)
+        out[at : at + _PIECE] = rounded
+        nan = np.isnan(flat[at : at + _PIECE])
+        if nan.any():
+            out[at : at + _PIECE][nan] = 0x7FC0
+    return out.reshape(x.shape)
 
 
 def round_to(values: np.ndarray, to: DType | str) -> np.ndarray:
     """A compute array as storage of type `to`: one RNE rounding to floats (subnormal results kept), low bits of
     integers, NaN canonical. A value of another compute type is converted (`cvt`) to that of `to` first."""
     t = dtype(to) if isinstance(to, str) else to
-    x = _cvt(np.asarray(values), TYPES[COMPUTE_TYPE[t.name]])
+    x, compute = np.asarray(values), TYPES[COMPUTE_TYPE[t.name]]
+    if x.dtype != compute:
+        x = _cvt(x, compute)
     if t.bits < 8 or t.kind == "minifloat":
         return (x & ((1 << t.bits) - 1)).astype(np.uint8).view(t.numpy)
     if not t.is_float:
         return x.astype(t.numpy)
-    nan = np.isnan(x)
     if t.name == "bf16":
-        u = x.view(np.uint32)
-        rounded = (u + np.uint32(0x7FFF) + ((u >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-        return np.where(nan, np.uint16(0x7FC0), rounded.astype(np.uint16)).view(t.numpy)
+        return _bf16(x).view(t.numpy)
+    nan = np.isnan(x)
     canonical = np.asarray(_NAN[t.name], f"u{t.bytes}").view(t.numpy)
     with np.errstate(all="ignore"):
         return np.where(nan, canonical, x.astype(t.numpy))
