@@ -23,6 +23,7 @@ from d1c.ops.dist.compute import ComputeAttrs, compute_type
 from d1c.target.dtypes import F32
 from d1c.target.isa import nest_pipes
 from d1c.target.kernel import Nest
+from d1c.target.keys import hashed_once
 from d1c.target.mesh import Group, Layout, LayoutError, Mesh
 
 IDLE, BRIEF = 4.0, 4
@@ -58,7 +59,8 @@ def _text(block: Block) -> tuple[object, ...]:
     return tuple((o.name, o.attrs, *(number[v] for v in o.operands)) for o in block.ops)
 
 
-@dataclass(frozen=True, slots=True)
+@hashed_once
+@dataclass(frozen=True)
 class Like:
     """A layer that equals those of its signature."""
 

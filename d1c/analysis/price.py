@@ -20,6 +20,7 @@ import numpy as np
 
 from d1c.ir.layout import Component, Need
 from d1c.target.embedding import global_position
+from d1c.target.keys import hashed_once
 from d1c.target.machine import Machine
 from d1c.target.mesh import Layout, Mesh
 
@@ -35,6 +36,7 @@ MOST = 1 << 12
 _KINDS = {"dr": 0, "dc": 1, "nr": 2, "nc": 3}
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Places:
     """Where the cores of a machine are: [cores] physical row and column."""

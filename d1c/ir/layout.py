@@ -12,12 +12,13 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
 from d1c.ir.structured import Entry, Map
 from d1c.target.keys import hashed_once
-from d1c.target.mesh import Group, Layout, LayoutError, Mesh, axes_text, parse_axes
+from d1c.target.mesh import Layout, LayoutError, Mesh, axes_text, parse_axes
 
 
 @hashed_once
@@ -145,8 +146,27 @@ def need_of(dims: tuple[int, ...], index: Map, shape: tuple[int, ...], plan: Lay
     Raises LayoutError where the plan's flat group is not monotone in the operand (its hull would not be an interval).
     """
     groups = [(a, b, g) for a, b, g, _ in plan.spans(dims) if g.axes]
-    group_of = {d: i for i, (a, b, _) in enumerate(groups) for d in range(a, b)}
-    flat = {i for i, (a, b, _) in enumerate(groups) if b - a > 1}
+    outlines = _outlines(dims, index, shape, tuple((a, b) for a, b, _ in groups))
+    components = (
+        Component(part, pads, tuple(Part(n, c, groups[k][2].axes, groups[k][2].block) for k, n, c in parts), lo, hi)
+        for part, pads, parts, lo, hi in outlines
+    )
+    return Need(tuple(components), plan.axes, plan.held)
+
+
+_Outline = tuple[
+    tuple[int, ...], tuple[tuple[int, int], ...], tuple[tuple[int, tuple[int, ...], tuple[int, ...]], ...], int, int
+]
+"""Of a component shape, pads, parts (number of the group, extents, coefficients) and the bounds of the rest."""
+
+
+@lru_cache(maxsize=1 << 12)
+def _outlines(
+    dims: tuple[int, ...], index: Map, shape: tuple[int, ...], groups: tuple[tuple[int, int], ...]
+) -> tuple[_Outline, ...]:
+    """A need's components where a plan cuts `groups` (first dim, last + 1), over any factors. Raises LayoutError."""
+    group_of = {d: i for i, (a, b) in enumerate(groups) for d in range(a, b)}
+    flat = {i for i, (a, b) in enumerate(groups) if b - a > 1}
     bounds, k = [], 0  # operand dims of each entry
     for e in index:
         bounds.append((k, k + e.span))
@@ -168,11 +188,9 @@ def need_of(dims: tuple[int, ...], index: Map, shape: tuple[int, ...], plan: Lay
             runs.append([i])
         else:
             runs[join:] = [[q for r in runs[join:] for q in r] + [i]]
-    comps = tuple(
-        _component(dims, [index[i] for i in r], shape[bounds[r[0]][0] : bounds[r[-1]][1]], groups, group_of)
-        for r in runs
+    return tuple(
+        _outline(dims, [index[i] for i in r], shape[bounds[r[0]][0] : bounds[r[-1]][1]], groups, group_of) for r in runs
     )
-    return Need(comps, plan.axes, plan.held)
 
 
 def linear(entries: Sequence[Entry], pads: tuple[tuple[int, int], ...]) -> tuple[int, dict[int, int]]:
@@ -188,13 +206,13 @@ def linear(entries: Sequence[Entry], pads: tuple[tuple[int, int], ...]) -> tuple
     return const, coefs
 
 
-def _component(
+def _outline(
     dims: tuple[int, ...],
     entries: list[Entry],
     shape: tuple[int, ...],
-    groups: list[tuple[int, int, Group]],
+    groups: tuple[tuple[int, int], ...],
     group_of: dict[int, int],
-) -> Component:
+) -> _Outline:
     pads: list[tuple[int, int]] = []
     k = 0
     for e in entries:
@@ -209,19 +227,17 @@ def _component(
     const, coefs = linear(entries, tuple(pads))
     parts, lo, hi = [], const, const
     for gi in sorted({group_of[d] for d in coefs if d in group_of}):
-        a, b, g = groups[gi]
-        part = Part(dims[a:b], tuple(coefs.get(d, 0) for d in range(a, b)), g.axes, g.block)
+        a, b = groups[gi]
+        extents, steps = dims[a:b], tuple(coefs.get(d, 0) for d in range(a, b))
         if b - a > 1:
             reach = 0
-            for n, c in zip(reversed(part.extents), reversed(part.coefs), strict=True):
+            for n, c in zip(reversed(extents), reversed(steps), strict=True):
                 if c < reach or c < 0:
-                    raise LayoutError(
-                        f"flat dims {a}..{b - 1} are not monotone in an operand (coefficients {part.coefs})"
-                    )
+                    raise LayoutError(f"flat dims {a}..{b - 1} are not monotone in an operand (coefficients {steps})")
                 reach += c * (n - 1)
-        parts.append(part)
+        parts.append((gi, extents, steps))
     for d, c in coefs.items():
         if d not in group_of:
             lo += min(0, c * (dims[d] - 1))
             hi += max(0, c * (dims[d] - 1))
-    return Component(shape, tuple(pads), tuple(parts), lo, hi)
+    return shape, tuple(pads), tuple(parts), lo, hi

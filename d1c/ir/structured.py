@@ -25,7 +25,8 @@ class Dim:
     reduce: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@hashed_once
+@dataclass(frozen=True)
 class Entry:
     """An affine expression over iteration dims: sum(coef * dim) + offset, addressing `span` adjacent operand dims by
     their row-major linear index. `terms` are (dim number, coef), ascending by dim, no zero coef."""

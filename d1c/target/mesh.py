@@ -22,6 +22,7 @@ class LayoutError(ValueError):
     """A layout or plan that the rules do not allow; says which rule."""
 
 
+@hashed_once
 @dataclass(frozen=True)
 class Mesh:
     """The logical mesh: ordered factors (name, size), major to minor. A core's number: its coordinates' mixed radix."""
