@@ -261,10 +261,10 @@ def _looked(layer: Layer, where: Places, room: float, most: int, loose: bool) ->
         fits = _worth(price, held, fits, np.concatenate([w.way[:, dies], w.used], axis=1), LOOKED * kept, where)
         price = cycles[fits] + idle[fits] + _settled(layer, w, fits, where)
         parts = []
-        for k, i in enumerate(fits.tolist()):
-            by, used = w.way[i, dies].tolist(), w.used[i].tolist()
+        columns = (fits, price, held[fits], cycles[fits], w.way[fits][:, dies], w.used[fits])
+        for i, cost, bytes_, own, by, used in zip(*(x.tolist() for x in columns), strict=True):
             kind = (family, *by, *(used[j] for j in sorted({t for t in by if t < len(family)})))
-            parts.append(_Row(float(price[k]), float(held[i]), kind, w, i, None, float(cycles[i]), figures))
+            parts.append(_Row(cost, bytes_, kind, w, i, None, own, figures))
         rows += [r for r in parts if not divided[r.number]]
         cut = [r for r in parts if divided[r.number]]
         first = {r.number: r for byte in BYTES for r in _cheapest(cut, byte)[:kept]}
@@ -306,9 +306,11 @@ def _picked(rows: Sequence[_Row], count: int, byte: float) -> list[_Row]:
     picked: list[_Row] = []
     for r in _cheapest(rows, byte):
         kind = kinds.setdefault(r.kind, len(kinds))
-        alike = (r.kind, r.to, *r.ways.used[r.number, -1 - r.ways.cut :].tolist())
         quota = next((q for upto, q in QUOTAS if kind < upto), 1)
-        if taken.get(r.kind, 0) < quota and taken.get(alike, 0) < 2:
+        if taken.get(r.kind, 0) >= quota:
+            continue
+        alike = (r.kind, r.to, *r.ways.used[r.number, -1 - r.ways.cut :].tolist())
+        if taken.get(alike, 0) < 2:
             taken[r.kind], taken[alike] = taken.get(r.kind, 0) + 1, taken.get(alike, 0) + 1
             picked.append(r)
             if len(picked) == count:
