@@ -128,8 +128,7 @@ class _Nodes:
 
 class _Parts:
     """Makes the computes. Iteration dims of every one: the slot where keys are cut, which of some nodes, rows (batch
-    dims and rows of the layer), then what it goes through besides. Where there is one number per row, the longest dim
-    of rows comes last, for vectors lie along the last dim."""
+    dims and rows of the layer, the longest last), then what it goes through besides."""
 
     def __init__(self, layer: Layer, shape: Shape, name: Callable[[str], str]) -> None:
         self.layer, self.nest, self.shape, self.name = layer, layer.nest, shape, name
@@ -137,9 +136,9 @@ class _Parts:
         self.joins = False
         dims, p = layer.nest.dims, layer.nest.parallel
         self.chunk, self.key, self.pair, self.width, *self.depth = ((dims[d], d) for d in range(p, len(dims)))
-        self.rows: _Dims = [(dims[d], d) for d in range(p - 1)]
-        longest = max(self.rows, key=lambda x: x[0].extent)
-        self.across: _Dims = [*(x for x in self.rows if x is not longest), longest]
+        self.out: _Dims = [(dims[d], d) for d in range(p)]
+        longest = max(self.out[:-1], key=lambda x: x[0].extent)
+        self.rows: _Dims = [*(x for x in self.out[:-1] if x is not longest), longest]
         self.column: _Dims = [(dims[p - 1], p - 1)]
         self.slots = -(-dims[p].extent // shape.chunks) if shape.cut else 1
         self.front: _Dims = [(Dim("slot", self.slots), SLOT)] if shape.cut else []
@@ -205,15 +204,15 @@ class _Parts:
         scores = self.scores(number, lo, outer, wide, keys)
         key: _Dims = [(Dim("n", keys, True), None)]
         cut = len(outer) + len(self.rows), slices(keys, keys, LANES)[1]
-        each, per, along = _own(outer, self.rows), _own(outer, self.across), {"n": 1}
+        each, along = _own(outer, self.rows), {"n": 1}
         m = self.compute(
-            f"m{number}", "max", [*outer, *self.across, *key], [(scores, (*each, along), None)], clipped(), 1, cut
+            f"m{number}", "max", [*outer, *self.rows, *key], [(scores, (*each, along), None)], clipped(), 1, cut
         )  # fmt: skip
         inner: _Dims = [*outer, *self.rows, (Dim("n", wide), None)]
-        p = self.compute(f"p{number}", "map", inner, [(scores, (*each, along), None), (m, per, None)],
+        p = self.compute(f"p{number}", "map", inner, [(scores, (*each, along), None), (m, each, None)],
                          below(wide > keys))  # fmt: skip
         total = self.compute(
-            f"l{number}", "sum", [*outer, *self.across, *key], [(p, (*each, along), None)], NONE, 1, cut
+            f"l{number}", "sum", [*outer, *self.rows, *key], [(p, (*each, along), None)], NONE, 1, cut
         )  # fmt: skip
         if values.dtype != F32:
             p = self.compute(f"q{number}", "map", inner, [(p, (*each, along), None)], out=values.dtype)
@@ -225,8 +224,8 @@ class _Parts:
         if not single:
             o = self.compute(f"o{number}", "mac", dims, reads, NONE, 2)
             return _Nodes(m, total, o, before)
-        reads.append((total, per, None))
-        o = self.compute("", "mac", dims[len(outer) :], reads, quotient(), 2, out=self.layer.result.dtype)
+        reads.append((total, each, None))
+        o = self.compute("", "mac", [*self.out, *dims[-2:]], reads, quotient(), 2, out=self.layer.result.dtype)
         return _Nodes(m, total, o, before)
 
     def scores(self, number: str, lo: int, outer: _Dims, wide: int, keys: int) -> Stored:
@@ -261,7 +260,7 @@ class _Parts:
     def tree(self, piece: str, x: _Nodes, count: int, root: bool) -> _Nodes:
         """The node of `count` nodes, level by level each of two neighbours h; at the root the result. First what there
         is one of per row: cores that have other columns wait for it."""
-        row, each, h = _own(self.across), _own(self.rows), [(Dim("h", 2, True), None)]
+        row, h = _own(self.rows), [(Dim("h", 2, True), None)]
         levels: list[tuple[str, _Dims, _Read]] = []
         front, m, total, half = _own(self.front), x, x.total, count // 2
         while half:
@@ -270,11 +269,11 @@ class _Parts:
             two: _Dims = [(Dim("h", 2), None)]
             first, other = m.at({"i": 2, "h": 1}), m.at({"i": 2, "h": -1}, 1)
             s = self.compute(
-                f"s{number}", "map", [*outer, *two, *self.across],
+                f"s{number}", "map", [*outer, *two, *self.rows],
                 [(m.m, (*first, *row), None), (m.m, (*other, *row), None)], scale(),
             )  # fmt: skip
             by: _Read = s, (*_own(outer, two), *row), None
-            dims = [*outer, *self.across, *h]
+            dims = [*outer, *self.rows, *h]
             total = self.compute(
                 f"l{number}", "sum", dims, [(m.total, (*first, *row), None), by], terms=2, term=product()
             )  # fmt: skip
@@ -285,11 +284,13 @@ class _Parts:
             levels.append((number, outer, by))
             half //= 2
         for number, outer, (s, at, _) in levels:
-            reads: list[_Read] = [(x.o, (*x.at({"i": 2, "h": 1}), *each, {"v": 1}), None), (s, at, None)]
+            reads: list[_Read] = [(x.o, (*x.at({"i": 2, "h": 1}), *row, {"v": 1}), None), (s, at, None)]
             dims = [*outer, *self.rows, *self.column, *h]
             if root and number == levels[-1][0]:
                 reads.append((total, row, None))
-                o = self.compute("", "sum", dims, reads, quotient(), 2, term=product(), out=self.layer.result.dtype)
+                o = self.compute(
+                    "", "sum", [*self.out, *h], reads, quotient(), 2, term=product(), out=self.layer.result.dtype
+                )
             else:
                 o = self.compute(f"o{number}", "sum", dims, reads, terms=2, term=product())
             x = _Nodes(m.m, total, o, front)
@@ -298,8 +299,8 @@ class _Parts:
     def join(self, number: str, a: _Nodes, b: _Nodes, root: bool) -> _Nodes:
         """Two nodes of different numbers of chunks, or made apart, as one; at the root the result."""
         outer: _Dims = [*self.front, *([] if root else [(Dim("i", 1), None)])]
-        row, each, column = _own(self.across), _own(self.rows), {"v": 1}
-        inner: _Dims = [*outer, *self.across]
+        row, column = _own(self.rows), {"v": 1}
+        inner: _Dims = [*outer, *self.rows]
         u, v = a.at({}), b.at({})
         s, t = (
             self.compute(f"{k}{number}", "map", inner, [(x.m, (*i, *row), None), (y.m, (*j, *row), None)], scale())
@@ -310,10 +311,10 @@ class _Parts:
         total = self.compute(
             f"l{number}", "map", inner, [(a.total, (*u, *row), None), (b.total, (*v, *row), None), *scales], joined()
         )  # fmt: skip
-        reads: list[_Read] = [(a.o, (*u, *each, column), None), (b.o, (*v, *each, column), None), *scales]
+        reads: list[_Read] = [(a.o, (*u, *row, column), None), (b.o, (*v, *row, column), None), *scales]
         dims = [*outer, *self.rows, *self.column]
         if root:
-            o = self.compute("", "map", dims, [*reads, (total, row, None)], joined(True),
+            o = self.compute("", "map", self.out, [*reads, (total, row, None)], joined(True),
                              out=self.layer.result.dtype)  # fmt: skip
             return _Nodes(a.m, total, o)
         o = self.compute(f"o{number}", "map", dims, reads, joined())
@@ -326,9 +327,9 @@ class _Parts:
     def divided(self, x: _Nodes) -> None:
         """The result of the only node."""
         reads: list[_Read] = [
-            (x.o, (*x.at({}), *_own(self.rows), {"v": 1}), None), (x.total, (*x.at({}), *_own(self.across)), None),
+            (x.o, (*x.at({}), *_own(self.rows), {"v": 1}), None), (x.total, (*x.at({}), *_own(self.rows)), None),
         ]  # fmt: skip
-        self.compute("", "map", [*self.rows, *self.column], reads, quotient(), out=self.layer.result.dtype)
+        self.compute("", "map", self.out, reads, quotient(), out=self.layer.result.dtype)
 
 
 def _pieces(count: int, most: int) -> list[tuple[int, int]]:
