@@ -19,7 +19,7 @@ from d1c.ir.types import TensorType, WindowType
 from d1c.ops.graph.loop import evaluate
 from d1c.target.counts import by_output, trim
 from d1c.target.kernel import Loop, Nest, Operand
-from d1c.target.mesh import Mesh, place, whole
+from d1c.target.mesh import Layout, Mesh, place, whole
 from d1c.target.numerics import run_nest
 
 Held = Mapping[int, np.ndarray]
@@ -61,7 +61,7 @@ def _run(module: Module, block: Block, held: dict[Value, Held], mesh: Mesh) -> l
                 held[op.result] = fill_windows(array, t.need, op.attrs.fill, mesh)
             else:
                 assert isinstance(t, TensorType) and t.layout is not None
-                held[op.result] = place(array, t.layout, mesh)
+                held[op.result] = _everywhere(place(array, t.layout, mesh), t.layout, mesh)
         elif op.name == "dist.exchange":
             (x,), w = op.operands, op.result.type
             assert isinstance(x.type, TensorType) and x.type.layout is not None and isinstance(w, WindowType)
@@ -84,6 +84,13 @@ def _run(module: Module, block: Block, held: dict[Value, Held], mesh: Mesh) -> l
         else:
             held[op.result] = _compute(op, held, mesh)
     return [held[v] for v in block.ops[-1].operands]
+
+
+def _everywhere(first: Held, layout: Layout, mesh: Mesh) -> dict[int, np.ndarray]:
+    """What the first replicas own, on all cores that own it."""
+    copied = tuple(a for a in mesh.names if a not in layout.axes and a not in layout.held)
+    apart = mesh.core_offset(copied, np.arange(mesh.parts(copied)))
+    return {core + int(offset): buffer for core, buffer in first.items() for offset in apart}
 
 
 def _compute(op: Op, held: Mapping[Value, Mapping[int, np.ndarray]], mesh: Mesh) -> dict[int, np.ndarray]:

@@ -10,6 +10,7 @@ layers would all change their plans at one price, only some of them do.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +19,9 @@ import numpy as np
 
 from d1c.analysis.candidates import Candidate, Like, idle_price, priced, signature, used_cores
 from d1c.analysis.choose import cheapest
+from d1c.analysis.homes import Home, homes, hull, rate
 from d1c.analysis.layers import Layer, Stored
-from d1c.analysis.plans import inherited, shard, spread
+from d1c.analysis.plans import inherited, spread
 from d1c.analysis.pools import Pool, pool_of
 from d1c.analysis.price import Places, moves
 from d1c.errors import DoesNotFit
@@ -38,12 +40,12 @@ SMALL = 2048
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """Per layer its candidate; layouts of the free inputs; (constant, need) of those that are gathered for every use;
-    the price of all, and whether no other choice of the candidates seen is cheaper."""
+    """Per layer its candidate; layouts of the free inputs; where those constants lie (by name and need) that are
+    gathered for every use; the price of all, and whether no other choice of the candidates seen is cheaper."""
 
     plans: tuple[Candidate, ...]
     inputs: Mapping[str, Layout]
-    gathered: frozenset[tuple[str, Need]]
+    gathered: Mapping[tuple[str, Need], Layout]
     cycles: float
     exact: bool
 
@@ -61,7 +63,7 @@ class _Read:
 @dataclass(slots=True)
 class _Variable:
     """A layer, or a free input; `use`: the candidates of `pool` that are in the choice. Per candidate of the pool: its
-    `own` cycles, and `held`: (bytes, cycles of gathering) of its constants."""
+    `own` cycles, and `held`: how each of its constants may be kept."""
 
     layer: Layer | None
     pool: list[Candidate]
@@ -69,7 +71,7 @@ class _Variable:
     reads: list[_Read] = field(default_factory=list)
     readers: list[tuple[int, _Read]] = field(default_factory=list)
     own: list[float] = field(default_factory=list)
-    held: list[list[tuple[int, float]]] = field(default_factory=list)
+    held: list[list[tuple[Home, ...]]] = field(default_factory=list)
     numbers: dict[tuple[Layout, Layout | None], int] = field(default_factory=dict)
     costs: dict[tuple[float, tuple[int, ...]], np.ndarray] = field(default_factory=dict)
 
@@ -82,9 +84,9 @@ class Planner:
         self.where, self.room, self.stream = where, room, stream
         self.pools: dict[Like, Pool] = {}
         self.picked: dict[tuple[Like, float], list[Candidate]] = {}
-        self.settled: dict[int, tuple[float, list[tuple[int, float]]]] = {}
+        self.settled: dict[int, tuple[float, list[tuple[Home, ...]]]] = {}
         self.moved: dict[tuple[Need, int], dict[Layout, tuple[float, bool]]] = {}
-        self.gathers: dict[tuple[Need, int], float] = {}
+        self.gathers: dict[tuple[Need, int], tuple[Home, ...]] = {}
         self.tables: dict[tuple[object, ...], np.ndarray] = {}
         self.priced: list[Candidate] = []  # tables name candidates by their ids: all stay alive
         # What lives is never overwritten before all cores have met, so every byte brings the next meeting nearer.
@@ -143,16 +145,25 @@ class Planner:
                 known[s] = float(c), not still
         return [known[s] for s in sources]
 
-    def gather(self, o: Stored, need: Need) -> float:
-        """What it costs to gather a constant for a use, or for how long the memories outside are busy with it."""
+    def homes(self, o: Stored, need: Need) -> tuple[Home, ...]:
+        """The ways to keep a constant that are worth it, from that with most bytes on a core to that with least."""
         key = need, o.dtype.bytes
-        if self.stream:
-            m = self.where.machine
-            rate = m.dip_count * min(m.dip_bytes_per_cycle, m.dip_edge_bytes_per_cycle)
-            return math.prod(need.local_shape(self.where.mesh)) * o.dtype.bytes * m.cores / rate
         if key not in self.gathers:
-            self.gathers[key] = self.moves([shard(o.shape, need, self.where.mesh)], need, o.shape, o.dtype.bytes)[0][0]
+            mesh, width = self.where.mesh, o.dtype.bytes
+            layouts = homes(o.shape, need, mesh)
+            found = self.moves(layouts, need, o.shape, width)
+            ways = [Home(math.prod(need.local_shape(mesh)) * width, 0.0, None)]
+            ways += [
+                Home(math.prod(x.local_shape(o.shape)) * width, c, x) for x, (c, _) in zip(layouts, found, strict=True)
+            ]
+            self.gathers[key] = hull(ways)
         return self.gathers[key]
+
+    def stream_cycles(self, o: Stored, need: Need) -> float:
+        """For how long the memories outside are busy with a constant's windows."""
+        m = self.where.machine
+        rate = m.dip_count * min(m.dip_bytes_per_cycle, m.dip_edge_bytes_per_cycle)
+        return math.prod(need.local_shape(self.where.mesh)) * o.dtype.bytes * m.cores / rate
 
 
 class _Graph:
@@ -214,18 +225,18 @@ class _Graph:
             v.own[i] = own + sum(self.move(read.layout, v, read, i) for read in v.reads if read.layout is not None)
         return v.own[i]
 
-    def alone(self, layer: Layer | None, c: Candidate) -> tuple[float, list[tuple[int, float]]]:
+    def alone(self, layer: Layer | None, c: Candidate) -> tuple[float, list[tuple[Home, ...]]]:
         """What `settle` says of a candidate, whatever lies where, and what is `held`."""
-        own, held = c.cycles + c.bytes * self.planner.byte_cycles, list[tuple[int, float]]()
-        if layer is not None:
-            own += float(idle_price(c.cycles, used_cores(layer, c.plan), self.planner.where))
-            for o, need, size in zip(layer.operands, c.needs, c.constants, strict=True):
-                if size > SMALL:
-                    held.append((size, self.planner.gather(o, need)))
-            if self.planner.stream:  # what is streamed comes while the layer before computes
-                come, held = sum(g for _, g in held), []
-                own += max(0.0, come - c.cycles) + BEHIND * come
-        return own, held
+        own = c.cycles + c.bytes * self.planner.byte_cycles
+        if layer is None:
+            return own, []
+        own += float(idle_price(c.cycles, used_cores(layer, c.plan), self.planner.where))
+        sizes = zip(layer.operands, c.needs, c.constants, strict=True)
+        large = [(o, need) for o, need, size in sizes if size > SMALL]
+        if not self.planner.stream:
+            return own, [self.planner.homes(o, need) for o, need in large]
+        come = sum(self.planner.stream_cycles(o, need) for o, need in large)  # while the layer before computes
+        return own + max(0.0, come - c.cycles) + BEHIND * come, []
 
     def place(self, number: int) -> None:
         """An input may lie as its readers' candidates need it."""
@@ -284,14 +295,19 @@ class _Graph:
         if key not in v.costs:
             own = [self.settle(v, i) for i in picks]
             if price:
-                own = [c + sum(min(n * price, g) for n, g in v.held[i]) for c, i in zip(own, picks, strict=True)]
+                own = [
+                    c + sum(min(w.bytes * price + w.cycles for w in ways) for ways in v.held[i])
+                    for c, i in zip(own, picks, strict=True)
+                ]
             v.costs[key] = np.array(own)
         return v.costs[key]
 
     def kept(self, picks: Sequence[int], prices: np.ndarray) -> np.ndarray:
-        """[variables] bytes of the constants that stay at these prices."""
+        """[variables] bytes that constants take on every core at these prices."""
         chosen = zip((v.held[i] for v, i in zip(self.variables, picks, strict=True)), prices.tolist(), strict=True)
-        return np.array([sum(n for n, g in held if n * price <= g) for held, price in chosen], np.float64)
+        return np.array([
+            sum(min(ways, key=lambda w: w.bytes * price + w.cycles).bytes for ways in held) for held, price in chosen
+        ], np.float64)  # fmt: skip
 
     def affordable(self, budget: float) -> tuple[np.ndarray, tuple[list[int], float, bool]]:
         """[variables] the least price of a byte at which what stays fits, and the choice at that price. Equal layers
@@ -318,9 +334,9 @@ class _Graph:
         fits, chosen = choose(prices)
         if fits:
             return prices, chosen
-        # At the highest price nothing stays but what it would take longest of all to gather.
-        held = [x for v in self.variables for i in v.use for x in v.held[i]]
-        low, high = CHEAP, max([g / n for n, g in held], default=1.0) + 2 * CHEAP
+        # At the highest price every constant takes the least it can.
+        held = [ways for v in self.variables for i in v.use for ways in v.held[i] if len(ways) > 1]
+        low, high = CHEAP, max([rate(*ways[-2:]) for ways in held], default=1.0) + 2 * CHEAP
         prices[:] = high
         _, chosen = choose(prices)
         for _ in range(STEPS):
@@ -380,27 +396,25 @@ class _Graph:
         return len(v.use) > before
 
     def result(self, picks: Sequence[int], cycles: float, exact: bool, budget: float) -> Chosen:
-        """What stays is what saves most cycles per byte."""
-        uses: dict[tuple[str, Need], tuple[float, int]] = {}
+        """What SRAM there is goes where it saves most cycles per byte."""
+        uses: dict[tuple[str, Need], tuple[Home, ...]] = {}
         for v, i in zip(self.variables, picks, strict=True):
             if v.layer is not None:
                 c = v.pool[i]
                 for o, need, size in zip(v.layer.operands, c.needs, c.constants, strict=True):
                     if size > SMALL:
-                        uses[o.name, need] = 0.0, size
-        gathered: set[tuple[str, Need]] = set()
-        if sum(size for _, size in uses.values()) > budget:
-            shapes = {o.name: o for layer in self.layers for o in layer.operands}
-            saved = {k: self.planner.gather(shapes[k[0]], k[1]) / size for k, (_, size) in uses.items()}
-            left = budget
-            for k in sorted(uses, key=lambda k: -saved[k]):
-                if uses[k][1] <= left:
-                    left -= uses[k][1]
-                else:
-                    gathered.add(k)
+                        uses[o.name, need] = self.planner.homes(o, need)
+        least = {k: len(ways) - 1 for k, ways in uses.items()}
+        left = budget - sum(ways[-1].bytes for ways in uses.values())
+        steps = [(rate(a, b), k, i) for k, ways in uses.items() for i, (a, b) in enumerate(itertools.pairwise(ways))]
+        for _, k, i in sorted(steps, key=lambda s: -s[0]):  # a constant's own steps: ever dearer, so in their order
+            more = uses[k][i].bytes - uses[k][i + 1].bytes
+            if least[k] == i + 1 and more <= left:
+                left, least[k] = left - more, i
+        gathered = {k: x for k, i in least.items() if (x := uses[k][i].layout) is not None}
         plans = [v.pool[i] for v, i in zip(self.variables, picks, strict=True)]
         inputs = {s.name: plans[k].result for k, s in enumerate(self.free)}
-        return Chosen(tuple(plans[len(self.free) :]), inputs, frozenset(gathered), cycles, exact)
+        return Chosen(tuple(plans[len(self.free) :]), inputs, gathered, cycles, exact)
 
 
 def _lying(layout: Layout, s: Stored) -> Candidate:

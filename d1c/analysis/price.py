@@ -144,9 +144,9 @@ def _fullest(counts: np.ndarray, dies: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=1 << 13)
-def _source(layout: Layout, shape: tuple[int, ...], where: Places) -> tuple[Source, np.ndarray, int]:
+def _source(layout: Layout, shape: tuple[int, ...], where: Places) -> tuple[Source, np.ndarray, int, tuple[str, ...]]:
     """A layout as the loop wants it; of every row of dies, the share of the tensor's elements there that the busiest
-    row of sites owns; how many cores own anything."""
+    row of sites owns; how many cores own anything, copies apart; the factors along which there are copies."""
     from d1c.analysis.price_loop import Source, row_counts
 
     mesh, m, owners = where.mesh, where.machine, 1
@@ -158,10 +158,14 @@ def _source(layout: Layout, shape: tuple[int, ...], where: Places) -> tuple[Sour
         if g.axes:
             owners *= -(-n // g.block)
     named = {*layout.axes, *layout.held}
-    copies = [k for k, a in enumerate(mesh.names) if a not in named]
-    source = Source(_table(table, 5), np.array(axes, np.int64), np.array(copies, np.int64))
-    rows = row_counts(source, np.array(extents, np.int64), where.grid, m.die_rows * m.site_rows, MOST)
-    return source, _fullest(rows, m.die_rows), owners
+    copies = tuple(a for a in mesh.names if a not in named)
+    numbers = [mesh.index[a] for a in copies]
+    source = Source(_table(table, 5), np.array(axes, np.int64), np.array(numbers, np.int64))
+    table.append([0, 0, 1, len(axes), len(axes) + len(copies)])  # each copy by itself
+    each = Source(_table(table, 5), np.array(axes + numbers, np.int64), source.copies)
+    extents.append(mesh.parts(copies))
+    rows = row_counts(each, np.array(extents, np.int64), where.grid, m.die_rows * m.site_rows, MOST)
+    return source, _fullest(rows, m.die_rows), owners, copies
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,27 +188,44 @@ class Moves:
 
 def moves(sources: Sequence[Layout], need: Need, shape: tuple[int, ...], width: int, where: Places) -> Moves:
     """The estimate for all `sources` of a tensor of `shape` and `width` bytes an element."""
+    same = [a for a in where.mesh.names if a in need.plan_axes and a not in need.axes]
+    parted: dict[tuple[str, ...], list[int]] = {}
+    for k, s in enumerate(sources):  # copies along factors with equal windows: each sends to those beside it only
+        parted.setdefault(tuple(a for a in same if a not in s.axes and a not in s.held), []).append(k)
+    out = np.empty((len(sources), 6))
+    for apart, at in parted.items():
+        out[at] = _moves([sources[k] for k in at], need, shape, width, where, apart)
+    return Moves(*out.T)
+
+
+def _moves(
+    sources: Sequence[Layout], need: Need, shape: tuple[int, ...], width: int, where: Places, apart: tuple[str, ...]
+) -> np.ndarray:
+    """[sources, 6] what `Moves` names. `apart`: factors along which windows are equal and every source has copies."""
     from d1c.analysis.price_loop import estimates
 
     mesh, m = where.mesh, where.machine
     form, groups = form_of(need)
     mine = {a for axes, _, _ in groups for a in axes}
-    fan = tuple(a for a in mesh.names if a in need.plan_axes and a not in mine)
+    fan = tuple(a for a in mesh.names if a in need.plan_axes and a not in mine and a not in apart)
+    if apart:
+        groups.append((apart, 1, mesh.parts(apart)))
     columns = _column_shares(tuple((axes, -(-n // block)) for axes, block, n in groups), fan, where)
     known = [_source(s, shape, where) for s in sources]
     parts = [x[0] for x in known]
     ends = np.cumsum([[len(p.groups), len(p.axes), len(p.copies)] for p in parts], axis=0)
-    out = estimates(
+    senders = [x[2] * mesh.parts(tuple(a for a in x[3] if a not in need.held)) for x in known]
+    out: np.ndarray = estimates(
         form, cut_of(groups, fan, mesh), where.grid, np.concatenate([p.groups for p in parts]),
         np.concatenate([p.axes for p in parts]), np.concatenate([p.copies for p in parts]), ends,
-        np.array([x[1] for x in known]), np.array([x[2] for x in known]), columns, width, m.multicast == "tree",
+        np.array([x[1] for x in known]), np.array(senders), columns, width, m.multicast == "tree",
     )  # fmt: skip
     out[:, 1:3] *= m.packet_bytes / m.link_bytes_per_cycle
     out[:, 3] *= m.packet_bytes / m.die_edge_bytes_per_cycle
     out[:, 4] += m.inject_cycles + m.eject_cycles
     for k in np.flatnonzero(out[:, 5]).tolist():
         out[k, 5] = stays(sources[k], shape, need, mesh)
-    return Moves(*out.T)
+    return out
 
 
 @lru_cache(maxsize=1 << 12)

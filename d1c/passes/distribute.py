@@ -42,9 +42,10 @@ import numpy as np
 
 from d1c.analysis import attention
 from d1c.analysis.exchange import exchange_of, in_place
+from d1c.analysis.homes import homes
 from d1c.analysis.layers import Again, Layer, Layers, Stored, identity, layers_of
 from d1c.analysis.planner import Planner
-from d1c.analysis.plans import Plan, shard, spread, stages
+from d1c.analysis.plans import Plan, spread, stages
 from d1c.analysis.price import places
 from d1c.analysis.random_plans import random_plan
 from d1c.analysis.segments import segmented
@@ -138,7 +139,7 @@ class _Distributor:
         self.values: dict[str, Value] = {}
         self.gathered: dict[str, Value] = {}  # constants that are not resident where they are read
         self.windows: dict[tuple[str, bool, Need, float | None], Value] = {}
-        self.away: set[tuple[str, Need]] = set()  # constants that the plans want gathered
+        self.away: dict[tuple[str, Need], Layout] = {}  # constants that the plans want gathered, and from where
 
     def run(self, name: str, layouts: Sequence[Layout | None] = ()) -> list[Layout | None]:
         """Distribute function `name`. `layouts`: of its arguments, None (and what is missing) as inputs are spread; a
@@ -275,10 +276,17 @@ class _Distributor:
         if self.whole.stream:
             return self.window(o, need, fill, origin, streamed=True)
         if o.name not in self.gathered:
-            v = Value(TensorType(o.shape, o.dtype, shard(o.shape, need, self.mesh)), o.name)
+            home = self.away.get((o.name, need)) or self.home(o, need)
+            self.whole.resident += math.prod(home.local_shape(o.shape)) * o.dtype.bytes
+            v = Value(TensorType(o.shape, o.dtype, home), o.name)
             self.ops.append(Op("dist.const", (), DistConstAttrs(o.name), (v,), (), origin))
             self.gathered[o.name] = v
         return self.fetch(o, need, fill, origin)
+
+    def home(self, o: Stored, need: Need) -> Layout:
+        """Where a constant lies that nobody has planned a home for: spread over all cores, or drawn as plans are."""
+        rng, known = self.whole.rng, homes(o.shape, need, self.mesh)
+        return known[-1] if rng is None else known[int(rng.integers(len(known)))]
 
     def window(self, o: Stored, need: Need, fill: float | None, origin: str, streamed: bool = False) -> Value:
         """A constant where it is read."""

@@ -181,13 +181,20 @@ class Exchange:
 
     @cached_property
     def keyed(self) -> tuple[str, ...]:
-        """Factors that a window's content depends on, in mesh order."""
+        """Factors that a window's content depends on, or whom it comes from: along replicated factors every core is
+        served by the copy at its own coordinate. In mesh order."""
         used = {a for c in self.components for a in c.target_axes}
-        return tuple(a for a in self.mesh.names if a in used)
+        return tuple(a for a in self.mesh.names if a in used or (a in self.plan_axes and a in self.copied))
+
+    @cached_property
+    def copied(self) -> tuple[str, ...]:
+        """Factors along which the tensor is replicated."""
+        split = {a for c in self.components for a in c.source_axes}
+        return tuple(a for a in self.mesh.names if a not in split and a not in self.source_held)
 
     @cached_property
     def fan_axes(self) -> tuple[str, ...]:
-        """Plan factors on which no need depends: a message goes to all their coordinates (multicast)."""
+        """Plan factors on which neither depends: a message goes to all their coordinates (multicast)."""
         return tuple(a for a in self.mesh.names if a in self.plan_axes and a not in self.keyed)
 
     def covers(self) -> bool:
@@ -216,10 +223,8 @@ class Exchange:
             return False
         if any((c.pieces.count != 1).any() for c in self.components):
             return False
-        src = {a for c in self.components for a in c.source_axes}
-        if (
-            set(self.keyed) - src - set(self.source_held)
-        ):  # replicated source factors would be fine, but nothing replicates
+        used = {a for c in self.components for a in c.target_axes}
+        if used & set(self.copied):  # windows that differ where the copies do not; nothing asks for it
             return False
         for c in self.components:
             mine = self.mesh.core_offset(c.target_axes, c.pieces.t)
@@ -241,9 +246,7 @@ class Exchange:
             picks = [p[owner] for p in picks]
             picks.append(c.first[t][owner] + i)
         src = np.zeros(len(cls), np.int64)
-        split = {a for c in self.components for a in c.source_axes}
-        same = [a for a in mesh.names if a not in split and a not in self.source_held]  # replicated: own coordinate
-        for a in same:
+        for a in self.copied:
             src += mesh.coords[classes[cls], mesh.index[a]] * mesh.stride[a]
         for c, p in zip(self.components, picks, strict=True):
             src += mesh.core_offset(c.source_axes, c.pieces.s[p])

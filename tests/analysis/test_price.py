@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -62,8 +64,10 @@ def _case(rng: np.random.Generator, mesh: Mesh) -> tuple[tuple[int, ...], Layout
     return shape, _layout(rng, shape, source, mesh), need_of(dims, index, shape, plan)
 
 
+@pytest.mark.parametrize("copies", [False, True])
 @pytest.mark.parametrize(("name", "count", "near"), [("d1-die", 60, 0.65), ("d1-tile", 30, 0.8), ("test", 60, 0.5)])
-def test_estimates_are_near_the_exact_load(name: str, count: int, near: float) -> None:
+def test_estimates_are_near_the_exact_load(name: str, count: int, near: float, copies: bool) -> None:
+    """`copies`: the tensor is replicated along factors that do not cut it and along which windows are equal."""
     target = machine(name)
     mesh, fabric, where = Mesh(target.axes), Fabric.of(target), places(target)
     everyone, rng = np.ones(mesh.cores, bool), np.random.default_rng(7)
@@ -73,6 +77,9 @@ def test_estimates_are_near_the_exact_load(name: str, count: int, near: float) -
             shape, source, need = _case(rng, mesh)
         except LayoutError:
             continue
+        if copies:
+            fan = set(need.plan_axes) - set(need.axes)
+            source = replace(source, held=tuple(a for a in source.held if a not in fan))
         x = exchange(source, shape, need, mesh)
         found = moves([source], need, shape, 2, where)
         assert bool(found.in_place[0]) == in_place(x, source, need), f"{source} {need}"
