@@ -261,6 +261,17 @@ def test_keys_are_cut_over_cores(name: str, chunks: int, slots: int, monkeypatch
     assert parts[0].attrs.nest.dims[0].extent == slots
     got = evaluate_dist(dist, inputs)
     assert all(got[n].tobytes() == want[n].tobytes() for n in want)
+    program = lower_tile.run(dist, ROOMY, chunks=1).program
+    times = {str(program.layers[r["layer"]]["name"]): r["compute_cycles"] for r in layer_times(program).layers}
+    (layer,) = (x for x in layers_of(module).layers if x.nest.kind == "attention")
+    first = np.array([[d.extent for d in nest.dims]])
+    first[0, p] = chunks
+    second = np.array([[*(d.extent for d in nest.dims[:p]), slots]])
+    second[0, [rows, p - 1]] = 3
+    nodes = next(op.result.name for op in reversed(parts) if op.attrs.of.endswith(".nodes"))
+    fills = 49 if nest.fills[0] is not None else 0  # what odd windows hold outside their tensors
+    assert Calls(layer).cycles(first, ROOMY)[0] + fills == pytest.approx(times[nodes], abs=1)
+    assert Calls(layer, True).cycles(second, ROOMY)[0] == pytest.approx(times[layer.result.name], abs=1)
 
 
 def test_the_price_of_a_plan_is_what_its_calls_take() -> None:
