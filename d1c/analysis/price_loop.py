@@ -364,7 +364,7 @@ def estimates(  # type: ignore[no-untyped-def]
     out = np.zeros((len(ends), 6))
     ints = np.empty((SPREAD + CORNERS, FIELDS + len(form.dims) + WINDOW * len(form.components)), np.int64)
     weights = np.empty(SPREAD + CORNERS)
-    samples, window, whole = receive(form, cut, g, ints, weights, 1)
+    samples, window, whole = receive(form, cut, g, ints, weights, np.int64(1))
     if samples == 0:
         out[:, 5] = 1
         return out

@@ -86,7 +86,9 @@ def settled(  # type: ignore[no-untyped-def]
             table[k, 0], table[k, 1], table[k, 2] = lies[k, 0], lies[k, 1], block if n > first else 0
             table[k, 3], table[k, 4] = first, n
         source = Source(table, axes, axes[:0])
-        out[i] = _cycles(form, cut, source, total, g, width, rates, lines, tree, ints, weights, EVERY, MOST)
+        out[i] = _cycles(
+            form, cut, source, total, g, width, rates, lines, tree, ints, weights, np.int64(EVERY), np.int64(MOST)
+        )  # typed: what is called is compiled once more for every literal
     return out
 
 
@@ -187,6 +189,7 @@ def joined(  # type: ignore[no-untyped-def]
             cut.groups[p, 1], cut.groups[p, 2], cut.groups[p, 3] = n, cuts[i, r], total[d]
             p += 1
         out[i] = _cycles(
-            form, cut, Source(table, axes, axes[:0]), total, g, 4, rates, lines, tree, ints, weights, every, most
+            form, cut, Source(table, axes, axes[:0]), total, g, np.int64(4), rates, lines, tree, ints, weights, every,
+            most,
         )  # fmt: skip
     return out
