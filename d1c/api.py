@@ -207,6 +207,8 @@ class _Run:
     def lower(self, module: Module) -> None:
         """Distribute and lower: with fewer and fewer constants resident and smaller windows until the program fits.
         Constants are streamed where the SRAM of all cores together does not hold them, or nothing else fits."""
+        from d1c.analysis.die_order import with_order
+        from d1c.analysis.layers import layers_of
         from d1c.analysis.planner import Planner
         from d1c.passes.distribute import ATTEMPTS, STREAM_FROM, STREAM_SHARES
 
@@ -214,7 +216,9 @@ class _Run:
         can_stream = self.machine.dip_count > 0 and self.machine.threads > 3
         part = self.whole_constants(module, can_stream)
         names = [n for n in LOWERINGS if module.level == "graph" or PASSES[n].level_in != "graph"]
-        module = self.bounded(module) if module.level == "graph" else module
+        if module.level == "graph":
+            module = self.bounded(module)
+            self.machine = with_order(self.machine, layers_of(module).layers)
         ways = [(*a, False) for a in ATTEMPTS if part <= 1]
         ways += [(*a, True) for a in STREAM_SHARES if can_stream and part >= STREAM_FROM]
         ways = ways if module.level == "graph" else ways[-1:]

@@ -61,6 +61,7 @@ class Places:
             x * m.hop_cycles + x // m.site_cols * m.die_crossing_cycles, m.site_rows, m.site_cols, m.packet_bytes,
             m.run_header_bytes, np.array(mesh.sizes, np.int64), np.array(list(mesh.stride.values()), np.int64),
             np.array([_KINDS[a.split(".")[0]] for a in mesh.names], np.int64), np.modf(even)[0],
+            m.die_order == "snake",
         )  # fmt: skip
 
     @cached_property

@@ -25,7 +25,7 @@ parts."""
 class Grid(NamedTuple):
     """Physical row and column of the cores, cycles to rows and columns, sites of a die, bytes of a packet and of a
     run's header; per mesh factor its size, stride and kind (0 dr, 1 dc, 2 nr, 3 nc); evenly spread numbers
-    [12, samples]."""
+    [12, samples]; `snake`: every second row of dies is numbered from right to left."""
 
     row: np.ndarray
     col: np.ndarray
@@ -39,6 +39,7 @@ class Grid(NamedTuple):
     stride: np.ndarray
     kind: np.ndarray
     even: np.ndarray
+    snake: bool
 
 
 class Form(NamedTuple):
@@ -131,11 +132,13 @@ def receive(form, cut, g, ints, weights, every):  # type: ignore[no-untyped-def]
         for d in range(form.components[c, START], form.components[c, END]):
             extent *= form.dims[d, 0]
         whole[c] = form.components[c, LINED] == 0 and widest == extent
-    far, wide = np.int64(0), np.int64(1)
+    far, wide, turn = np.int64(0), np.int64(1), np.int64(0)
     for a in cut.fan:
         far += (g.size[a] - 1) * g.stride[a]
         if g.kind[a] == 3:
             wide *= g.size[a]
+        if g.snake and g.kind[a] == 0:
+            turn = g.stride[a]
     at = np.empty(groups, np.int64)
     count, kept = 0, 0
     for s in range(0, SPREAD + CORNERS, every):
@@ -215,7 +218,11 @@ def receive(form, cut, g, ints, weights, every):  # type: ignore[no-untyped-def]
         end = core + far
         ints[count, TARGET] = core
         ints[count, TOP], ints[count, BOTTOM] = min(g.row[core], g.row[end]), max(g.row[core], g.row[end])
-        ints[count, LEFT], ints[count, RIGHT] = min(g.col[core], g.col[end]), max(g.col[core], g.col[end])
+        left, right = min(g.col[core], g.col[end]), max(g.col[core], g.col[end])
+        if turn:  # the second and the last but one are where the others are not
+            left = min(left, g.col[core + turn], g.col[end - turn])
+            right = max(right, g.col[core + turn], g.col[end - turn])
+        ints[count, LEFT], ints[count, RIGHT] = left, right
         each = ints[count, RIGHT] % g.site_cols - ints[count, LEFT] % g.site_cols + 1
         ints[count, EACH] = min(max(each, 1), wide)
         weights[count] = weight
@@ -248,10 +255,11 @@ def add_up(  # type: ignore[no-untyped-def]
     column_load = np.zeros((2, len(column_share), len(row_share) * g.site_rows))
     rank, components = len(form.dims), len(form.components)
     groups = source.groups
-    fan, across = np.int64(1), False
+    fan, across, down, dies = np.int64(1), False, False, len(column_share)
     for a in cut.fan:
         fan *= g.size[a]
         across = across or (g.kind[a] == 1 and g.size[a] > 1)
+        down = down or (g.snake and g.kind[a] == 0)
     accesses, longest, still = 0.0, 0, True
     for s in range(samples):
         core = np.int64(0)
@@ -336,12 +344,11 @@ def add_up(  # type: ignore[no-untyped-def]
             row_load[1, die, x0] += load
             row_load[1, die, x] -= load
         # A message has a way of its own in every column of dies with receivers, and there one per column of sites.
-        first_die, last_die = np.int64(0), len(column_share)
-        if not across:
-            first_die = g.col[target] // g.site_cols
-            last_die = first_die + 1
+        here = g.col[target] // g.site_cols
         ways = load * ints[s, EACH]
-        for die in range(first_die, last_die):
+        for die in range(dies):
+            if not across and die != here and not (down and die == dies - 1 - here):
+                continue
             if y1 > y:
                 column_load[0, die, y] += ways
                 column_load[0, die, y1] -= ways
@@ -411,7 +418,7 @@ def column_counts(cut, g, columns, most):  # type: ignore[no-untyped-def]
     beside = np.empty(len(cut.fan), np.int64)
     n = 0
     for a in cut.fan:
-        if g.kind[a] % 2 == 1:
+        if g.kind[a] % 2 == 1 or (g.snake and g.kind[a] == 0):
             wide *= g.size[a]
             beside[n] = a
             n += 1

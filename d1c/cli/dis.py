@@ -10,7 +10,7 @@ import numpy as np
 
 from d1c.errors import UsageError
 from d1c.ir.core import Block, Function, Module
-from d1c.target.embedding import global_position
+from d1c.target.embedding import die_column, global_position
 from d1c.target.machine import Machine
 from d1c.target.mesh import CoreInt, Mesh
 from d1c.target.movement import Exchange
@@ -53,7 +53,7 @@ def print_program(path: Path, core: str | None, role: str | None) -> None:
 
 
 def core_number(text: str, machine: Machine) -> int:
-    """The core at "X,Y": column and row of the whole machine's logical grid, counted from the north-west corner."""
+    """The core at "X,Y": column and row of the dies' grids side by side, counted from the north-west corner."""
     columns, rows = machine.die_cols * machine.grid_cols, machine.die_rows * machine.grid_rows
     try:
         x, y = (int(n) for n in text.split(","))
@@ -63,7 +63,8 @@ def core_number(text: str, machine: Machine) -> int:
         raise UsageError(
             f"machine {machine.name} has no core {x},{y}", rule=f"columns 0 to {columns - 1}, rows 0 to {rows - 1}"
         )
-    die = y // machine.grid_rows * machine.die_cols + x // machine.grid_cols
+    dr = y // machine.grid_rows
+    die = dr * machine.die_cols + int(die_column(machine, dr, x // machine.grid_cols))
     return (die * machine.grid_rows + y % machine.grid_rows) * machine.grid_cols + x % machine.grid_cols
 
 

@@ -4,6 +4,10 @@ The grid (say 16 x 22) is bent into the die's live sites (18 x 20 less the dead 
 quota of nodes; each logical row crosses the columns from left to right, and where it doubles up inside one column is
 staggered from row to row, so that every column's quota is met exactly. Inside a column the rows keep their order.
 Logical neighbours on d1-tile are 1.2 hops apart in the mean and 4 at most (docs/machine.md compares simpler schemes).
+
+Dies are numbered row by row, or like a snake: every second row of dies from right to left. Then dies whose numbers
+(dr, dc) follow each other are always neighbours, and a plan that cuts pixels flat over both has its halos one crossing
+away, not one row; but those above each other may be far apart. analysis/die_order.py chooses.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from d1c.target.machine import Machine, Site
 
 @lru_cache(maxsize=32)
 def embed(machine: Machine) -> np.ndarray:
-    """[die_rows, die_cols, grid_rows, grid_cols, 2] int16, read-only: (row, col) of the site within its die.
+    """[die_rows, die_cols, grid_rows, grid_cols, 2] int16, read-only, by place of the die: (row, col) of the site.
 
     Injective into live sites, the same for equal machines. All dies use the scheme (bent along rows or columns, how
     many lines of sites, stagger) whose logical neighbours are nearest in sum. Raises UsageError when the grid has more
@@ -42,11 +46,20 @@ def embed(machine: Machine) -> np.ndarray:
     return best[1]
 
 
+def die_column(machine: Machine, dr: np.ndarray | int, dc: np.ndarray | int) -> np.ndarray:
+    """The column of dies in which the logical die (dr, dc) is; its row is dr. Its own inverse."""
+    turned = np.asarray(dr) % 2 * (machine.die_order == "snake")
+    return np.where(turned, machine.die_cols - 1 - np.asarray(dc), dc)
+
+
 def global_position(machine: Machine) -> np.ndarray:
-    """`embed` in coordinates of the whole machine: die_row * site_rows + row, die_col * site_cols + col; int32."""
-    table = embed(machine).astype(np.int32)
-    table[..., 0] += machine.site_rows * np.arange(machine.die_rows)[:, None, None, None]
-    table[..., 1] += machine.site_cols * np.arange(machine.die_cols)[:, None, None]
+    """[die_rows, die_cols, grid_rows, grid_cols, 2] int32, read-only: (row, col) of logical nodes in coordinates of the
+    whole machine, die_row * site_rows + row, die_col * site_cols + col."""
+    rows, cols = np.indices((machine.die_rows, machine.die_cols))
+    cols = die_column(machine, rows, cols)
+    table = embed(machine)[rows, cols].astype(np.int32)
+    table[..., 0] += machine.site_rows * rows[:, :, None, None]
+    table[..., 1] += machine.site_cols * cols[:, :, None, None]
     table.flags.writeable = False
     return table
 

@@ -65,6 +65,9 @@ class Machine:
     # Geometry: physical sites below, the regular logical grid above (embedding.py maps one to the other).
     die_rows: int = _n(5, "dies", _SYSTEM, "rows of dies")
     die_cols: int = _n(5, "dies", _SYSTEM, "columns of dies")
+    die_order: str = _n(
+        "any", "", "assumed: numbers are ours", "how dies are numbered: rows, snake, or any (the compiler chooses)"
+    )
     site_rows: int = _n(18, "sites", "assumed: nearest rectangle to 354 nodes", "rows of sites of a die")
     site_cols: int = _n(20, "sites", "assumed: nearest rectangle to 354 nodes", "columns of sites of a die")
     dead: Mask = _n(
@@ -210,6 +213,8 @@ class Machine:
             )
         if self.multicast not in ("none", "row", "tree"):
             _fail(f"machine {self.name}: multicast is {self.multicast!r}; choose none, row or tree")
+        if self.die_order not in ("any", "rows", "snake"):
+            _fail(f"machine {self.name}: die_order is {self.die_order!r}; choose any, rows or snake")
         if any(self.dead) and not self.dead_router_forwards:
             _check_routers(self)
 
