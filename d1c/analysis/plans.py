@@ -110,33 +110,47 @@ def inherited(nest: Structured, layout: Layout) -> Layout | None:
     return None if any(g.axes and g.block > max(n, 1) for _, _, g, n in spans) else plan
 
 
+def combined(
+    ranges: Sequence[int], way: np.ndarray, blocks: np.ndarray, to: int, mesh: Mesh
+) -> tuple[np.ndarray, np.ndarray]:
+    """How the stages that add the nodes of split reductions are cut: [n, factors] of each factor the range and
+    [n, ranges] blocks, as the first stages' `way` and `blocks`. The factors of the reduction (range len(ranges)) go to
+    range `to` while there is enough of it, or are idle (len(ranges) + 1). `ranges`: their extents, columns last."""
+    after, cuts, idle = way.astype(np.int64), blocks[:, : len(ranges)].copy(), len(ranges) + 1
+    if to < len(ranges):
+        parts = np.where(way == to, mesh.sizes, 1).prod(axis=1)
+        short = SHORT if to == len(ranges) - 1 else 1
+    for a, n in enumerate(mesh.sizes):
+        mine = way[:, a] == len(ranges)
+        after[mine, a] = idle
+        if to < len(ranges):
+            grows = mine & (ranges[to] // parts >= n * short)
+            parts[grows] *= n
+            after[grows, a] = to
+            cuts[grows, to] = -(-ranges[to] // parts[grows])
+    return after, cuts
+
+
 def combine_plan(
     nest: Structured,
     ranges: Sequence[tuple[int, int]],
     axes: Sequence[Sequence[str]],
     blocks: Sequence[int],
-    cut_axes: Sequence[str],
     held: Sequence[str],
     to: int,
     mesh: Mesh,
 ) -> Layout:
-    """The plan of the stage that adds the nodes of a split reduction, whose first stage cuts `ranges` in `blocks` over
-    `axes` and the reduction over `cut_axes`: these go to range `to` while there is enough of it, or are idle."""
-    mine, idle = [list(a) for a in axes], list(held)
+    """The plan of the stage that adds the nodes of a split reduction, whose first stage cuts `ranges`, and behind them
+    the reduction, in `blocks` over `axes`: what `combined` says."""
+    number = {a: r for r, names in enumerate((*axes, held)) for a in names}
+    way = np.array([[number[a] for a in mesh.names]])
     sizes = [math.prod(d.extent for d in nest.dims[a:b]) for a, b in ranges]
-    for a in cut_axes:
-        n = mesh.sizes[mesh.index[a]]
-        least = n if to < len(ranges) - 1 else SHORT * n
-        if to < len(ranges) and sizes[to] // mesh.parts(tuple(mine[to])) >= least:
-            mine[to].append(a)
-        else:
-            idle.append(a)
-    cuts = [
-        block if after == list(before) else -(-size // mesh.parts(tuple(after)))
-        for block, before, after, size in zip(blocks, axes, mine, sizes, strict=True)
-    ]
+    after, cuts = combined(sizes, way, np.array([blocks]), to, mesh)
+    goes = dict(zip(mesh.names, after[0].tolist(), strict=True))
+    mine = [[*own, *(a for a in axes[-1] if goes[a] == r)] for r, own in enumerate(axes[:-1])]
+    idle = [*held, *(a for a in axes[-1] if goes[a] > len(ranges))]
     stage = Structured((*nest.dims[: nest.parallel], nest.dims[-1]), "sum", (), (), 1)  # any kind
-    return layout_from(stage, ranges, mine, cuts, idle)
+    return layout_from(stage, ranges, mine, cuts[0].tolist(), idle)
 
 
 def windows(

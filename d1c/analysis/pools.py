@@ -29,7 +29,7 @@ from d1c.analysis.candidates import (
     split,
 )  # fmt: skip
 from d1c.analysis.layers import Layer
-from d1c.analysis.plans import SHORT, assignments, combine_plan, dim_ranges, layout_from, windows
+from d1c.analysis.plans import accumulator_type, assignments, combine_plan, combined, dim_ranges, layout_from, windows
 from d1c.analysis.price import Places, form_of
 from d1c.ir.layout import need_of
 from d1c.ir.structured import Structured
@@ -76,7 +76,7 @@ class _Figures:
 @dataclass(frozen=True, slots=True)
 class _Row:
     """A plan that is looked at: `price` with the movements that plans alike would cause; bytes of constants that it
-    holds; the `kind` of its use of dies; which of the ways; `to`: `combine_plan`'s choice, None: nothing is split; its
+    holds; the `kind` of its use of dies; which of the ways; `to`: the range of `combined`, None: nothing is split; its
     own `cycles`."""
 
     price: float
@@ -245,7 +245,8 @@ def _looked(layer: Layer, where: Places, room: float, most: int, loose: bool) ->
         except LayoutError:  # an operand does not go with these flat dims
             continue
         figures = _Figures(cycles, [*sizes, count * layer.result.dtype.bytes])
-        taken = count * np.where(divided, 8, layer.result.dtype.bytes) + sum(sizes)
+        node = accumulator_type(layer).bytes if w.cut else 0
+        taken = count * np.where(divided, 2 * node, layer.result.dtype.bytes) + sum(sizes)
         if nest.kind == "attention":
             taken += scratch_bytes(layer, trips)
         nothing = np.zeros(len(cycles))
@@ -254,7 +255,7 @@ def _looked(layer: Layer, where: Places, room: float, most: int, loose: bool) ->
         # A part of what a core reads is where it is; how much, depends on the neighbours.
         idle = idle_price(cycles, w.used.prod(axis=1), where)
         price = cycles + idle + moved / m.link_bytes_per_cycle
-        price += np.where(divided, count * 4 / m.link_bytes_per_cycle + 2 * m.launch_cycles, 0)
+        price += np.where(divided, count * node / m.link_bytes_per_cycle + 2 * m.launch_cycles, 0)
         fits = np.flatnonzero(taken <= room)
         if not len(fits):
             continue
@@ -319,11 +320,11 @@ def _picked(rows: Sequence[_Row], count: int, byte: float) -> list[_Row]:
 
 
 def _joined(layer: Layer, w: _Ways, which: np.ndarray, where: Places) -> Iterator[np.ndarray]:
-    """For each of `combine_plan`'s choices of a range: [which] cycles from the first stage of a split reduction to the
-    result; inf for those that an earlier choice has too."""
-    from d1c.analysis.price_ways import CLOSE, EVERY, MOST, joined
+    """For each range to which `combined` may give the factors of the cut, then for none: [which] cycles from the first
+    stage of a split reduction to the result; inf for those that an earlier choice has too."""
+    from d1c.analysis.price_ways import joined
 
-    nest, m, sizes = layer.nest, where.machine, np.array(where.mesh.sizes, np.int64)
+    nest, m = layer.nest, where.machine
     ranges = w.ranges[:-1]
     extents = [math.prod(d.extent for d in nest.dims[a:b]) for a, b in ranges]
     way, blocks, slots = w.way[which].astype(np.int64), w.blocks[which], w.used[which, -1]
@@ -335,23 +336,13 @@ def _joined(layer: Layer, w: _Ways, which: np.ndarray, where: Places) -> Iterato
     rates = np.array([m.packet_bytes / m.link_bytes_per_cycle, m.packet_bytes / m.die_edge_bytes_per_cycle])
     seen: list[np.ndarray] = []
     for to in range(len(ranges) + 1):
-        after, cuts = way.copy(), blocks[:, :-1].copy()
-        parts = np.stack([np.where(way == r, sizes, 1).prod(axis=1) for r in range(len(ranges))], axis=1)
-        for a, n in enumerate(sizes):
-            mine = way[:, a] == len(ranges)
-            grows = np.zeros(len(way), bool)
-            if to < len(ranges):
-                grows = mine & (extents[to] // parts[:, to] >= n * (1 if to < len(ranges) - 1 else SHORT))
-                parts[grows, to] *= n
-                cuts[grows, to] = -(-extents[to] // parts[grows, to])
-            after[mine, a] = np.where(grows[mine], to, len(ranges) + 1)
+        after, cuts = combined(extents, way, blocks, to, where.mesh)
         out = joined(
             np.array(dims, np.int64), np.array(of, np.int64), way, blocks, after, cuts, slots, where.grid, rates,
-            np.array([m.die_rows, m.die_cols]), m.multicast == "tree",
-            *(CLOSE if nest.kind == "attention" else (EVERY, MOST)),
+            np.array([m.die_rows, m.die_cols]), m.multicast == "tree", accumulator_type(layer).bytes,
         )  # fmt: skip
         waits = 1 + (nest.kind == "attention" and to == len(ranges) - 1)  # for the weights, from where column 0 is
-        out += np.where(out > 0, waits * m.launch_cycles, 0)
+        out += np.where(out > 0, waits * m.launch_cycles + m.inject_cycles + m.eject_cycles, 0)
         stage = _Ways(ranges, False, way, cuts, -(-np.array(extents) // cuts))
         trips = np.concatenate([_trips(nest, stage)[:, : nest.parallel], slots[:, None]], axis=1)
         out += cycles_of(kernel, loops, trips, where)
@@ -400,11 +391,12 @@ def _settled(layer: Layer, w: _Ways, which: np.ndarray, where: Places) -> np.nda
             lies.append([a, b, tied])
         if rest >= 0:
             lies[rest][2] = -1
-        out += settled(
+        found = settled(
             form, np.array(ranges, np.int64), np.array(lies, np.int64).reshape(-1, 3), w.way[which].astype(np.int64),
             w.blocks[which], sizes, len(w.ranges) - 1 if w.cut else -1, where.grid, o.dtype.bytes, rates,
             np.array([m.die_rows, m.die_cols]), m.multicast == "tree",
         )  # fmt: skip
+        out += np.where(found > 0, found + m.inject_cycles + m.eject_cycles, 0)
     return out
 
 
@@ -422,5 +414,5 @@ def _candidate(layer: Layer, row: _Row, where: Places) -> Candidate:
         sizes = [int(x[row.number]) for x in row.figures.sizes]
         result = Layout(plan.groups[: parallel_groups(nest, plan)], plan.held)
         return made(layer, plan, None, needs, result, row.cycles, sizes)
-    combine = combine_plan(nest, w.ranges[:-1], axes[:-1], blocks[:-1], axes[-1], held, row.to, mesh)
+    combine = combine_plan(nest, w.ranges[:-1], axes, blocks, held, row.to, mesh)
     return split(layer, plan, combine, row.cycles, where)

@@ -27,7 +27,7 @@ from d1c.analysis.price_loop import (
 EVERY, MOST = 3, 128
 """One of so many samples is taken; receivers and owners that are counted to find the fullest lines of sites."""
 CLOSE = 1, 1024
-"""The same for a closer look: on short ways few samples would meet by chance only."""
+"""The same for nodes on their way to the second stage: on short ways few samples would meet by chance only."""
 
 
 @njit(cache=True)  # type: ignore[misc, unused-ignore]
@@ -131,12 +131,12 @@ def _cycles(  # type: ignore[no-untyped-def]
 
 @njit(cache=True)  # type: ignore[misc, unused-ignore]
 def joined(  # type: ignore[no-untyped-def]
-    extents, ranges, ways, blocks, after, cuts, slots, g, rates, lines, tree, every, most
+    extents, ranges, ways, blocks, after, cuts, slots, g, rates, lines, tree, width
 ):
     """[n] cycles of the movement between the stages of a split reduction. `extents`, `ranges` [dims]: of the result's
     dims (ranges as one), and the range of each, -1 where it is not cut. `ways`, `blocks`: of the first stage; `after`
     [n, factors], `cuts` [n, ranges]: of the second, in which factors of the cut come behind a range's own. `slots`:
-    [n]. `every`, `most`: EVERY and MOST, or CLOSE."""
+    [n]. `width`: bytes of a node."""
     count, factors = ways.shape
     cut_range, rank = blocks.shape[1] - 1, len(extents) + 1
     ints = np.empty((SPREAD + CORNERS, FIELDS + rank + WINDOW * rank), np.int64)
@@ -189,7 +189,7 @@ def joined(  # type: ignore[no-untyped-def]
             cut.groups[p, 1], cut.groups[p, 2], cut.groups[p, 3] = n, cuts[i, r], total[d]
             p += 1
         out[i] = _cycles(
-            form, cut, Source(table, axes, axes[:0]), total, g, np.int64(4), rates, lines, tree, ints, weights, every,
-            most,
+            form, cut, Source(table, axes, axes[:0]), total, g, width, rates, lines, tree, ints, weights,
+            np.int64(CLOSE[0]), np.int64(CLOSE[1]),
         )  # fmt: skip
     return out

@@ -44,7 +44,7 @@ def random_plan(layer: Layer, rng: np.random.Generator, mesh: Mesh) -> Plan:
             blocks.append(per * nest.slice)
             if axes[-1]:
                 to = int(rng.integers(len(targets) + 1))
-                combine = combine_plan(nest, targets, axes[:-1], blocks[:-1], axes[-1], held, to, mesh)
+                combine = combine_plan(nest, targets, axes, blocks, held, to, mesh)
         plan = layout_from(nest, rows, axes, blocks, held)
         try:
             for m, o in zip(nest.maps, layer.operands, strict=True):

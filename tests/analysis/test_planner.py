@@ -12,7 +12,7 @@ from d1c.analysis.price import places
 from d1c.ir.text import parse
 from d1c.target.machine import machine
 
-DEPTH, M, K = 6, 512, 256
+DEPTH, M, K = 6, 384, 256
 CHAIN = (
     'd1c.module graph {outputs = ["y"]} {\n'
     f"  func @main(%h0: tensor<{M}x{K}xf32>) {{\n"
