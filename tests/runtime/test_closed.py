@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from d1c.target.mesh import CoreInt
-from d1c.target.program import Loop, Role, To
+from d1c.target.program import Loop, To
 from d1rt.events import simulate
 from tests.runtime.test_events import (
     COPY,
@@ -17,6 +17,7 @@ from tests.runtime.test_events import (
     call,
     product,
     program,
+    random_program,
     roles,
     send,
     transposed,
@@ -79,21 +80,5 @@ def test_movements_and_barriers():
 
 @pytest.mark.parametrize("seed", range(8))
 def test_random_programs(seed):
-    rng = np.random.default_rng(seed)
-    threads = []
-    semaphores = iter(range(5, 16))
-    for _ in range(2):
-        commands = []
-        for layer in range(3):
-            s = next(semaphores)
-            axis, mode = str(rng.choice(["nr", "nc"])), str(rng.choice(["*", "="]))
-            value = 0 if mode == "*" else int(rng.integers(0, 4))
-            counts = (4,) * 4 if mode == "*" else tuple(4 if i == value else 0 for i in range(4))
-            commands += [
-                send((To(axis, mode, value),), int(rng.integers(1, 900)), s, layer),
-                wait(CoreInt((axis,), counts), s, layer),
-                call(0, int(rng.integers(1, 9)), 64, layer=layer),
-            ]  # fmt: skip
-        threads.append(tuple(commands))
-    closed, events = both(dataclasses.replace(program(layers=3), roles=(Role("main", (), tuple(threads)),)))
+    closed, events = both(random_program(np.random.default_rng(seed)))
     assert abs(closed / events - 1) < 0.3

@@ -154,9 +154,8 @@ def test_a_plain_simulation_of_the_same_rules_agrees():
         assert simulate(moved).total["cycles"] == slow_cycles(moved) == Simulator(p).cycles(machine)
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_random_programs_agree_with_the_plain_simulation(seed):
-    rng = np.random.default_rng(seed)
+def random_program(rng: np.random.Generator, products: float = 0.0):
+    """Two threads that send, wait and compute three layers; `products`: how often the work is like a GEMM."""
     threads = []
     semaphores = iter(range(5, 16))
     for _ in range(2):
@@ -168,9 +167,15 @@ def test_random_programs_agree_with_the_plain_simulation(seed):
             commands += [send((To(axis, mode, value),), int(rng.integers(1, 900)), s, layer)]
             counts = (4,) * 4 if mode == "*" else tuple(4 if i == value else 0 for i in range(4))
             commands += [wait(CoreInt((axis,), counts), s, layer)]
-            commands += [product(layer) if rng.random() < 0.5 else call(0, int(rng.integers(1, 9)), 64, layer=layer)]
+            like_gemm = products and rng.random() < products
+            commands += [product(layer) if like_gemm else call(0, int(rng.integers(1, 9)), 64, layer=layer)]
         threads.append(tuple(commands))
-    p = dataclasses.replace(program(layers=3), roles=(Role("main", (), tuple(threads)),))
+    return dataclasses.replace(program(layers=3), roles=(Role("main", (), tuple(threads)),))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_random_programs_agree_with_the_plain_simulation(seed):
+    p = random_program(np.random.default_rng(seed), products=0.5)
     assert cycles(p) == slow_cycles(p)
 
 
