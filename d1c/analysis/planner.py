@@ -36,7 +36,8 @@ BEHIND = 1 / 16
 """Part of the time of a constant that comes while a layer computes that is priced: it takes links from others."""
 CROWDED = 2.0
 """How many times as long as its estimate the gathering of constants counts: all cores of a neighbourhood send to all
-others at once, beside what else moves, and trees wait for each other (gpt2_small: 16,900 cycles by events for 8,500)."""
+others at once, beside what else moves, and trees wait for each other (a layer of gpt2: 16,900 cycles by events for
+8,500)."""
 SMALL = 2048
 """Bytes of a constant's window that always stays: gathering it would cost its distance and save nothing."""
 
@@ -157,7 +158,8 @@ class Planner:
             found = self.moves(layouts, need, o.shape, width)
             ways = [Home(math.prod(need.local_shape(mesh)) * width, 0.0, None)]
             ways += [
-                Home(math.prod(x.local_shape(o.shape)) * width, c * CROWDED, x) for x, (c, _) in zip(layouts, found, strict=True)
+                Home(math.prod(x.local_shape(o.shape)) * width, c * CROWDED, x)
+                for x, (c, _) in zip(layouts, found, strict=True)
             ]
             self.gathers[key] = hull(ways)
         return self.gathers[key]

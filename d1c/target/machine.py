@@ -66,7 +66,7 @@ class Machine:
     die_rows: int = _n(5, "dies", _SYSTEM, "rows of dies")
     die_cols: int = _n(5, "dies", _SYSTEM, "columns of dies")
     die_order: str = _n(
-        "any", "", "assumed: numbers are ours", "how dies are numbered: rows, snake, or any (the compiler chooses)"
+        "any", "", "assumed: numbers are ours", "numbers of dies: by rows, snake, or any: the compiler may take a snake"
     )
     site_rows: int = _n(18, "sites", "assumed: nearest rectangle to 354 nodes", "rows of sites of a die")
     site_cols: int = _n(20, "sites", "assumed: nearest rectangle to 354 nodes", "columns of sites of a die")
