@@ -333,13 +333,12 @@ def _joined(layer: Layer, w: _Ways, which: np.ndarray, where: Places) -> Iterato
         dims, of = [*dims, *(x.extent for x in nest.dims[d:a]), extents[r]], [*of, *(-1 for _ in range(d, a)), r]
         d = b
     kernel, loops = joins_of(layer, int(slots.max()))
-    rates = np.array([m.packet_bytes / m.link_bytes_per_cycle, m.packet_bytes / m.die_edge_bytes_per_cycle])
     seen: list[np.ndarray] = []
     for to in range(len(ranges) + 1):
         after, cuts = combined(extents, way, blocks, to, where.mesh)
         out = joined(
-            np.array(dims, np.int64), np.array(of, np.int64), way, blocks, after, cuts, slots, where.grid, rates,
-            np.array([m.die_rows, m.die_cols]), m.multicast == "tree", accumulator_type(layer).bytes,
+            np.array(dims, np.int64), np.array(of, np.int64), way, blocks, after, cuts, slots, where.grid,
+            accumulator_type(layer).bytes,
         )  # fmt: skip
         waits = 1 + (nest.kind == "attention" and to == len(ranges) - 1)  # for the weights, from where column 0 is
         out += np.where(out > 0, waits * m.launch_cycles + m.inject_cycles + m.eject_cycles, 0)
@@ -372,7 +371,6 @@ def _settled(layer: Layer, w: _Ways, which: np.ndarray, where: Places) -> np.nda
     extents = tuple(d.extent for d in nest.dims)
     plan = layout_from(nest, w.ranges, [(f"t{i}",) for i in range(len(w.ranges))], [1] * len(w.ranges), ())
     sizes = np.array([math.prod(extents[a:b]) for a, b in w.ranges])
-    rates = np.array([m.packet_bytes / m.link_bytes_per_cycle, m.packet_bytes / m.die_edge_bytes_per_cycle])
     out = np.zeros(len(which))
     done: set[tuple[object, ...]] = set()
     for o, index in zip(layer.operands, nest.maps, strict=True):
@@ -393,8 +391,7 @@ def _settled(layer: Layer, w: _Ways, which: np.ndarray, where: Places) -> np.nda
             lies[rest][2] = -1
         found = settled(
             form, np.array(ranges, np.int64), np.array(lies, np.int64).reshape(-1, 3), w.way[which].astype(np.int64),
-            w.blocks[which], sizes, len(w.ranges) - 1 if w.cut else -1, where.grid, o.dtype.bytes, rates,
-            np.array([m.die_rows, m.die_cols]), m.multicast == "tree",
+            w.blocks[which], sizes, len(w.ranges) - 1 if w.cut else -1, where.grid, o.dtype.bytes,
         )  # fmt: skip
         out += np.where(found > 0, found + m.inject_cycles + m.eject_cycles, 0)
     return out

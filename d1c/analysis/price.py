@@ -56,13 +56,25 @@ class Places:
         y, x = np.arange(m.die_rows * m.site_rows), np.arange(m.die_cols * m.site_cols)
         even = 0.5 + np.concatenate([np.arange(SPREAD), np.arange(CORNERS)]) * _STEPS[:, None]
         return Grid(
-            np.ascontiguousarray(sites[:, 0]), np.ascontiguousarray(sites[:, 1]),
-            y * m.hop_cycles + y // m.site_rows * m.die_crossing_cycles,
-            x * m.hop_cycles + x // m.site_cols * m.die_crossing_cycles, m.site_rows, m.site_cols, m.packet_bytes,
-            m.run_header_bytes, np.array(mesh.sizes, np.int64), np.array(list(mesh.stride.values()), np.int64),
-            np.array([_KINDS[a.split(".")[0]] for a in mesh.names], np.int64), np.modf(even)[0],
-            m.die_order == "snake",
-        )  # fmt: skip
+            row=np.ascontiguousarray(sites[:, 0]),
+            col=np.ascontiguousarray(sites[:, 1]),
+            down=y * m.hop_cycles + y // m.site_rows * m.die_crossing_cycles,
+            right=x * m.hop_cycles + x // m.site_cols * m.die_crossing_cycles,
+            die_rows=m.die_rows,
+            die_cols=m.die_cols,
+            site_rows=m.site_rows,
+            site_cols=m.site_cols,
+            packet=m.packet_bytes,
+            header=m.run_header_bytes,
+            link=m.packet_bytes / m.link_bytes_per_cycle,
+            edge=m.packet_bytes / m.die_edge_bytes_per_cycle,
+            size=np.array(mesh.sizes, np.int64),
+            stride=np.array(list(mesh.stride.values()), np.int64),
+            kind=np.array([_KINDS[a.split(".")[0]] for a in mesh.names], np.int64),
+            even=np.modf(even)[0],
+            snake=m.die_order == "snake",
+            tree=m.multicast == "tree",
+        )
 
     @cached_property
     def across(self) -> float:
@@ -131,26 +143,19 @@ def cut_of(groups: Sequence[tuple[tuple[str, ...], int, int]], fan: Sequence[str
 def _column_shares(groups: tuple[tuple[tuple[str, ...], int], ...], fan: tuple[str, ...], where: Places) -> np.ndarray:
     """Per column of dies the share of all ways down to the receivers that the busiest column of sites takes. `groups`:
     axes and how many of their positions are used."""
-    from d1c.analysis.price_loop import column_counts
+    from d1c.analysis.price_loop import column_shares
 
-    m = where.machine
     cut = cut_of([(axes, 1, used) for axes, used in groups], fan, where.mesh)
-    return _fullest(column_counts(cut, where.grid, m.die_cols * m.site_cols, MOST), m.die_cols)
-
-
-def _fullest(counts: np.ndarray, dies: int) -> np.ndarray:
-    """Of every line of dies, the share that the busiest of its lines of sites has."""
-    lines = counts.reshape(dies, -1)
-    return np.asarray(lines.max(axis=1) / np.maximum(lines.sum(axis=1), 1))
+    return np.asarray(column_shares(cut, where.grid, MOST))
 
 
 @lru_cache(maxsize=1 << 13)
 def _source(layout: Layout, shape: tuple[int, ...], where: Places) -> tuple[Source, np.ndarray, int, tuple[str, ...]]:
     """A layout as the loop wants it; of every row of dies, the share of the tensor's elements there that the busiest
     row of sites owns; how many cores own anything, copies apart; the factors along which there are copies."""
-    from d1c.analysis.price_loop import Source, row_counts
+    from d1c.analysis.price_loop import Source, row_shares
 
-    mesh, m, owners = where.mesh, where.machine, 1
+    mesh, owners = where.mesh, 1
     table, axes, extents = list[list[int]](), list[int](), list[int]()
     for a, b, g, n in layout.spans(shape):
         table.append([a, b, g.block if g.axes else 0, len(axes), len(axes) + len(g.axes)])
@@ -165,8 +170,8 @@ def _source(layout: Layout, shape: tuple[int, ...], where: Places) -> tuple[Sour
     table.append([0, 0, 1, len(axes), len(axes) + len(copies)])  # each copy by itself
     each = Source(_table(table, 5), np.array(axes + numbers, np.int64), source.copies)
     extents.append(mesh.parts(copies))
-    rows = row_counts(each, np.array(extents, np.int64), where.grid, m.die_rows * m.site_rows, MOST)
-    return source, _fullest(rows, m.die_rows), owners, copies
+    rows = row_shares(each, np.array(extents, np.int64), where.grid, MOST)
+    return source, np.asarray(rows), owners, copies
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,10 +224,8 @@ def _moves(
     out: np.ndarray = estimates(
         form, cut_of(groups, fan, mesh), where.grid, np.concatenate([p.groups for p in parts]),
         np.concatenate([p.axes for p in parts]), np.concatenate([p.copies for p in parts]), ends,
-        np.array([x[1] for x in known]), np.array(senders), columns, width, m.multicast == "tree",
+        np.array([x[1] for x in known]), np.array(senders), columns, width,
     )  # fmt: skip
-    out[:, 1:3] *= m.packet_bytes / m.link_bytes_per_cycle
-    out[:, 3] *= m.packet_bytes / m.die_edge_bytes_per_cycle
     out[:, 4] += m.inject_cycles + m.eject_cycles
     for k in np.flatnonzero(out[:, 5]).tolist():
         out[k, 5] = stays(sources[k], shape, need, mesh)

@@ -23,23 +23,29 @@ parts."""
 
 
 class Grid(NamedTuple):
-    """Physical row and column of the cores, cycles to rows and columns, sites of a die, bytes of a packet and of a
-    run's header; per mesh factor its size, stride and kind (0 dr, 1 dc, 2 nr, 3 nc); evenly spread numbers
-    [12, samples]; `snake`: every second row of dies is numbered from right to left."""
+    """Physical row and column of the cores, cycles to rows and columns, rows and columns of dies and of sites of a die,
+    bytes of a packet and of a run's header, cycles that a packet takes on a link and on a die edge; per mesh factor its
+    size, stride and kind (0 dr, 1 dc, 2 nr, 3 nc); evenly spread numbers [12, samples]; `snake`: every second row of
+    dies is numbered from right to left; `tree`: whether messages branch."""
 
     row: np.ndarray
     col: np.ndarray
     down: np.ndarray
     right: np.ndarray
+    die_rows: int
+    die_cols: int
     site_rows: int
     site_cols: int
     packet: int
     header: int
+    link: float
+    edge: float
     size: np.ndarray
     stride: np.ndarray
     kind: np.ndarray
     even: np.ndarray
     snake: bool
+    tree: bool
 
 
 class Form(NamedTuple):
@@ -362,12 +368,11 @@ def add_up(  # type: ignore[no-untyped-def]
 
 @njit(cache=True)  # type: ignore[misc, unused-ignore]
 def estimates(  # type: ignore[no-untyped-def]
-    form, cut, g, table, axes, copies, ends, rows, owners, columns, width, tree
+    form, cut, g, table, axes, copies, ends, rows, owners, columns, width
 ):
-    """[sources, 6] of one need: accesses of the busiest port, packets of the busiest row link, column link and die
-    edge, longest way, and 1 where nothing moves. Of source k `table`, `axes` and `copies` (see Source) are those up to
-    `ends[k]`; `rows` [sources, rows of dies], `columns` [columns of dies]: see add_up; `owners` [sources]: cores that
-    own anything; `tree`: whether messages branch."""
+    """[sources, 6] of one need: cycles of the busiest port, row link, column link and die edge, longest way, and 1
+    where nothing moves. Of source k `table`, `axes` and `copies` (see Source) are those up to `ends[k]`; `rows`
+    [sources, rows of dies], `columns` [columns of dies]: see add_up; `owners` [sources]: cores that own anything."""
     out = np.zeros((len(ends), 6))
     ints = np.empty((SPREAD + CORNERS, FIELDS + len(form.dims) + WINDOW * len(form.components)), np.int64)
     weights = np.empty(SPREAD + CORNERS)
@@ -378,7 +383,7 @@ def estimates(  # type: ignore[no-untyped-def]
     elements, fan = max(weights[:samples].sum(), 1e-9), np.int64(1)
     for a in cut.fan:
         fan *= g.size[a]
-    many = np.int64(1) if tree else fan
+    many = np.int64(1) if g.tree else fan
     t0, a0, c0 = 0, 0, 0
     for k in range(len(ends)):
         t1, a1, c1 = ends[k]
@@ -387,7 +392,8 @@ def estimates(  # type: ignore[no-untyped-def]
             form, cut, g, ints, weights, samples, whole, source, width, many, rows[k], columns
         )
         out[k, 0] = max(accesses * many / owners[k], accesses / elements * window)
-        out[k, 1], out[k, 2], out[k, 3], out[k, 4], out[k, 5] = row, column, edge, way, still and fan == 1
+        out[k, 1], out[k, 2], out[k, 3] = row * g.link, column * g.link, edge * g.edge
+        out[k, 4], out[k, 5] = way, still and fan == 1
         t0, a0, c0 = t1, a1, c1
     return out
 
@@ -408,10 +414,21 @@ def _busiest(load, share, sites):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)  # type: ignore[misc, unused-ignore]
-def column_counts(cut, g, columns, most):  # type: ignore[no-untyped-def]
-    """[columns] how many messages go down every column of sites, of those to up to `most` receivers."""
-    counts = np.zeros(columns)
-    mark = np.full(columns, -1, np.int64)
+def _fullest(counts, dies):  # type: ignore[no-untyped-def]
+    """Of every line of dies, the share that the busiest of its lines of sites has."""
+    lines = counts.reshape(dies, -1)
+    out = np.empty(dies)
+    for k in range(dies):
+        out[k] = lines[k].max() / max(lines[k].sum(), 1.0)
+    return out
+
+
+@njit(cache=True)  # type: ignore[misc, unused-ignore]
+def column_shares(cut, g, most):  # type: ignore[no-untyped-def]
+    """[columns of dies] of all messages down each, the share that its busiest column of sites has, of those to up to
+    `most` receivers."""
+    counts = np.zeros(g.die_cols * g.site_cols)
+    mark = np.full(g.die_cols * g.site_cols, -1, np.int64)
     live, wide = np.int64(1), np.int64(1)
     for k in range(len(cut.groups)):
         live *= (cut.groups[k, 3] + cut.groups[k, 2] - 1) // cut.groups[k, 2]
@@ -434,14 +451,14 @@ def column_counts(cut, g, columns, most):  # type: ignore[no-untyped-def]
             if mark[x] != s:  # two receivers in one column of sites share its links
                 mark[x] = s
                 counts[x] += 1
-    return counts
+    return _fullest(counts, g.die_cols)
 
 
 @njit(cache=True)  # type: ignore[misc, unused-ignore]
-def row_counts(source, extents, g, rows, most):  # type: ignore[no-untyped-def]
-    """[rows] elements of the tensor in every row of sites, of those with up to `most` owners. `extents`: of the
-    layout's groups."""
-    counts = np.zeros(rows)
+def row_shares(source, extents, g, most):  # type: ignore[no-untyped-def]
+    """[rows of dies] of the tensor's elements in each, the share that its busiest row of sites owns, of those of up to
+    `most` owners. `extents`: of the layout's groups."""
+    counts = np.zeros(g.die_rows * g.site_rows)
     owners = np.int64(1)
     for k in range(len(source.groups)):
         if source.groups[k, 2] > 0:
@@ -458,4 +475,4 @@ def row_counts(source, extents, g, rows, most):  # type: ignore[no-untyped-def]
                 core += _core(position, source.groups[k, 3], source.groups[k, 4], source.axes, g)
                 elements *= min(block, extents[k] - position * block)
         counts[g.row[core]] += elements
-    return counts
+    return _fullest(counts, g.die_rows)

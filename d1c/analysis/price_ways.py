@@ -19,9 +19,9 @@ from d1c.analysis.price_loop import (
     Form,
     Source,
     add_up,
-    column_counts,
+    column_shares,
     receive,
-    row_counts,
+    row_shares,
 )  # fmt: skip
 
 EVERY, MOST = 3, 128
@@ -31,14 +31,11 @@ CLOSE = 1, 1024
 
 
 @njit(cache=True)  # type: ignore[misc, unused-ignore]
-def settled(  # type: ignore[no-untyped-def]
-    form, ranges, lies, ways, blocks, extents, cut_range, g, width, rates, lines, tree
-):
+def settled(form, ranges, lies, ways, blocks, extents, cut_range, g, width):  # type: ignore[no-untyped-def]
     """[n] cycles of the movement for `ways` [n, factors] (of each factor the range; other numbers: idle) and `blocks`
     [n, ranges]. `ranges`: of the form's groups the range; `lies` [dims, 3]: first dim, last + 1 and range of the
     operand's groups (-1: it has what the others leave, -2: it is not cut); `extents` of the ranges; `cut_range`: that
-    of the reduction (-1: none); `rates`: cycles a packet takes on a link and on a die edge; `lines`: rows and columns
-    of dies; `tree`: whether messages branch."""
+    of the reduction (-1: none)."""
     count, factors = ways.shape
     groups, parts = len(ranges), blocks.shape[1]
     ints = np.empty((SPREAD + CORNERS, FIELDS + len(form.dims) + WINDOW * len(form.components)), np.int64)
@@ -87,38 +84,25 @@ def settled(  # type: ignore[no-untyped-def]
             table[k, 3], table[k, 4] = first, n
         source = Source(table, axes, axes[:0])
         out[i] = _cycles(
-            form, cut, source, total, g, width, rates, lines, tree, ints, weights, np.int64(EVERY), np.int64(MOST)
+            form, cut, source, total, g, width, ints, weights, np.int64(EVERY), np.int64(MOST)
         )  # typed: what is called is compiled once more for every literal
     return out
 
 
 @njit(cache=True)  # type: ignore[misc, unused-ignore]
-def _fullest(counts, dies):  # type: ignore[no-untyped-def]
-    """Of every line of dies, the share that the busiest of its lines of sites has."""
-    lines = counts.reshape(dies, -1)
-    out = np.empty(dies)
-    for k in range(dies):
-        out[k] = lines[k].max() / max(lines[k].sum(), 1.0)
-    return out
-
-
-@njit(cache=True)  # type: ignore[misc, unused-ignore]
-def _cycles(  # type: ignore[no-untyped-def]
-    form, cut, source, extents, g, width, rates, lines, tree, ints, weights, every, most
-):
+def _cycles(form, cut, source, extents, g, width, ints, weights, every, most):  # type: ignore[no-untyped-def]
     """Cycles of one movement. `extents`: of the source's groups."""
     samples, window, whole = receive(form, cut, g, ints, weights, every)
     if samples == 0:
         return 0.0
-    rows = _fullest(row_counts(source, extents, g, lines[0] * g.site_rows, most), lines[0])
-    columns = _fullest(column_counts(cut, g, lines[1] * g.site_cols, most), lines[1])
+    rows, columns = row_shares(source, extents, g, most), column_shares(cut, g, most)
     fan, owners = np.int64(1), np.int64(1)
     for a in cut.fan:
         fan *= g.size[a]
     for k in range(len(extents)):
         if source.groups[k, 2] > 0:
             owners *= (extents[k] + source.groups[k, 2] - 1) // source.groups[k, 2]
-    copies = np.int64(1) if tree else fan
+    copies = np.int64(1) if g.tree else fan
     accesses, row, column, edge, way, still = add_up(
         form, cut, g, ints, weights, samples, whole, source, width, copies, rows, columns
     )
@@ -126,13 +110,11 @@ def _cycles(  # type: ignore[no-untyped-def]
         return 0.0
     elements = max(weights[:samples].sum(), 1e-9)
     busiest = max(accesses * copies / owners, accesses / elements * window)
-    return way + max(busiest, max(row, column) * rates[0], edge * rates[1])
+    return way + max(busiest, max(row, column) * g.link, edge * g.edge)
 
 
 @njit(cache=True)  # type: ignore[misc, unused-ignore]
-def joined(  # type: ignore[no-untyped-def]
-    extents, ranges, ways, blocks, after, cuts, slots, g, rates, lines, tree, width
-):
+def joined(extents, ranges, ways, blocks, after, cuts, slots, g, width):  # type: ignore[no-untyped-def]
     """[n] cycles of the movement between the stages of a split reduction. `extents`, `ranges` [dims]: of the result's
     dims (ranges as one), and the range of each, -1 where it is not cut. `ways`, `blocks`: of the first stage; `after`
     [n, factors], `cuts` [n, ranges]: of the second, in which factors of the cut come behind a range's own. `slots`:
@@ -189,7 +171,7 @@ def joined(  # type: ignore[no-untyped-def]
             cut.groups[p, 1], cut.groups[p, 2], cut.groups[p, 3] = n, cuts[i, r], total[d]
             p += 1
         out[i] = _cycles(
-            form, cut, Source(table, axes, axes[:0]), total, g, width, rates, lines, tree, ints, weights,
-            np.int64(CLOSE[0]), np.int64(CLOSE[1]),
+            form, cut, Source(table, axes, axes[:0]), total, g, width, ints, weights, np.int64(CLOSE[0]),
+            np.int64(CLOSE[1]),
         )  # fmt: skip
     return out
