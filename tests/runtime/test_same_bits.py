@@ -7,6 +7,7 @@ the longer runs of the same.
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
