@@ -7,7 +7,6 @@ the longer runs of the same.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -126,7 +125,7 @@ def test_every_kernel_with_its_trip_counts(name: str, rng: np.random.Generator) 
 def test_no_dead_node_is_used_and_sram_suffices(name: str) -> None:
     program = compiled(name).target
     machine = Machine.from_dict(program.machine)
-    assert replace(machine, die_order="any") == MACHINES[name]
+    assert dataclasses.replace(machine, die_order="any") == MACHINES[name]
     sites = embed(machine).reshape(machine.dies, -1, 2)
     for die, dead in enumerate(machine.dead):
         assert dead and not set(dead) & {(int(r), int(c)) for r, c in sites[die]}
