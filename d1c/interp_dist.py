@@ -88,7 +88,7 @@ def _run(module: Module, block: Block, held: dict[Value, Held], mesh: Mesh) -> l
 
 def _everywhere(first: Held, layout: Layout, mesh: Mesh) -> dict[int, np.ndarray]:
     """What the first replicas own, on all cores that own it."""
-    copied = tuple(a for a in mesh.names if a not in layout.axes and a not in layout.held)
+    copied = layout.copied(mesh)
     apart = mesh.core_offset(copied, np.arange(mesh.parts(copied)))
     return {core + int(offset): buffer for core, buffer in first.items() for offset in apart}
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from d1c.analysis.plans import shard
 from d1c.ir.layout import Need
 from d1c.target.mesh import Group, Layout, Mesh
 
@@ -59,6 +58,28 @@ def homes(shape: tuple[int, ...], need: Need, mesh: Mesh) -> list[Layout]:
             out.append(layout)
             before = parts
     return [*out, last]
+
+
+def shard(shape: tuple[int, ...], need: Need, mesh: Mesh) -> Layout:
+    """A home for a gathered constant, as evenly spread as its extents allow: the last dim that its user cuts stays cut
+    so, the dims in front of it are flattened over the other factors, and what is left refines the cut."""
+    if not shape:
+        return Layout((), mesh.names)
+    column, axes, k = len(shape) - 1, list[str](), 0
+    for c in need.components:
+        if c.span == 1 and len(c.parts) == 1 and len(c.parts[0].extents) == 1 and c.shape[0] > 1:
+            column, axes = k, list(c.parts[0].axes)
+        k += c.span
+    rows, take = math.prod(shape[:column]), list[str]()
+    for a in (a for a in mesh.names if a not in axes):
+        if mesh.parts((*take, a)) <= rows:
+            take.append(a)
+        elif mesh.parts((*axes, a)) <= shape[column]:
+            axes.append(a)
+    groups = [Group(column, tuple(take), -(-rows // mesh.parts(tuple(take))))] if take else [Group()] * column
+    groups.append(Group(1, tuple(axes), -(-shape[column] // mesh.parts(tuple(axes)))) if axes else Group())
+    groups += [Group()] * (len(shape) - column - 1)
+    return Layout(tuple(groups), tuple(a for a in mesh.names if a not in (*take, *axes)))
 
 
 def _cuts(need: Need) -> list[tuple[tuple[str, ...], int]] | None:

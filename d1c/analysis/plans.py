@@ -16,7 +16,7 @@ import numpy as np
 
 from d1c.analysis.layers import Layer, Stored
 from d1c.ir.core import Block, Value
-from d1c.ir.layout import Need, need_of
+from d1c.ir.layout import need_of
 from d1c.ir.structured import Dim, Entry, Map, Structured
 from d1c.ir.types import TensorType
 from d1c.target.dtypes import DType, dtype
@@ -201,28 +201,6 @@ def spread(shape: tuple[int, ...], mesh: Mesh) -> Layout:
     n = math.prod(shape[:span])
     tail = tuple(Group() for _ in shape[span:])
     return Layout((Group(span, mesh.names, -(-n // mesh.cores)), *tail))
-
-
-def shard(shape: tuple[int, ...], need: Need, mesh: Mesh) -> Layout:
-    """A home for a gathered constant, as evenly spread as its extents allow: the last dim that its user cuts stays cut
-    so, the dims in front of it are flattened over the other factors, and what is left refines the cut."""
-    if not shape:
-        return Layout((), mesh.names)
-    column, axes, k = len(shape) - 1, list[str](), 0
-    for c in need.components:
-        if c.span == 1 and len(c.parts) == 1 and len(c.parts[0].extents) == 1 and c.shape[0] > 1:
-            column, axes = k, list(c.parts[0].axes)
-        k += c.span
-    rows, take = math.prod(shape[:column]), list[str]()
-    for a in (a for a in mesh.names if a not in axes):
-        if mesh.parts((*take, a)) <= rows:
-            take.append(a)
-        elif mesh.parts((*axes, a)) <= shape[column]:
-            axes.append(a)
-    groups = [Group(column, tuple(take), -(-rows // mesh.parts(tuple(take))))] if take else [Group()] * column
-    groups.append(Group(1, tuple(axes), -(-shape[column] // mesh.parts(tuple(axes)))) if axes else Group())
-    groups += [Group()] * (len(shape) - column - 1)
-    return Layout(tuple(groups), tuple(a for a in mesh.names if a not in (*take, *axes)))
 
 
 def stages(layer: Layer, slots: int) -> tuple[Layer, Layer]:

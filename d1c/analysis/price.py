@@ -163,8 +163,7 @@ def _source(layout: Layout, shape: tuple[int, ...], where: Places) -> tuple[Sour
         extents.append(n)
         if g.axes:
             owners *= -(-n // g.block)
-    named = {*layout.axes, *layout.held}
-    copies = tuple(a for a in mesh.names if a not in named)
+    copies = layout.copied(mesh)
     numbers = [mesh.index[a] for a in copies]
     source = Source(_table(table, 5), np.array(axes, np.int64), np.array(numbers, np.int64))
     table.append([0, 0, 1, len(axes), len(axes) + len(copies)])  # each copy by itself

@@ -101,6 +101,11 @@ class Layout:
         """All factors that cut something."""
         return tuple(a for g in self.groups for a in g.axes)
 
+    def copied(self, mesh: Mesh) -> tuple[str, ...]:
+        """Factors along which all cores hold the same: those that are named nowhere, in mesh order."""
+        named = {*self.axes, *self.held}
+        return tuple(a for a in mesh.names if a not in named)
+
     def spans(self, shape: tuple[int, ...]) -> list[tuple[int, int, Group, int]]:
         """Per group: first dim, last dim + 1, the group, its extent in elements."""
         out, k = [], 0
