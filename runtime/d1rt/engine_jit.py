@@ -33,7 +33,7 @@ from d1rt.engine_numpy import is_result
 from d1rt.engine_plan import Plan, Planner, Stretch, loops, work
 from d1rt.engine_schedule import Rounds, Schedule, Step
 from d1rt.engine_states import Bytes, Slots, movements
-from d1rt.engine_units import Units
+from d1rt.engine_units import Units, readers
 from d1rt.jit_nest import build, units_of
 from d1rt.loader import Kept, Result
 from d1rt.traps import Fault, trap
@@ -83,8 +83,8 @@ class Engine:
             joint={t.name: t.joint for t in together.values()},
         )  # fmt: skip
         self._joints = found, together
-        self._prepare(planner.stretches, keep)
         self._inputs = [Scatter(self.memory, p) for p in program.inputs]
+        self._prepare(planner.stretches, keep)
         self._outputs = [Scatter(self.memory, p) for p in program.outputs]
         self._pool = ThreadPoolExecutor(self.threads - 1) if self.threads > 1 else None
 
@@ -112,12 +112,18 @@ class Engine:
         """Make the job, a part for every stretch, and the arrays [cores, elements] for copies of results to keep."""
         native = Native()
         rng = None if self._shuffle is None else np.random.default_rng(self._shuffle)
-        units = Units(self.program, self._moves, self.memory, self.kernels, native, self.threads, rng, *self._joints)
+        read = readers(self.program, self._moves, [s for x in stretches for s in x.steps])
+        units = Units(
+            self.program, self._moves, self.memory, self.kernels, native, self.threads, rng, *self._joints, read
+        )
         self._kept: list[list[tuple[int, np.ndarray, np.ndarray]]] = []
         parts = []
         looping = any(True for _ in loops(self._plan))
+        units.inputs(self._inputs)
+        self._placing = not self._plan or self._plan[0] is not stretches[0]
+        placed = units.mark()
         for stretch in stretches:
-            first, last = units.mark(), -1
+            first, last = units.mark() if stretch.number or self._placing else 0, -1
             kept = []
             for step, number in zip(stretch.steps, stretch.phase, strict=True):
                 if number != last:
@@ -131,6 +137,7 @@ class Engine:
                     units.phase()
             parts.append((first, units.mark(), looping and work(stretch, self.program, self._moves) < ALONE))
             self._kept.append(kept)
+        parts.append((0, placed, True))  # of use where the program starts with a loop
         self._native, self._parts, self._units = native, parts, units.finish()
         self._held = units.held  # the units point into these
         self._job = Job(native, *self._units, self.threads, self.kernels.scratch_bytes, parts)
@@ -148,6 +155,8 @@ class Engine:
         self.memory.start()
         for s in self._inputs:
             s.put(inputs[s.port.name])
+        if self._placing:
+            self._stretch(self._job, len(self._parts) - 1)
         done: dict[int, None] = {}
         self._ran.clear()
         self._execute(self._plan, done)

@@ -190,13 +190,14 @@ class Joints:
         """The address of the constants at these addresses, so many lanes of each, in `count` panels."""
         array, m = self.memory.constant(buffer), j.matrix
         offsets = columns - array.ctypes.data
-        key = (buffer, m.depth, m.pitch, count, offsets.tobytes(), lanes.tobytes())
+        key = (buffer, m.depth, m.pitch, m.across, count, offsets.tobytes(), lanes.tobytes())
         if key not in self._packed:
             data = array.reshape(-1).view(np.uint8).data
             words = np.zeros((m.depth, count * LANES), np.uint32)
             at = 0
             for offset, width in zip(offsets.tolist(), lanes.tolist(), strict=True):
-                words[:, at : at + width] = np.ndarray((m.depth, width), np.uint32, data, offset, (4 * m.pitch, 4))
+                steps = 4 * m.pitch, 4 * m.across
+                words[:, at : at + width] = np.ndarray((m.depth, width), np.uint32, data, offset, steps)
                 at += width
             self._packed[key] = np.ascontiguousarray(words.reshape(m.depth, count, LANES).transpose(1, 0, 2))
         return self._packed[key].ctypes.data

@@ -223,20 +223,30 @@ class Scatter:
             core += mesh.core_offset(g.axes, i // block).reshape(side)
             element += (i % block * stride).reshape(side)
             stride *= local[k]
-        self.port, self.array = port, memory.array(port.buffer)
-        self._flat = memory.flat(port.buffer)
-        size = self.array.itemsize
-        self._at = room.row[core.reshape(-1)] * (self.array.strides[0] // size) + element.reshape(-1)
+        self.port, self.room, self._flat = port, room, memory.flat(port.buffer)
+        self._size = dtype(memory.program.buffers[port.buffer].dtype).bytes
+        self._at = room.row[core.reshape(-1)] * (room.stride // self._size) + element.reshape(-1)
         cores, axes = holders(port, memory.program), port.layout.axes
         first = mesh.core_offset(axes, mesh.position(axes, cores))  # whose bits a replica's are
         other = cores != first
-        self.copies = room.row[cores[other]], room.row[first[other]]
+        self.copies = room.row[first[other]], room.row[cores[other]]
+
+    def staged(self) -> np.ndarray:
+        """An array of the port's elements from which units spread what is put there (`runs`)."""
+        self._staged = np.zeros(len(self._at), self._flat.dtype)
+        return self._staged
+
+    def runs(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What lies side by side in the array and in memory: (offset in the array, offset in the buffer's memory,
+        bytes)."""
+        n = len(self._at)
+        begin = np.flatnonzero(np.concatenate((np.ones(min(n, 1), bool), np.diff(self._at) != 1)))
+        return begin * self._size, self._at[begin] * self._size, np.diff(np.append(begin, n)) * self._size
 
     def put(self, value: np.ndarray) -> None:
-        """Spread a whole array of the port's shape over its owners."""
-        self._flat[self._at] = value.reshape(-1)
-        if len(self.copies[0]):
-            self.array[self.copies[0]] = self.array[self.copies[1]]
+        """Lay a whole array of the port's shape where the units take it from."""
+        self._staged[:] = value.reshape(-1)
 
     def get(self) -> np.ndarray:
+        """A whole array from its owners' memory."""
         return np.asarray(self._flat[self._at]).reshape(self.port.shape)

@@ -2,36 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from d1c.target.dtypes import dtype, fill_value
 from d1c.target.movement import ragged
-from d1c.target.program import Call, Fetch, Fill, Program, Push, Send
+from d1c.target.program import Call, Fetch, Fill, Loop, Program, Push, Send, every
 from d1rt.engine_arguments import arguments
 from d1rt.engine_joint import Joints, Together
-from d1rt.engine_memory import Memory
+from d1rt.engine_memory import Memory, Scatter
 from d1rt.engine_native import CALLS, COPY, UNIT, Native
 from d1rt.engine_records import Boxes, Group, boxes, chunks, groups
 from d1rt.engine_schedule import Step
-from d1rt.engine_states import Movement
+from d1rt.engine_states import Movement, holders
 from d1rt.jit_nest import Kernels
 
 RECORDS = 2048
 """Records of a copy unit, at most."""
+RUN = 64
+"""A run takes about as long as so many bytes of it."""
 PIECES = 32
 """Units into which a thread's share of a call is cut, so that others can take some."""
 
 
 class Units:
-    """Collects units phase by phase. `held`: arrays that the units point into."""
+    """Collects units phase by phase. `held`: arrays that the units point into. `read`: see `readers`."""
 
     def __init__(
         self, program: Program, moves: list[Movement], memory: Memory, kernels: Kernels, native: Native, threads: int,
         rng: np.random.Generator | None, joints: Joints, together: Mapping[int, Together],
+        read: Mapping[int, np.ndarray],
     ) -> None:  # fmt: skip
-        self._joints, self._together = joints, together
+        self._joints, self._together, self._read = joints, together, read
         self.program, self.mesh, self.moves, self.memory = program, program.mesh, moves, memory
         self.kernels, self.native, self.threads, self.rng = kernels, native, threads, rng
         self.held: list[np.ndarray] = []
@@ -151,6 +154,22 @@ class Units:
             source_step=sstep, target_step=tstep, source=source, target=target, bytes=size,
         )  # fmt: skip
 
+    def inputs(self, ports: Sequence[Scatter]) -> None:
+        """Phases that spread the inputs over their owners, and then over those who hold the same."""
+        for s in ports:
+            array = s.staged()
+            self.held.append(array)
+            source, target, size = s.runs()
+            none = np.zeros(len(size), np.int64)
+            self.copies(groups(source, target, size, none + 1, none, none), array.ctypes.data, s.room.base)
+        self.phase()
+        for s in ports:
+            source, target = (row * s.room.stride for row in s.copies)
+            none = np.zeros(len(source), np.int64)
+            size = none + self.program.buffers[s.port.buffer].bytes
+            self.copies(groups(source, target, size, none + 1, none, none), s.room.base, s.room.base)
+        self.phase()
+
     def push(self, step: Step, c: Push) -> None:
         move, source, target = self.moves[c.exchange], self.memory.rooms[c.source], self.memory.rooms[c.target]
         m, size = move.messages, dtype(self.program.buffers[c.source].dtype).bytes
@@ -202,28 +221,32 @@ class Units:
         pattern = np.full(b.elements, fill_value(c.value, d), d)
         self.held.append(pattern)
         rows = np.unique(room.row[step.cores])
-        if c.exchange < 0 or not (step.late or self.memory.plain):  # nothing has been delivered yet
-            lo = np.zeros(len(rows), np.int64)
-            row, inner = rows, np.full(len(rows), b.bytes)
-        else:
-            row, lo, inner = self.pads(step, c, rows)
+        if not self.memory.plain:
+            rows = np.intersect1d(rows, room.row[self._read[c.buffer]])
+        row, lo, inner = rows, np.zeros(len(rows), np.int64), np.full(len(rows), b.bytes)
+        if c.exchange >= 0:
+            pads = self.pads(c, rows)
+            # Before anything is delivered the whole rows may be written: quicker where they are mostly padding.
+            if step.late or self.memory.plain or RUN * len(pads[2]) + pads[2].sum() < RUN * len(inner) + inner.sum():
+                row, lo, inner = pads
         none = np.zeros(len(lo), np.int64)
         self.copies(groups(lo, row * room.stride + lo, inner, none + 1, none, none), pattern.ctypes.data, room.base)
 
-    def pads(self, step: Step, c: Fill, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Runs of a window that its movement does not deliver: (row, first byte, bytes)."""
+    def pads(self, c: Fill, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Runs of some rows of a window that its movement does not deliver: (row, first byte, bytes)."""
         move, room, b = self.moves[c.exchange], self.memory.rooms[c.buffer], self.program.buffers[c.buffer]
         key = move, b.elements  # a network repeats its blocks: equal movements are one
         if key not in self._pads:
             self._pads[key] = gaps(move, b.elements)
         cls, lo, hi = self._pads[key]
-        row, first = np.unique(room.row[step.cores], return_index=True)
-        of = move.class_of[step.cores[first]]
+        of = np.zeros(int(room.row.max(initial=-1)) + 1, np.int64)
+        of[room.row[room.row >= 0]] = move.class_of[room.row >= 0]
+        of = of[rows]
         size = np.bincount(cls, minlength=len(move.size))
         r, k = ragged(size[of])
         at = (np.cumsum(size) - size)[of][r] + k
         width = dtype(b.dtype).bytes
-        return row[r], lo[at] * width, (hi[at] - lo[at]) * width
+        return rows[r], lo[at] * width, (hi[at] - lo[at]) * width
 
     def copy_out(self, buffer: int, cores: np.ndarray) -> np.ndarray:
         """A phase's copies of a buffer aside: the array [cores, elements] that they fill."""
@@ -238,16 +261,41 @@ class Units:
         return out
 
 
+def readers(program: Program, moves: Sequence[Movement], steps: Sequence[Step]) -> dict[int, np.ndarray]:
+    """Per buffer [cores] who reads it: nothing need be filled for others, such as cores without work."""
+    out = {i: np.zeros(program.mesh.cores, bool) for i in range(len(program.buffers))}
+    for step in steps:
+        c = step.command
+        if isinstance(c, Call):
+            for b in {*c.operands, *c.tables}:
+                out[b][step.cores] = True
+        elif isinstance(c, Push):
+            out[c.source][moves[c.exchange].messages.src] = True
+        elif isinstance(c, Send):
+            out[c.source][step.cores] = True
+    for port in program.outputs:
+        out[port.buffer][holders(port, program)] = True
+    for role in program.roles:
+        for thread in role.threads:
+            for command in every(thread):
+                if isinstance(command, Loop) and command.condition >= 0:
+                    out[command.condition][:] = True
+    return out
+
+
 def gaps(move: Movement, elements: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Runs of a window of so many elements that a movement does not deliver: (class, first element, behind the last
     one)."""
-    pad = np.ones((len(move.size), elements + 1), bool)
-    x = boxes(move.messages, None)
+    m = move.messages
+    short = np.bincount(m.cls, m.sizes.prod(axis=0), len(move.size)) < elements  # most windows have no gaps
+    place = np.cumsum(short) - 1
+    x = boxes(m, np.flatnonzero(short[m.cls]))
+    pad = np.ones((int(short.sum()), elements + 1), bool)
     o, i = ragged(x.repeat)
     start = x.toff[o] + i * x.tstep[o]
     q, j = ragged(x.inner[o])
-    pad[move.messages.cls[x.owner[o[q]]], start[q] + j] = False
+    pad[place[m.cls[short[m.cls]]][x.owner[o[q]]], start[q] + j] = False
     pad[:, -1] = False
     edge = np.diff(pad.astype(np.int8), axis=1, prepend=0)
     cls, lo = np.nonzero(edge == 1)
-    return cls, lo, np.nonzero(edge == -1)[1]
+    return np.flatnonzero(short)[cls], lo, np.nonzero(edge == -1)[1]

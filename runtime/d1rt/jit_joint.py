@@ -37,12 +37,14 @@ _PANEL = 4 * LANES
 class Matrix:
     """Operand 1 of a product as rows of words of 4 bytes, a pair of bf16 or an f32 each: `depth` rows, `pitch` words
     apart; per loop how many rows an iteration of it goes on (`steps`, of reduce loops); `outer`: the other loops that
-    move it, but for the lanes: each of their iterations is a product by itself."""
+    move it, but for the lanes: each of their iterations is a product by itself. `across`: words between columns, 1
+    unless each column lies by itself, its words side by side."""
 
     depth: int
     pitch: int
     steps: tuple[int, ...]
     outer: tuple[int, ...]
+    across: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +76,21 @@ def matrix(nest: Nest) -> Matrix | None:
         return None
     if pair and not a.strides[last] == b.strides[last] == 1:
         return None
-    if b.strides[lane] != e or a.strides[lane] != 0 or a.tables[lane] is not None:
+    if a.strides[lane] != 0 or a.tables[lane] is not None:
         return None
     outer = tuple(i for i in range(lane) if b.tables[i] is not None or (b.strides[i] and nest.loops[i].extent > 1))
     inner = [i for i in range(nest.parallel, last + (not pair)) if nest.loops[i].extent > 1]
-    pitch = gcd(*(b.strides[i] for i in inner)) or nest.loops[lane].extent * e
-    if pitch % e or pitch < nest.loops[lane].extent * e or any(b.strides[i] < 0 for i in inner):
+    if any(b.strides[i] < 0 for i in inner):
         return None
+    pitch, across, lanes = gcd(*(b.strides[i] for i in inner)), b.strides[lane], nest.loops[lane].extent
+    if across == e:
+        pitch = pitch or lanes * e
     steps = tuple(b.strides[i] // pitch if i in inner else 0 for i in range(len(nest.loops)))
     depth = 1 + sum(s * (loop.extent - 1) for s, loop in zip(steps, nest.loops, strict=True))
-    return Matrix(depth, pitch // e, steps, outer)
+    by_rows = across == e and pitch % e == 0 and pitch >= lanes * e
+    if not by_rows and not (pitch == e and across % e == 0 and across >= depth * e):
+        return None
+    return Matrix(depth, pitch // e, steps, outer, across // e)
 
 
 def most_rows(nest: Nest) -> int:
@@ -181,7 +188,8 @@ def joint_text(j: Joint) -> str:
 def _pack(fn: Function, j: Joint, panels: Value, segments: Value, arguments: Value, stride: Value) -> None:
     """Copy the columns of the segments into panels, as many lanes at a time as divide a segment."""
     lane, m = j.nest.parallel - 1, j.matrix
-    most = next(w for w in (8, 4, 2, 1) if j.nest.loops[lane].extent % w == 0)
+    most = next(w for w in (8, 4, 2, 1) if j.nest.loops[lane].extent % w == 0 and (w == 1 or m.across == 1))
+    rows = next(u for u in (8, 4, 2, 1) if m.depth % u == 0) if m.across > 1 else 1
 
     def segment(s: Value, start: Value) -> Sequence[Value]:
         frame = Frame(fn, j.nest, arguments + s * stride, panels)
@@ -195,9 +203,11 @@ def _pack(fn: Function, j: Joint, panels: Value, segments: Value, arguments: Val
                 to = panels + (at >> 4) * (m.depth * _PANEL) + (at & (LANES - 1)) * 4
 
                 def row(k: Value) -> None:
-                    fn.store(fn.load(t, source + i * 4 + k * (4 * m.pitch)), to + k * _PANEL)
+                    word, place = source + i * (4 * m.across) + k * (4 * m.pitch), to + k * _PANEL
+                    for u in range(rows):
+                        fn.store(fn.load(t, word + 4 * m.pitch * u), place + _PANEL * u)
 
-                fn.loop(0, m.depth, 1, [], row)
+                fn.loop(0, m.depth, rows, [], row)
 
             fn.loop(0, trip, w, [], lanes)
 

@@ -74,7 +74,9 @@ def test_which_matrices_can_be_packed() -> None:
     assert matrix(product((0, 2, 6, 1))) == Matrix(4, 3, (0, 0, 1, 0), ())
     assert matrix(product((0, 2, 12, 1))) == Matrix(4, 6, (0, 0, 1, 0), ())  # columns of a wider matrix
     assert matrix(product((30, 2, 6, 1))) == Matrix(4, 3, (0, 0, 1, 0), (0,))  # a matrix for every row
-    for b in ((0, 1, 6, 3), (0, 2, 7, 1), (0, 2, -6, 1), (0, 2, 4, 1)):
+    assert matrix(product((0, 8, 2, 1))) == Matrix(4, 1, (0, 0, 1, 0), (), 4)  # columns, each by itself
+    assert matrix(product((30, 10, 2, 1))) == Matrix(4, 1, (0, 0, 1, 0), (0,), 5)
+    for b in ((0, 1, 6, 3), (0, 2, 7, 1), (0, 2, -6, 1), (0, 2, 4, 1), (0, 6, 2, 1), (0, 9, 2, 1), (0, 8, 4, 1)):
         assert matrix(product(b)) is None
     assert matrix(product((0, 2, 6, 1), (8, 1, 2, 1))) is None  # rows that depend on the column
     assert matrix(product((0, 2, 6, 1), dtype="i8")) is None
