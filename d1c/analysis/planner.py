@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -66,8 +66,8 @@ class _Read:
 
 @dataclass(slots=True)
 class _Variable:
-    """A layer, or a free input; `use`: the candidates of `pool` that are in the choice. Per candidate of the pool: its
-    `own` cycles, and `held`: how each of its constants may be kept."""
+    """A layer, or a free input; `use`: the candidates of `pool` that are in the choice. `own`: cycles per candidate of
+    the pool."""
 
     layer: Layer | None
     pool: list[Candidate]
@@ -75,7 +75,6 @@ class _Variable:
     reads: list[_Read] = field(default_factory=list)
     readers: list[tuple[int, _Read]] = field(default_factory=list)
     own: list[float] = field(default_factory=list)
-    held: list[list[tuple[Home, ...]]] = field(default_factory=list)
     numbers: dict[tuple[Layout, Layout | None], int] = field(default_factory=dict)
     costs: dict[tuple[float, tuple[int, ...]], np.ndarray] = field(default_factory=dict)
 
@@ -88,7 +87,8 @@ class Planner:
         self.where, self.room, self.stream = where, room, stream
         self.pools: dict[Like, Pool] = {}
         self.picked: dict[tuple[Like, float], list[Candidate]] = {}
-        self.settled: dict[int, tuple[float, list[tuple[Home, ...]]]] = {}
+        self.settled: dict[int, float] = {}
+        self.held: dict[int, list[tuple[Home, ...]]] = {}
         self.moved: dict[tuple[Need, int], dict[Layout, tuple[float, bool]]] = {}
         self.gathers: dict[tuple[Need, int], tuple[Home, ...]] = {}
         self.tables: dict[tuple[object, ...], np.ndarray] = {}
@@ -156,7 +156,7 @@ class Planner:
             mesh, width = self.where.mesh, o.dtype.bytes
             layouts = homes(o.shape, need, mesh)
             found = self.moves(layouts, need, o.shape, width)
-            ways = [Home(math.prod(need.local_shape(mesh)) * width, 0.0, None)]
+            ways = [Home(self.whole(o, need), 0.0, None)]
             ways += [
                 Home(math.prod(x.local_shape(o.shape)) * width, c * CROWDED, x)
                 for x, (c, _) in zip(layouts, found, strict=True)
@@ -164,11 +164,15 @@ class Planner:
             self.gathers[key] = hull(ways)
         return self.gathers[key]
 
+    def whole(self, o: Stored, need: Need) -> int:
+        """Bytes of a constant's window."""
+        return math.prod(need.local_shape(self.where.mesh)) * o.dtype.bytes
+
     def stream_cycles(self, o: Stored, need: Need) -> float:
         """For how long the memories outside are busy with a constant's windows."""
         m = self.where.machine
         rate = m.dip_count * min(m.dip_bytes_per_cycle, m.dip_edge_bytes_per_cycle)
-        return math.prod(need.local_shape(self.where.mesh)) * o.dtype.bytes * m.cores / rate
+        return self.whole(o, need) * m.cores / rate
 
 
 class _Graph:
@@ -217,7 +221,6 @@ class _Graph:
         v.numbers.setdefault((c.plan, c.combine), len(v.pool))
         v.pool.append(c)
         v.own.append(math.nan)
-        v.held.append([])
         return len(v.pool) - 1
 
     def settle(self, v: _Variable, i: int) -> float:
@@ -226,22 +229,30 @@ class _Graph:
             c = v.pool[i]
             if id(c) not in self.planner.settled:  # equal layers have the same candidates
                 self.planner.settled[id(c)] = self.alone(v.layer, c)
-            own, v.held[i] = self.planner.settled[id(c)]
-            v.own[i] = own + sum(self.move(read.layout, v, read, i) for read in v.reads if read.layout is not None)
+            v.own[i] = self.planner.settled[id(c)] + sum(
+                self.move(read.layout, v, read, i) for read in v.reads if read.layout is not None
+            )
         return v.own[i]
 
-    def alone(self, layer: Layer | None, c: Candidate) -> tuple[float, list[tuple[Home, ...]]]:
-        """What `settle` says of a candidate, whatever lies where, and what is `held`."""
+    def alone(self, layer: Layer | None, c: Candidate) -> float:
+        """What `settle` says of a candidate, whatever lies where."""
         own = c.cycles + c.bytes * self.planner.byte_cycles
         if layer is None:
-            return own, []
+            return own
         own += float(idle_price(c.cycles, used_cores(layer, c.plan), self.planner.where))
-        sizes = zip(layer.operands, c.needs, c.constants, strict=True)
-        large = [(o, need) for o, need, size in sizes if size > SMALL]
         if not self.planner.stream:
-            return own, [self.planner.homes(o, need) for o, need in large]
-        come = sum(self.planner.stream_cycles(o, need) for o, need in large)  # while the layer before computes
-        return own + max(0.0, come - c.cycles) + BEHIND * come, []
+            return own
+        come = sum(self.planner.stream_cycles(o, need) for o, need in _large(layer, c))  # while the one before computes
+        return own + max(0.0, come - c.cycles) + BEHIND * come
+
+    def held(self, v: _Variable, i: int) -> list[tuple[Home, ...]]:
+        """How each of the constants of a candidate may be kept; worked out where not all can be kept whole."""
+        c, p = v.pool[i], self.planner
+        if v.layer is None or p.stream:
+            return []
+        if id(c) not in p.held:  # equal layers have the same candidates
+            p.held[id(c)] = [p.homes(o, need) for o, need in _large(v.layer, c)]
+        return p.held[id(c)]
 
     def place(self, number: int) -> None:
         """An input may lie as its readers' candidates need it."""
@@ -301,7 +312,7 @@ class _Graph:
             own = [self.settle(v, i) for i in picks]
             if price:
                 own = [
-                    c + sum(min(w.bytes * price + w.cycles for w in ways) for ways in v.held[i])
+                    c + sum(min(w.bytes * price + w.cycles for w in ways) for ways in self.held(v, i))
                     for c, i in zip(own, picks, strict=True)
                 ]
             v.costs[key] = np.array(own)
@@ -309,10 +320,13 @@ class _Graph:
 
     def kept(self, picks: Sequence[int], prices: np.ndarray) -> np.ndarray:
         """[variables] bytes that constants take on every core at these prices."""
-        chosen = zip((v.held[i] for v, i in zip(self.variables, picks, strict=True)), prices.tolist(), strict=True)
-        return np.array([
-            sum(min(ways, key=lambda w: w.bytes * price + w.cycles).bytes for ways in held) for held, price in chosen
-        ], np.float64)  # fmt: skip
+        out = np.zeros(len(picks))
+        for j, (v, i, price) in enumerate(zip(self.variables, picks, prices.tolist(), strict=True)):
+            if price:
+                out[j] = sum(min(w, key=lambda w: w.bytes * price + w.cycles).bytes for w in self.held(v, i))
+            elif v.layer is not None and not self.planner.stream:
+                out[j] = sum(self.planner.whole(o, need) for o, need in _large(v.layer, v.pool[i]))
+        return out
 
     def affordable(self, budget: float) -> tuple[np.ndarray, tuple[list[int], float, bool]]:
         """[variables] the least price of a byte at which what stays fits, and the choice at that price. Equal layers
@@ -340,7 +354,7 @@ class _Graph:
         if fits:
             return prices, chosen
         # At the highest price every constant takes the least it can.
-        held = [ways for v in self.variables for i in v.use for ways in v.held[i] if len(ways) > 1]
+        held = [ways for v in self.variables for i in v.use for ways in self.held(v, i) if len(ways) > 1]
         low, high = CHEAP, max([rate(*ways[-2:]) for ways in held], default=1.0) + 2 * CHEAP
         prices[:] = high
         _, chosen = choose(prices)
@@ -402,13 +416,16 @@ class _Graph:
 
     def result(self, picks: Sequence[int], cycles: float, exact: bool, budget: float) -> Chosen:
         """What SRAM there is goes where it saves most cycles per byte."""
-        uses: dict[tuple[str, Need], tuple[Home, ...]] = {}
+        constants: dict[tuple[str, Need], Stored] = {}
         for v, i in zip(self.variables, picks, strict=True):
             if v.layer is not None:
-                c = v.pool[i]
-                for o, need, size in zip(v.layer.operands, c.needs, c.constants, strict=True):
-                    if size > SMALL:
-                        uses[o.name, need] = self.planner.homes(o, need)
+                constants |= {(o.name, need): o for o, need in _large(v.layer, v.pool[i])}
+        plans = [v.pool[i] for v, i in zip(self.variables, picks, strict=True)]
+        inputs = {s.name: plans[k].result for k, s in enumerate(self.free)}
+        chosen = Chosen(tuple(plans[len(self.free) :]), inputs, {}, cycles, exact)
+        if sum(self.planner.whole(o, need) for (_, need), o in constants.items()) <= budget:
+            return chosen
+        uses = {(n, need): self.planner.homes(o, need) for (n, need), o in constants.items()}
         least = {k: len(ways) - 1 for k, ways in uses.items()}
         left = budget - sum(ways[-1].bytes for ways in uses.values())
         steps = [(rate(a, b), k, i) for k, ways in uses.items() for i, (a, b) in enumerate(itertools.pairwise(ways))]
@@ -417,9 +434,13 @@ class _Graph:
             if least[k] == i + 1 and more <= left:
                 left, least[k] = left - more, i
         gathered = {k: x for k, i in least.items() if (x := uses[k][i].layout) is not None}
-        plans = [v.pool[i] for v, i in zip(self.variables, picks, strict=True)]
-        inputs = {s.name: plans[k].result for k, s in enumerate(self.free)}
-        return Chosen(tuple(plans[len(self.free) :]), inputs, gathered, cycles, exact)
+        return replace(chosen, gathered=gathered)
+
+
+def _large(layer: Layer, c: Candidate) -> list[tuple[Stored, Need]]:
+    """A candidate's constants that may be gathered."""
+    sizes = zip(layer.operands, c.needs, c.constants, strict=True)
+    return [(o, need) for o, need, size in sizes if size > SMALL]
 
 
 def _lying(layout: Layout, s: Stored) -> Candidate:

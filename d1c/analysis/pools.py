@@ -333,22 +333,39 @@ def _joined(layer: Layer, w: _Ways, which: np.ndarray, where: Places) -> Iterato
         dims, of = [*dims, *(x.extent for x in nest.dims[d:a]), extents[r]], [*of, *(-1 for _ in range(d, a)), r]
         d = b
     kernel, loops = joins_of(layer, int(slots.max()))
-    seen: list[np.ndarray] = []
-    for to in range(len(ranges) + 1):
-        after, cuts = combined(extents, way, blocks, to, where.mesh)
-        out = joined(
-            np.array(dims, np.int64), np.array(of, np.int64), way, blocks, after, cuts, slots, where.grid,
-            accumulator_type(layer).bytes,
-        )  # fmt: skip
+    stages = [combined(extents, way, blocks, to, where.mesh) for to in range(len(ranges) + 1)]
+    new = np.ones((len(stages), len(way)), bool)
+    for t, (mine, _) in enumerate(stages):
+        for earlier, _ in stages[:t]:
+            new[t] &= np.any(mine != earlier, axis=1)
+    after, cuts = (np.concatenate([x[k][at] for x, at in zip(stages, new, strict=True)]) for k in (0, 1))
+    asked = np.tile(np.concatenate([way, blocks, slots[:, None]], axis=1), (len(stages), 1))[new.ravel()]
+    first, inverse = _distinct(np.concatenate([asked, after, cuts], axis=1))
+    same = np.all(asked[first[1:]] == asked[first[:-1]], axis=1)
+    factors, parts = way.shape[1], blocks.shape[1]
+    asked = asked[first]
+    found = joined(
+        np.array(dims, np.int64), np.array(of, np.int64), asked[:, :factors].copy(),
+        asked[:, factors : factors + parts].copy(), after[first], cuts[first], asked[:, -1].copy(),
+        np.concatenate([[False], same]), where.grid, accumulator_type(layer).bytes,
+    )  # fmt: skip
+    out = np.full(new.shape, math.inf)
+    out[new] = found[inverse]
+    for to, (_, mine) in enumerate(stages):
+        cycles = out[to]
         waits = 1 + (nest.kind == "attention" and to == len(ranges) - 1)  # for the weights, from where column 0 is
-        out += np.where(out > 0, waits * m.launch_cycles + m.inject_cycles + m.eject_cycles, 0)
-        stage = _Ways(ranges, False, way, cuts, -(-np.array(extents) // cuts))
+        cycles += np.where(cycles > 0, waits * m.launch_cycles + m.inject_cycles + m.eject_cycles, 0)
+        stage = _Ways(ranges, False, way, mine, -(-np.array(extents) // mine))
         trips = np.concatenate([_trips(nest, stage)[:, : nest.parallel], slots[:, None]], axis=1)
-        out += cycles_of(kernel, loops, trips, where)
-        for earlier in seen:
-            out[np.all(after == earlier, axis=1)] = math.inf
-        seen.append(after)
-        yield out
+        yield cycles + cycles_of(kernel, loops, trips, where)
+
+
+def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The numbers of rows that differ from all before them, in some order that brings equal starts together; of each
+    row, which of those it equals."""
+    whole = np.ascontiguousarray(rows, np.int64).view(np.dtype((np.void, 8 * rows.shape[1]))).ravel()
+    _, first, inverse = np.unique(whole, return_index=True, return_inverse=True)
+    return first, inverse
 
 
 def _firsts(keys: np.ndarray, count: int) -> np.ndarray:
@@ -389,10 +406,12 @@ def _settled(layer: Layer, w: _Ways, which: np.ndarray, where: Places) -> np.nda
             lies.append([a, b, tied])
         if rest >= 0:
             lies[rest][2] = -1
+        way, blocks = w.way[which].astype(np.int64), w.blocks[which]
+        first, inverse = _distinct(np.concatenate([way, blocks[:, ranges]], axis=1))
         found = settled(
-            form, np.array(ranges, np.int64), np.array(lies, np.int64).reshape(-1, 3), w.way[which].astype(np.int64),
-            w.blocks[which], sizes, len(w.ranges) - 1 if w.cut else -1, where.grid, o.dtype.bytes,
-        )  # fmt: skip
+            form, np.array(ranges, np.int64), np.array(lies, np.int64).reshape(-1, 3), way[first], blocks[first],
+            sizes, len(w.ranges) - 1 if w.cut else -1, where.grid, o.dtype.bytes,
+        )[inverse]  # fmt: skip
         out += np.where(found > 0, found + m.inject_cycles + m.eject_cycles, 0)
     return out
 

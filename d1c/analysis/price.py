@@ -49,6 +49,7 @@ class Places:
 
     @cached_property
     def grid(self) -> Grid:
+        from d1c.analysis.price_lines import BITS
         from d1c.analysis.price_loop import CORNERS, SPREAD, Grid
 
         m, mesh = self.machine, self.mesh
@@ -69,6 +70,7 @@ class Places:
             link=m.packet_bytes / m.link_bytes_per_cycle,
             edge=m.packet_bytes / m.die_edge_bytes_per_cycle,
             size=np.array(mesh.sizes, np.int64),
+            inverse=-(-(1 << BITS) // np.array(mesh.sizes, np.int64)),
             stride=np.array(list(mesh.stride.values()), np.int64),
             kind=np.array([_KINDS[a.split(".")[0]] for a in mesh.names], np.int64),
             even=np.modf(even)[0],
@@ -143,7 +145,7 @@ def cut_of(groups: Sequence[tuple[tuple[str, ...], int, int]], fan: Sequence[str
 def _column_shares(groups: tuple[tuple[tuple[str, ...], int], ...], fan: tuple[str, ...], where: Places) -> np.ndarray:
     """Per column of dies the share of all ways down to the receivers that the busiest column of sites takes. `groups`:
     axes and how many of their positions are used."""
-    from d1c.analysis.price_loop import column_shares
+    from d1c.analysis.price_lines import column_shares
 
     cut = cut_of([(axes, 1, used) for axes, used in groups], fan, where.mesh)
     return np.asarray(column_shares(cut, where.grid, MOST))
@@ -153,7 +155,8 @@ def _column_shares(groups: tuple[tuple[tuple[str, ...], int], ...], fan: tuple[s
 def _source(layout: Layout, shape: tuple[int, ...], where: Places) -> tuple[Source, np.ndarray, int, tuple[str, ...]]:
     """A layout as the loop wants it; of every row of dies, the share of the tensor's elements there that the busiest
     row of sites owns; how many cores own anything, copies apart; the factors along which there are copies."""
-    from d1c.analysis.price_loop import Source, row_shares
+    from d1c.analysis.price_lines import row_shares
+    from d1c.analysis.price_loop import Source
 
     mesh, owners = where.mesh, 1
     table, axes, extents = list[list[int]](), list[int](), list[int]()

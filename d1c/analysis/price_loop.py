@@ -7,6 +7,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from d1c.analysis.price_lines import BITS, core_of
+
 SPREAD, CORNERS = 192, 96
 """Samples that carry the weight, and samples for the longest way."""
 
@@ -41,6 +43,7 @@ class Grid(NamedTuple):
     link: float
     edge: float
     size: np.ndarray
+    inverse: np.ndarray
     stride: np.ndarray
     kind: np.ndarray
     even: np.ndarray
@@ -76,110 +79,130 @@ class Source(NamedTuple):
     copies: np.ndarray
 
 
-@njit(cache=True)  # type: ignore[misc, unused-ignore]
-def _core(position, first, end, axes, g):  # type: ignore[no-untyped-def]
-    """The core at `position` along axes[first:end], at 0 along all others."""
-    core = np.int64(0)
-    for k in range(end - 1, first - 1, -1):
-        a = axes[k]
-        core += position % g.size[a] * g.stride[a]
-        position //= g.size[a]
-    return core
-
-
-@njit(cache=True)  # type: ignore[misc, unused-ignore]
-def _value(linear, form, part):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True, forceinline=True)  # type: ignore[misc, unused-ignore]
+def _value(linear, terms, begin, end):  # type: ignore[no-untyped-def]
     """The component offset of the share's element with this linear index."""
     out = np.int64(0)
-    for t in range(form.parts[part, 2] - 1, form.parts[part, 1] - 1, -1):
-        out += linear % form.terms[t, 0] * form.terms[t, 1]
-        linear //= form.terms[t, 0]
-    return out
+    for t in range(end - 1, begin, -1):
+        rest = linear // terms[t, 0]
+        out += (linear - rest * terms[t, 0]) * terms[t, 1]
+        linear = rest
+    return out + linear * terms[begin, 1] if end > begin else out
 
 
-@njit(cache=True)  # type: ignore[misc, unused-ignore]
-def _reach(form, part, block, total):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True)  # type: ignore[misc, unused-ignore]
+def _reach(terms, begin, end, block, total):  # type: ignore[no-untyped-def]
     """How far apart the first and the last element of a share lie, at most (of up to 512 shares)."""
     shares = (total + block - 1) // block
-    step = 1
-    if form.parts[part, 2] - form.parts[part, 1] == 1:
+    step, count = 1, shares
+    if end - begin == 1:
         shares = 1
     elif shares > 512:
         step = shares // 512
     most = np.int64(0)
+    if end - begin != 2:
+        for p in range(0, shares, step):
+            stop = min((p + 1) * block, total) - 1
+            most = max(most, abs(_value(stop, terms, begin, end) - _value(p * block, terms, begin, end)))
+        return most
+    # Two dims, by far the most frequent: (row, column) of a share's ends without divisions.
+    wide, rows, columns = terms[begin + 1, 0], terms[begin, 1], terms[begin + 1, 1]
+    down, right = step * block // wide, step * block % wide
+    more_down, more_right = (block - 1) // wide, (block - 1) % wide
+    y, x = np.int64(0), np.int64(0)
     for p in range(0, shares, step):
-        stop = min((p + 1) * block, total) - 1
-        most = max(most, abs(_value(stop, form, part) - _value(p * block, form, part)))
+        dy, dx = more_down, more_right
+        if p == count - 1:
+            dy, dx = (total - 1) // wide - y, (total - 1) % wide - x
+        elif x + dx >= wide:
+            dy, dx = dy + 1, dx - wide
+        most = max(most, abs(dy * rows + dx * columns))
+        y, x = y + down, x + right
+        if x >= wide:
+            y, x = y + 1, x - wide
     return most
 
 
-@njit(cache=True)  # type: ignore[misc, unused-ignore]
+@njit(cache=True, nogil=True)  # type: ignore[misc, unused-ignore]
 def receive(form, cut, g, ints, weights, every):  # type: ignore[no-untyped-def]
     """Make the samples of a need: rows of `ints` [samples, fields] and `weights` in elements (0: for the way only).
     (how many, elements of a window that are of the tensor, which components' windows hold all of it). `every`: of so
     many samples only one is made."""
-    rank, components, groups = len(form.dims), len(form.components), len(cut.groups)
-    used = np.empty(groups, np.int64)
+    dims, lying, parts, terms = form.dims, form.components, form.parts, form.terms
+    cuts, axes, fan = cut.groups, cut.axes, cut.fan
+    size_of, inverse_of, stride, kind_of, even, rows, columns = (
+        g.size,
+        g.inverse,
+        g.stride,
+        g.kind,
+        g.even,
+        g.row,
+        g.col,
+    )
+    rank, components, groups = len(dims), len(lying), len(cuts)
+    used, inverse = np.empty(groups, np.int64), np.empty(groups, np.int64)
     live = np.int64(1)
     for k in range(groups):
-        used[k] = (cut.groups[k, 3] + cut.groups[k, 2] - 1) // cut.groups[k, 2]
+        used[k] = (cuts[k, 3] + cuts[k, 2] - 1) // cuts[k, 2]
+        inverse[k] = ((1 << BITS) + used[k] - 1) // used[k]
         live *= used[k]
     whole = np.zeros(components, np.bool_)
     window = 1.0
     for c in range(components):
-        widest = form.components[c, REST_HIGH] - form.components[c, REST_LOW] + 1
-        if widest <= 0 and form.components[c, PART] == form.components[c, PARTS_END]:
+        widest = lying[c, REST_HIGH] - lying[c, REST_LOW] + 1
+        if widest <= 0 and lying[c, PART] == lying[c, PARTS_END]:
             return 0, 0.0, whole
-        for p in range(form.components[c, PART], form.components[c, PARTS_END]):
-            k = form.parts[p, 0]
-            widest += _reach(form, p, min(cut.groups[k, 2], cut.groups[k, 3]), cut.groups[k, 3])
+        for p in range(lying[c, PART], lying[c, PARTS_END]):
+            k = parts[p, 0]
+            widest += _reach(terms, parts[p, 1], parts[p, 2], min(cuts[k, 2], cuts[k, 3]), cuts[k, 3])
         window *= widest
         extent = np.int64(1)
-        for d in range(form.components[c, START], form.components[c, END]):
-            extent *= form.dims[d, 0]
-        whole[c] = form.components[c, LINED] == 0 and widest == extent
+        for d in range(lying[c, START], lying[c, END]):
+            extent *= dims[d, 0]
+        whole[c] = lying[c, LINED] == 0 and widest == extent
     far, wide, turn = np.int64(0), np.int64(1), np.int64(0)
-    for a in cut.fan:
-        far += (g.size[a] - 1) * g.stride[a]
-        if g.kind[a] == 3:
-            wide *= g.size[a]
-        if g.snake and g.kind[a] == 0:
-            turn = g.stride[a]
+    for a in fan:
+        far += (size_of[a] - 1) * stride[a]
+        if kind_of[a] == 3:
+            wide *= size_of[a]
+        if g.snake and kind_of[a] == 0:
+            turn = stride[a]
     at = np.empty(groups, np.int64)
     count, kept = 0, 0
     for s in range(0, SPREAD + CORNERS, every):
         ok, core = True, np.int64(0)
         corner = s - SPREAD
         if corner < 0:
-            number = np.int64((s + g.even[11, s]) * live / SPREAD)
+            number = np.int64((s + even[11, s]) * live / SPREAD)
             for k in range(groups - 1, -1, -1):
-                at[k] = number % used[k]
-                number //= used[k]
+                rest = number * inverse[k] >> BITS
+                at[k] = number - rest * used[k]
+                number = rest
         else:
             for k in range(groups):
                 position = np.int64(0)
-                for j in range(cut.groups[k, 0], cut.groups[k, 1]):
-                    a = cut.axes[j]
-                    n, kind = g.size[a], g.kind[a]
+                for j in range(cuts[k, 0], cuts[k, 1]):
+                    a = axes[j]
+                    n, kind = size_of[a], kind_of[a]
                     if kind >= 2:  # the borders of dies: all node coordinates of a direction first or last
-                        coordinate = n - 1 if g.even[3 + kind, s] < 0.5 else 0
+                        coordinate = n - 1 if even[3 + kind, s] < 0.5 else 0
                     else:
-                        coordinate = np.int64(g.even[7 + a % 4, s] * n)
+                        coordinate = np.int64(even[7 + a % 4, s] * n)
                     position = position * n + coordinate
                 at[k] = position
                 ok = ok and position < used[k]
         if not ok:
             continue
         for k in range(groups):
-            core += _core(at[k], cut.groups[k, 0], cut.groups[k, 1], cut.axes, g)
+            core += core_of(at[k], cuts[k, 0], cuts[k, 1], axes, size_of, inverse_of, stride)
         weight = live * every / SPREAD if corner < 0 else 0.0
         for c in range(components):
-            lo, hi = form.components[c, REST_LOW], form.components[c, REST_HIGH] + 1
-            for p in range(form.components[c, PART], form.components[c, PARTS_END]):
-                k = form.parts[p, 0]
-                start = at[k] * cut.groups[k, 2]
-                first = _value(start, form, p)
-                last = _value(min(start + cut.groups[k, 2], cut.groups[k, 3]) - 1, form, p)
+            lo, hi = lying[c, REST_LOW], lying[c, REST_HIGH] + 1
+            for p in range(lying[c, PART], lying[c, PARTS_END]):
+                k = parts[p, 0]
+                start = at[k] * cuts[k, 2]
+                first = _value(start, terms, parts[p, 1], parts[p, 2])
+                last = _value(min(start + cuts[k, 2], cuts[k, 3]) - 1, terms, parts[p, 1], parts[p, 2])
                 lo += min(first, last)
                 hi += max(first, last)
             size = hi - lo
@@ -187,14 +210,14 @@ def receive(form, cut, g, ints, weights, every):  # type: ignore[no-untyped-def]
                 ok = False
                 break
             weight *= size
-            u = g.even[min(c, 4), s]
+            u = even[min(c, 4), s]
             if corner >= 0 and corner % 5 != 4:
                 u = 0.999999 * ((corner >> c) & 1 if c < 3 else corner & 1)
             v = lo + np.int64(u * size)
-            a, b = form.components[c, START], form.components[c, END]
+            a, b = lying[c, START], lying[c, END]
             base = FIELDS + rank + WINDOW * c
             if b - a == 1:
-                n = form.dims[a, 0]
+                n = dims[a, 0]
                 if corner >= 0:
                     v = min(max(v, 0), n - 1)
                 ok = ok and v >= 0 and v < n
@@ -203,18 +226,18 @@ def receive(form, cut, g, ints, weights, every):  # type: ignore[no-untyped-def]
                 continue
             rest = v
             for d in range(b - 1, a - 1, -1):
-                x = rest % form.dims[d, 2] - form.dims[d, 1]
-                rest //= form.dims[d, 2]
+                x = rest % dims[d, 2] - dims[d, 1]
+                rest //= dims[d, 2]
                 if d == a:
                     ok = ok and rest == 0
-                ok = ok and x >= 0 and x < form.dims[d, 0]
+                ok = ok and x >= 0 and x < dims[d, 0]
                 ints[count, FIELDS + d] = x
-            if form.components[c, LINED]:
-                padded = form.dims[b - 1, 2]
+            if lying[c, LINED]:
+                padded = dims[b - 1, 2]
                 line = v // padded
-                begin = line * padded + form.dims[b - 1, 1]
+                begin = line * padded + dims[b - 1, 1]
                 ints[count, base + LOW] = max(lo, begin) - v
-                ints[count, base + HIGH] = min(hi, begin + form.dims[b - 1, 0]) - v
+                ints[count, base + HIGH] = min(hi, begin + dims[b - 1, 0]) - v
                 ints[count, base + LINE_LOW] = lo // padded - line
                 ints[count, base + LINE_HIGH] = (hi + padded - 1) // padded - line
             else:
@@ -223,11 +246,11 @@ def receive(form, cut, g, ints, weights, every):  # type: ignore[no-untyped-def]
             continue
         end = core + far
         ints[count, TARGET] = core
-        ints[count, TOP], ints[count, BOTTOM] = min(g.row[core], g.row[end]), max(g.row[core], g.row[end])
-        left, right = min(g.col[core], g.col[end]), max(g.col[core], g.col[end])
+        ints[count, TOP], ints[count, BOTTOM] = min(rows[core], rows[end]), max(rows[core], rows[end])
+        left, right = min(columns[core], columns[end]), max(columns[core], columns[end])
         if turn:  # the second and the last but one are where the others are not
-            left = min(left, g.col[core + turn], g.col[end - turn])
-            right = max(right, g.col[core + turn], g.col[end - turn])
+            left = min(left, columns[core + turn], columns[end - turn])
+            right = max(right, columns[core + turn], columns[end - turn])
         ints[count, LEFT], ints[count, RIGHT] = left, right
         each = ints[count, RIGHT] % g.site_cols - ints[count, LEFT] % g.site_cols + 1
         ints[count, EACH] = min(max(each, 1), wide)
@@ -237,17 +260,17 @@ def receive(form, cut, g, ints, weights, every):  # type: ignore[no-untyped-def]
     return count, window * kept * every / SPREAD, whole
 
 
-@njit(cache=True)  # type: ignore[misc, unused-ignore]
-def _linear(form, ints, s, first, end):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True, forceinline=True)  # type: ignore[misc, unused-ignore]
+def _linear(dims, ints, s, first, end):  # type: ignore[no-untyped-def]
     """(row-major index of sample `s` in dims first..end - 1, their extent)."""
     index, extent = np.int64(0), np.int64(1)
     for d in range(first, end):
-        index = index * form.dims[d, 0] + ints[s, FIELDS + d]
-        extent *= form.dims[d, 0]
+        index = index * dims[d, 0] + ints[s, FIELDS + d]
+        extent *= dims[d, 0]
     return index, extent
 
 
-@njit(cache=True)  # type: ignore[misc, unused-ignore]
+@njit(cache=True, nogil=True)  # type: ignore[misc, unused-ignore]
 def add_up(  # type: ignore[no-untyped-def]
     form, cut, g, ints, weights, samples, whole, source, width, copies, row_share, column_share
 ):
@@ -259,30 +282,47 @@ def add_up(  # type: ignore[no-untyped-def]
     """
     row_load = np.zeros((2, len(row_share), len(column_share) * g.site_cols))
     column_load = np.zeros((2, len(column_share), len(row_share) * g.site_rows))
-    rank, components = len(form.dims), len(form.components)
-    groups = source.groups
+    dims, lying, fan_axes = form.dims, form.components, cut.fan
+    groups, axes, copied = source.groups, source.axes, source.copies
+    size_of, inverse_of, stride, kind_of = g.size, g.inverse, g.stride, g.kind
+    rows, columns, south, east = g.row, g.col, g.down, g.right
+    rank, components, last = len(dims), len(lying), len(groups) - 1
     fan, across, down, dies = np.int64(1), False, False, len(column_share)
-    for a in cut.fan:
-        fan *= g.size[a]
-        across = across or (g.kind[a] == 1 and g.size[a] > 1)
-        down = down or (g.snake and g.kind[a] == 0)
+    for a in fan_axes:
+        fan *= size_of[a]
+        across = across or (kind_of[a] == 1 and size_of[a] > 1)
+        down = down or (g.snake and kind_of[a] == 0)
+    extents, unbroken = np.ones(last + 1, np.int64), np.empty(last + 1, np.bool_)
+    index, low = (
+        np.empty(last + 1, np.int64),
+        np.empty(last + 1, np.int64),
+    )  # of the sample, of its block in relation to it
+    for k in range(last + 1):
+        for d in range(groups[k, 0], groups[k, 1]):
+            extents[k] *= dims[d, 0]
+        unbroken[k] = groups[k, 2] == 0 or groups[k, 2] == extents[k]
     accesses, longest, still = 0.0, 0, True
     for s in range(samples):
         core = np.int64(0)
-        for k in range(len(groups)):
-            if groups[k, 2] > 0:
-                linear, _ = _linear(form, ints, s, groups[k, 0], groups[k, 1])
-                core += _core(linear // groups[k, 2], groups[k, 3], groups[k, 4], source.axes, g)
+        for k in range(last + 1):
+            linear, block = ints[s, FIELDS + groups[k, 0]], groups[k, 2]
+            for d in range(groups[k, 0] + 1, groups[k, 1]):
+                linear = linear * dims[d, 0] + ints[s, FIELDS + d]
+            index[k], low[k] = linear, -linear
+            if block > 0:
+                position = linear // block
+                low[k] = position * block - linear
+                core += core_of(position, groups[k, 3], groups[k, 4], axes, size_of, inverse_of, stride)
         target = ints[s, TARGET]
-        for a in source.copies:
-            core += target // g.stride[a] % g.size[a] * g.stride[a]
-        y, x = g.row[core], g.col[core]
+        for a in copied:
+            core += target // stride[a] % size_of[a] * stride[a]
+        y, x = rows[core], columns[core]
         y0, y1, x0, x1 = ints[s, TOP], ints[s, BOTTOM], ints[s, LEFT], ints[s, RIGHT]
         moved = fan > 1 or core != target
         if moved:
             still = False
-            way = max(abs(g.down[y] - g.down[y0]), abs(g.down[y] - g.down[y1]))
-            way += max(abs(g.right[x] - g.right[x0]), abs(g.right[x] - g.right[x1]))
+            way = max(abs(south[y] - south[y0]), abs(south[y] - south[y1]))
+            way += max(abs(east[x] - east[x0]), abs(east[x] - east[x1]))
             longest = max(longest, way)
         weight = weights[s]
         if weight == 0.0:
@@ -291,45 +331,45 @@ def add_up(  # type: ignore[no-untyped-def]
         # Elements around this one that lie on both sides, dim by dim from the innermost: their product is the message;
         # those as far as both sides hold whole rows are the run.
         run, size, joined = np.int64(1), np.int64(1), True
-        end, k, c = rank, len(groups) - 1, components - 1
+        end, k, c = rank, last, components - 1
         new_source, new_target, joined_source = True, True, True
         slo, shi, tlo, thi = np.int64(0), np.int64(0), np.int64(0), np.int64(0)
         while end > 0:
-            a, first = groups[k, 0], form.components[c, START]
+            a, first = groups[k, 0], lying[c, START]
             base = FIELDS + rank + WINDOW * c
-            lined = new_target and form.components[c, LINED] == 1
+            lined = new_target and lying[c, LINED] == 1
             inner = end - 1 if lined else max(a, first)
             if new_source:
-                linear, extent = _linear(form, ints, s, a, end)
+                slo, shi = low[k], extents[k] - index[k]
                 if groups[k, 2] > 0:
-                    slo = linear // groups[k, 2] * groups[k, 2] - linear
-                    shi = min(slo + groups[k, 2], extent - linear)
-                else:
-                    slo, shi = -linear, extent - linear
-                joined_source = groups[k, 2] == 0 or groups[k, 2] == extent
+                    shi = min(slo + groups[k, 2], shi)
+                joined_source = unbroken[k]
             if new_target:
                 tlo, thi = ints[s, base + LOW], ints[s, base + HIGH]
-            at, row = _linear(form, ints, s, inner, end)
+            if inner == a and new_source:
+                at, row = index[k], extents[k]
+            else:
+                at, row = _linear(dims, ints, s, inner, end)
             stop, start = min(shi, thi, row - at), max(slo, tlo, -at)
             common = stop - start if stop > start else np.int64(1)
             size = size * common
             if joined:
                 run = run * common
             joined = joined and inner == a and inner == first and whole[c] and joined_source
-            new_source = inner == a
-            if new_source:
+            if inner == a:
                 k -= 1
             else:
-                linear, _ = _linear(form, ints, s, a, end)
+                linear = index[k] if new_source else _linear(dims, ints, s, a, end)[0]
                 slo = (linear + slo) // row - linear // row
                 shi = (linear + shi - 1) // row + 1 - linear // row
+            new_source = inner == a
             new_target = inner == first
             if new_target:
                 c -= 1
             elif lined:
                 tlo, thi = ints[s, base + LINE_LOW], ints[s, base + LINE_HIGH]
             else:
-                linear, _ = _linear(form, ints, s, first, end)
+                linear, _ = _linear(dims, ints, s, first, end)
                 tlo = (linear + tlo) // row - linear // row
                 thi = (linear + thi - 1) // row + 1 - linear // row
             end = inner
@@ -350,7 +390,7 @@ def add_up(  # type: ignore[no-untyped-def]
             row_load[1, die, x0] += load
             row_load[1, die, x] -= load
         # A message has a way of its own in every column of dies with receivers, and there one per column of sites.
-        here = g.col[target] // g.site_cols
+        here = columns[target] // g.site_cols
         ways = load * ints[s, EACH]
         for die in range(dies):
             if not across and die != here and not (down and die == dies - 1 - here):
@@ -366,7 +406,7 @@ def add_up(  # type: ignore[no-untyped-def]
     return accesses, row, column, max(row_edge, column_edge), longest, still
 
 
-@njit(cache=True)  # type: ignore[misc, unused-ignore]
+@njit(cache=True, nogil=True)  # type: ignore[misc, unused-ignore]
 def estimates(  # type: ignore[no-untyped-def]
     form, cut, g, table, axes, copies, ends, rows, owners, columns, width
 ):
@@ -398,7 +438,7 @@ def estimates(  # type: ignore[no-untyped-def]
     return out
 
 
-@njit(cache=True)  # type: ignore[misc, unused-ignore]
+@njit(cache=True, nogil=True)  # type: ignore[misc, unused-ignore]
 def _busiest(load, share, sites):  # type: ignore[no-untyped-def]
     """Of changes of the load along lines [2, lines, positions]: the busiest link and the busiest die edge."""
     link, edge = 0.0, 0.0
@@ -411,68 +451,3 @@ def _busiest(load, share, sites):  # type: ignore[no-untyped-def]
                 if k % sites == sites - 1:
                     edge = max(edge, at)
     return link, edge
-
-
-@njit(cache=True)  # type: ignore[misc, unused-ignore]
-def _fullest(counts, dies):  # type: ignore[no-untyped-def]
-    """Of every line of dies, the share that the busiest of its lines of sites has."""
-    lines = counts.reshape(dies, -1)
-    out = np.empty(dies)
-    for k in range(dies):
-        out[k] = lines[k].max() / max(lines[k].sum(), 1.0)
-    return out
-
-
-@njit(cache=True)  # type: ignore[misc, unused-ignore]
-def column_shares(cut, g, most):  # type: ignore[no-untyped-def]
-    """[columns of dies] of all messages down each, the share that its busiest column of sites has, of those to up to
-    `most` receivers."""
-    counts = np.zeros(g.die_cols * g.site_cols)
-    mark = np.full(g.die_cols * g.site_cols, -1, np.int64)
-    live, wide = np.int64(1), np.int64(1)
-    for k in range(len(cut.groups)):
-        live *= (cut.groups[k, 3] + cut.groups[k, 2] - 1) // cut.groups[k, 2]
-    beside = np.empty(len(cut.fan), np.int64)
-    n = 0
-    for a in cut.fan:
-        if g.kind[a] % 2 == 1 or (g.snake and g.kind[a] == 0):
-            wide *= g.size[a]
-            beside[n] = a
-            n += 1
-    classes = min(live, max(1, most // wide))
-    for s in range(classes):
-        number, core = np.int64((s + 0.5) * live / classes), np.int64(0)
-        for k in range(len(cut.groups) - 1, -1, -1):
-            used = (cut.groups[k, 3] + cut.groups[k, 2] - 1) // cut.groups[k, 2]
-            core += _core(number % used, cut.groups[k, 0], cut.groups[k, 1], cut.axes, g)
-            number //= used
-        for w in range(wide):
-            x = g.col[core + _core(w, 0, n, beside, g)]
-            if mark[x] != s:  # two receivers in one column of sites share its links
-                mark[x] = s
-                counts[x] += 1
-    return _fullest(counts, g.die_cols)
-
-
-@njit(cache=True)  # type: ignore[misc, unused-ignore]
-def row_shares(source, extents, g, most):  # type: ignore[no-untyped-def]
-    """[rows of dies] of the tensor's elements in each, the share that its busiest row of sites owns, of those of up to
-    `most` owners. `extents`: of the layout's groups."""
-    counts = np.zeros(g.die_rows * g.site_rows)
-    owners = np.int64(1)
-    for k in range(len(source.groups)):
-        if source.groups[k, 2] > 0:
-            owners *= (extents[k] + source.groups[k, 2] - 1) // source.groups[k, 2]
-    counted = min(owners, most)
-    for s in range(counted):
-        number, core, elements = np.int64((s + 0.5) * owners / counted), np.int64(0), np.int64(1)
-        for k in range(len(source.groups) - 1, -1, -1):
-            block = source.groups[k, 2]
-            if block > 0:
-                used = (extents[k] + block - 1) // block
-                position = number % used
-                number //= used
-                core += _core(position, source.groups[k, 3], source.groups[k, 4], source.axes, g)
-                elements *= min(block, extents[k] - position * block)
-        counts[g.row[core]] += elements
-    return _fullest(counts, g.die_rows)

@@ -10,19 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from d1c.analysis.price_loop import (
-    CORNERS,
-    FIELDS,
-    SPREAD,
-    WINDOW,
-    Cut,
-    Form,
-    Source,
-    add_up,
-    column_shares,
-    receive,
-    row_shares,
-)  # fmt: skip
+from d1c.analysis.price_lines import column_shares, row_shares
+from d1c.analysis.price_loop import CORNERS, FIELDS, SPREAD, WINDOW, Cut, Form, Source, add_up, receive
 
 EVERY, MOST = 3, 128
 """One of so many samples is taken; receivers and owners that are counted to find the fullest lines of sites."""
@@ -30,7 +19,7 @@ CLOSE = 1, 1024
 """The same for nodes on their way to the second stage: on short ways few samples would meet by chance only."""
 
 
-@njit(cache=True)  # type: ignore[misc, unused-ignore]
+@njit(cache=True, nogil=True)  # type: ignore[misc, unused-ignore]
 def settled(form, ranges, lies, ways, blocks, extents, cut_range, g, width):  # type: ignore[no-untyped-def]
     """[n] cycles of the movement for `ways` [n, factors] (of each factor the range; other numbers: idle) and `blocks`
     [n, ranges]. `ranges`: of the form's groups the range; `lies` [dims, 3]: first dim, last + 1 and range of the
@@ -83,19 +72,18 @@ def settled(form, ranges, lies, ways, blocks, extents, cut_range, g, width):  # 
             table[k, 0], table[k, 1], table[k, 2] = lies[k, 0], lies[k, 1], block if n > first else 0
             table[k, 3], table[k, 4] = first, n
         source = Source(table, axes, axes[:0])
-        out[i] = _cycles(
-            form, cut, source, total, g, width, ints, weights, np.int64(EVERY), np.int64(MOST)
-        )  # typed: what is called is compiled once more for every literal
+        rows = row_shares(source, total, g, np.int64(MOST))  # typed: what is called is compiled again for literals
+        out[i] = _cycles(form, cut, source, total, g, width, ints, weights, np.int64(EVERY), np.int64(MOST), rows)
     return out
 
 
-@njit(cache=True)  # type: ignore[misc, unused-ignore]
-def _cycles(form, cut, source, extents, g, width, ints, weights, every, most):  # type: ignore[no-untyped-def]
-    """Cycles of one movement. `extents`: of the source's groups."""
+@njit(cache=True, nogil=True)  # type: ignore[misc, unused-ignore]
+def _cycles(form, cut, source, extents, g, width, ints, weights, every, most, rows):  # type: ignore[no-untyped-def]
+    """Cycles of one movement. `extents`: of the source's groups; `rows`: see `row_shares`."""
     samples, window, whole = receive(form, cut, g, ints, weights, every)
     if samples == 0:
         return 0.0
-    rows, columns = row_shares(source, extents, g, most), column_shares(cut, g, most)
+    columns = column_shares(cut, g, most)
     fan, owners = np.int64(1), np.int64(1)
     for a in cut.fan:
         fan *= g.size[a]
@@ -113,12 +101,12 @@ def _cycles(form, cut, source, extents, g, width, ints, weights, every, most):  
     return way + max(busiest, max(row, column) * g.link, edge * g.edge)
 
 
-@njit(cache=True)  # type: ignore[misc, unused-ignore]
-def joined(extents, ranges, ways, blocks, after, cuts, slots, g, width):  # type: ignore[no-untyped-def]
+@njit(cache=True, nogil=True)  # type: ignore[misc, unused-ignore]
+def joined(extents, ranges, ways, blocks, after, cuts, slots, same, g, width):  # type: ignore[no-untyped-def]
     """[n] cycles of the movement between the stages of a split reduction. `extents`, `ranges` [dims]: of the result's
     dims (ranges as one), and the range of each, -1 where it is not cut. `ways`, `blocks`: of the first stage; `after`
     [n, factors], `cuts` [n, ranges]: of the second, in which factors of the cut come behind a range's own. `slots`:
-    [n]. `width`: bytes of a node."""
+    [n]. `same` [n]: the first stage is that of the number before. `width`: bytes of a node."""
     count, factors = ways.shape
     cut_range, rank = blocks.shape[1] - 1, len(extents) + 1
     ints = np.empty((SPREAD + CORNERS, FIELDS + rank + WINDOW * rank), np.int64)
@@ -144,6 +132,7 @@ def joined(extents, ranges, ways, blocks, after, cuts, slots, g, width):  # type
             form.terms[p, 0] = total[d]
             p += 1
         form.components[d, 6] = p
+    rows = np.empty(0)
     for i in range(count):
         total[0] = form.dims[0, 0] = form.dims[0, 2] = slots[i]
         form.components[0, 4] = slots[i] - 1
@@ -170,8 +159,10 @@ def joined(extents, ranges, ways, blocks, after, cuts, slots, g, width):  # type
                         n += 1
             cut.groups[p, 1], cut.groups[p, 2], cut.groups[p, 3] = n, cuts[i, r], total[d]
             p += 1
+        source = Source(table, axes, axes[:0])
+        if not same[i]:
+            rows = row_shares(source, total, g, np.int64(CLOSE[1]))
         out[i] = _cycles(
-            form, cut, Source(table, axes, axes[:0]), total, g, width, ints, weights, np.int64(CLOSE[0]),
-            np.int64(CLOSE[1]),
+            form, cut, source, total, g, width, ints, weights, np.int64(CLOSE[0]), np.int64(CLOSE[1]), rows
         )  # fmt: skip
     return out

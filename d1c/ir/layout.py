@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -117,7 +117,7 @@ class Need:
     plan_axes: tuple[str, ...]
     held: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def axes(self) -> tuple[str, ...]:
         """The factors that the content depends on; along the plan's other factors it is the same (multicast)."""
         return tuple(dict.fromkeys(a for c in self.components for a in c.axes))

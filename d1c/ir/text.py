@@ -346,8 +346,12 @@ def parse_modules(
     try:
         trees: Any = _parser().parse(text)
         given = constants or {}
-        return tuple([_Builder(filename, origins).module(level, attrs, functions, entries, given)
-                      for level, attrs, functions, entries in trees])
+        return tuple(
+            [
+                _Builder(filename, origins).module(level, attrs, functions, entries, given)
+                for level, attrs, functions, entries in trees
+            ]
+        )
     except _Fault as fault:
         token = fault.token
         raise _error(text, filename, token.line or 1, token.column or 1, fault.message, fault.remedy) from fault

@@ -96,7 +96,7 @@ class Layout:
     groups: tuple[Group, ...]
     held: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def axes(self) -> tuple[str, ...]:
         """All factors that cut something."""
         return tuple(a for g in self.groups for a in g.axes)
