@@ -60,13 +60,24 @@ class Mesh:
         return math.prod(self.sizes[self.index[a]] for a in axes)
 
     def position(self, axes: tuple[str, ...], cores: np.ndarray | None = None) -> np.ndarray:
-        """Mixed-radix position of each core (all, or those numbered `cores`) along `axes`."""
-        coords = self.coords if cores is None else self.coords[cores]
-        p = np.zeros(len(coords), np.int64)
-        for a in axes:
-            i = self.index[a]
-            p = p * self.sizes[i] + coords[:, i]
-        return p
+        """Mixed-radix position of each core (all, or those numbered `cores`) along `axes`. Read only."""
+        if axes not in self._positions:
+            p = np.zeros(self.cores, np.int64)
+            for a in axes:
+                i = self.index[a]
+                p = p * self.sizes[i] + self.coords[:, i]
+            p.flags.writeable = False
+            self._positions[axes] = p
+        return self._positions[axes] if cores is None else self._positions[axes][cores]
+
+    @cached_property
+    def known(self) -> dict[CoreInt, np.ndarray]:
+        """Per-core integers of this mesh that have been asked for."""
+        return {}
+
+    @cached_property
+    def _positions(self) -> dict[tuple[str, ...], np.ndarray]:
+        return {}
 
     def core_offset(self, axes: tuple[str, ...], position: np.ndarray) -> np.ndarray:
         """Core number of the core at `position` along `axes` and at 0 along all other factors."""
@@ -230,7 +241,8 @@ def shares(layout: Layout, shape: tuple[int, ...], mesh: Mesh) -> list[tuple[int
     return out
 
 
-@dataclass(frozen=True, slots=True)
+@hashed_once
+@dataclass(frozen=True)
 class CoreInt:
     """An integer that each core has: a table over its position along `axes` (one value where it depends on none)."""
 
@@ -238,8 +250,12 @@ class CoreInt:
     values: tuple[int, ...] = (0,)
 
     def of(self, mesh: Mesh) -> np.ndarray:
-        """[cores] the value of every core."""
-        return np.asarray(np.array(self.values, np.int64)[mesh.position(self.axes)])
+        """[cores] the value of every core. Read only."""
+        known = mesh.known
+        if self not in known:
+            known[self] = np.array(self.values, np.int64)[mesh.position(self.axes)]
+            known[self].flags.writeable = False
+        return known[self]
 
     @classmethod
     def const(cls, value: int) -> CoreInt:

@@ -110,6 +110,14 @@ class ComponentExchange:
         """[targets + 1] start of each target position's pieces."""
         return np.searchsorted(self.pieces.t, np.arange(len(self.real) + 1))
 
+    @cached_property
+    def key(self) -> tuple[object, ...]:
+        """Equal for equal components."""
+        p = self.pieces
+        arrays = (self.real, self.length, p.t, p.s, p.soff, p.doff, p.length, p.count, p.sstep, p.dstep)
+        data = tuple(np.asarray(a, np.int64).tobytes() for a in arrays)
+        return self.target_axes, self.source_axes, self.window, self.owned, data
+
     def covers(self) -> bool:
         """As many elements as every need has real ones arrive, none twice, none outside the window.
 
@@ -120,6 +128,10 @@ class ComponentExchange:
         the pieces from them (d1c.analysis.exchange); a program as text has them too. Memory is safe either way: what
         does not arrive is what `Fill` writes, and what nobody writes traps where it is read.
         """
+        return self._covers
+
+    @cached_property
+    def _covers(self) -> bool:
         p = self.pieces
         o, i = ragged(p.count)
         at, n = p.doff[o] + i * p.dstep[o], p.length[o]

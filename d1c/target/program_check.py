@@ -69,6 +69,7 @@ class _Check:
     def __init__(self, program: Program, where: str) -> None:
         self.p, self.mesh, self.where = program, program.mesh, where
         self.at = ""
+        self.checked: set[int] = set()  # components: a file may have one many times
 
     def bad(self, what: str, rule: str = "", **amounts: int) -> NoReturn:
         raise LoadError(
@@ -230,7 +231,9 @@ class _Check:
         name = self.at
         for k, c in enumerate(x.components):
             self.at = f"{name} component {k}"
-            self.component(c)
+            if id(c) not in self.checked:
+                self.component(c)
+                self.checked.add(id(c))
         self.at = name
         sources = [a for c in x.components for a in c.source_axes]
         self.axes([*sources, *x.source_held], "the source")

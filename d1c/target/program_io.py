@@ -43,9 +43,13 @@ def save(program: Program, path: str | Path) -> None:
     check(program, f"program for {Path(path).name}")
     arrays: dict[str, np.ndarray] = {}
     exchanges = []
+    known: dict[object, list[int]] = {}
     for n, x in enumerate(program.exchanges):
-        components = []
+        components: list[dict[str, object]] = []
         for k, c in enumerate(x.components):
+            if (first := known.setdefault(c.key, [n, k])) != [n, k]:
+                components.append({"like": first})
+                continue
             for name, values in (*((f, getattr(c.pieces, f)) for f in _PIECES), ("real", c.real), ("extent", c.length)):
                 arrays[f"exchange{n}.{k}.{name}"] = _int32(values)
             axes = {"target_axes": list(c.target_axes), "source_axes": list(c.source_axes)}
@@ -297,15 +301,19 @@ def _kernels(where: str, names: Any, data: bytes) -> tuple[tuple[str, Nest], ...
 
 
 def _exchanges(where: str, mesh: Mesh, data: Any, arrays: Mapping[str, np.ndarray]) -> tuple[Exchange, ...]:
-    out = []
+    out: list[list[ComponentExchange]] = []
+    exchanges: list[Exchange] = []
     used: set[str] = set()
     for n, row in _rows(where, "exchanges", data):
         what = f"exchange {n}"
         keys = {"components", "source_held", "target_held", "plan_axes", "cut"}
         if not isinstance(row, dict) or set(row) != keys or not isinstance(row["components"], list):
             _bad(where, f"{what}: needs exactly {', '.join(sorted(keys))}")
-        components = []
+        components: list[ComponentExchange] = []
         for k, c in enumerate(row["components"]):
+            if isinstance(c, dict) and set(c) == {"like"}:
+                components.append(_like(where, what, [*out, components], c["like"]))
+                continue
             if not isinstance(c, dict) or set(c) != {"target_axes", "source_axes", "window", "owned"}:
                 _bad(where, f"{what}: component {k} needs exactly target_axes, source_axes, window, owned")
             found = {}
@@ -321,10 +329,20 @@ def _exchanges(where: str, mesh: Mesh, data: Any, arrays: Mapping[str, np.ndarra
             components.append(ComponentExchange(*names, *sizes, Pieces(**found), real, length))
         held = _names(where, what, row["source_held"]), _names(where, what, row["target_held"])
         plan_axes, cut = _names(where, what, row["plan_axes"]), _cut(where, what, row["cut"])
-        out.append(Exchange(mesh, tuple(components), *held, plan_axes, cut))
+        exchanges.append(Exchange(mesh, tuple(components), *held, plan_axes, cut))
+        out.append(components)
     if set(arrays) - used:
         _bad(where, f"program.safetensors: unknown tensor {_short(min(set(arrays) - used))}")
-    return tuple(out)
+    return tuple(exchanges)
+
+
+def _like(where: str, what: str, known: list[list[ComponentExchange]], data: Any) -> ComponentExchange:
+    """The component to which another is equal: of an exchange (or this one) that has been read."""
+    if isinstance(data, list) and len(data) == 2:
+        n, k = (_size(where, what, v) for v in data)
+        if n < len(known) and k < len(known[n]):
+            return known[n][k]
+    _bad(where, f"{what}: a component like {_short(data)}, which does not come before it")
 
 
 def _cut(where: str, what: str, data: Any) -> Cut | None:

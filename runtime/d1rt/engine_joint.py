@@ -24,6 +24,8 @@ from d1rt.jit_vector import LANES
 
 PANEL_BYTES = 160 << 10
 """Columns of a call are at most as many as make this many bytes, so that they stay in the host's second cache."""
+PIECE = 4 << 20
+"""Words of packed columns that are allocated together."""
 FEW_ROWS = 24
 """Rows of a call, at least, where there are more: fewer read the columns too often."""
 EXPAND_LANES = 48
@@ -62,6 +64,7 @@ class Joints:
         self.program, self.memory = program, memory
         self._wide, self._dot = wide, dot
         self._packed: dict[tuple[object, ...], np.ndarray] = {}
+        self._rows = self._free = np.zeros(0, np.uint32)
 
     @property
     def held(self) -> list[np.ndarray]:
@@ -193,14 +196,31 @@ class Joints:
         key = (buffer, m.depth, m.pitch, m.across, count, offsets.tobytes(), lanes.tobytes())
         if key not in self._packed:
             data = array.reshape(-1).view(np.uint8).data
-            words = np.zeros((m.depth, count * LANES), np.uint32)
+            words = self._wide_rows(m.depth * count * LANES).reshape(m.depth, count * LANES)
             at = 0
             for offset, width in zip(offsets.tolist(), lanes.tolist(), strict=True):
                 steps = 4 * m.pitch, 4 * m.across
                 words[:, at : at + width] = np.ndarray((m.depth, width), np.uint32, data, offset, steps)
                 at += width
-            self._packed[key] = np.ascontiguousarray(words.reshape(m.depth, count, LANES).transpose(1, 0, 2))
+            words[:, at:] = 0
+            packed = self._packed[key] = self._place(words.size).reshape(count, m.depth, LANES)
+            packed[:] = words.reshape(m.depth, count, LANES).transpose(1, 0, 2)
         return self._packed[key].ctypes.data
+
+    def _wide_rows(self, words: int) -> np.ndarray:
+        """Memory to use again and again: new pages cost more than what is written to them."""
+        if len(self._rows) < words:
+            self._rows = np.empty(words, np.uint32)
+        return self._rows[:words]
+
+    def _place(self, words: int) -> np.ndarray:
+        """Memory for packed columns, on a line of the cache: of large pieces, which have large pages."""
+        words = -(-words // LANES) * LANES
+        if len(self._free) < words:
+            raw = np.empty(max(PIECE, words) + LANES, np.uint32)
+            self._free = raw[-(raw.ctypes.data // 4) % LANES :]
+        out, self._free = self._free[:words], self._free[words:]
+        return out
 
 
 def _limit(m: Matrix, unit: int) -> int:

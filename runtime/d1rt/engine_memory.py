@@ -140,6 +140,7 @@ class Memory:
         stride: dict[int, int] = {}
         row: dict[int, np.ndarray] = {}
         classes: dict[int, int | None] = {}
+        same: dict[bytes, np.ndarray] = {}
         for b, when in touched.items():
             spans[b] = (min(when), max(when))
             stride[b] = -(-buffers[b].bytes // LINE) * LINE
@@ -152,6 +153,7 @@ class Memory:
                 classes[b] = None
                 row[b] = np.where(rows[b], np.cumsum(rows[b]) - 1, -1)
                 count = int(rows[b].sum())
+            row[b] = same.setdefault(row[b].tobytes(), row[b])
             size[b] = stride[b] * count
         at, self.bytes = first_fit(spans, size)
         self.bytes += TAIL

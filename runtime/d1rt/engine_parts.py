@@ -8,7 +8,7 @@ address.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -112,24 +112,22 @@ class Window:
     that is needed, so that each brings all of its rows (once they are padded where `padded`); `come`: messages so far,
     by exchange."""
 
-    def __init__(self, program: Program, exchanges: set[int], fill: int) -> None:
-        mesh, every_core = program.mesh, np.arange(program.mesh.cores)
+    def __init__(self, program: Program, exchanges: set[int], fill: int, known: _Known) -> None:
+        mesh = program.mesh
         ranges = sorted({_cut(program.exchanges[x]) for x in exchanges})
         self.number = min(exchanges)
         first = program.exchanges[self.number]
         self.exchanges = [sorted(x for x in exchanges if _cut(program.exchanges[x]) == r) for r in ranges]
         self.begins = np.array([lo * first.row_elements[1] for lo, _ in ranges], np.int64)
         self.come = {x: np.zeros(mesh.cores, np.int64) for x in exchanges}
-        need = np.ones(mesh.cores, np.int64)
-        for c in first.components:
-            need *= c.length[mesh.position(c.target_axes)]
+        need = _elements(first, "length", known)
         self.padded = np.zeros(mesh.cores, bool)
         if fill >= 0:
-            real = program.exchanges[fill].real_elements(every_core)
+            real = _elements(program.exchanges[fill], "real", known)
             self.padded, need = real != need, real
         alike = all(_windows(program.exchanges[x]) == _windows(first) for x in (*exchanges, *([fill] * (fill >= 0))))
         follow = all(lo == end for (lo, _), end in zip(ranges, [0, *(hi for _, hi in ranges)], strict=False))
-        brought = sum(program.exchanges[x].real_elements(every_core) for x in exchanges)
+        brought = sum(_elements(program.exchanges[x], "real", known) for x in exchanges)
         self.whole = (brought == need) & participants(first) & (alike and follow)
 
     def ready(self, part: int, filled: np.ndarray, moves: Sequence[Movement]) -> np.ndarray:
@@ -138,6 +136,19 @@ class Window:
         for x in self.exchanges[part]:
             done = done & (self.come[x] == moves[x].expected)
         return np.asarray(done)
+
+
+_Known = dict[tuple[object, ...], np.ndarray]
+
+
+def _elements(x: Exchange, what: Literal["real", "length"], known: _Known) -> np.ndarray:
+    """[cores] how many elements of the windows are real, or there; `known`: of other movements, maybe equal ones."""
+    key = what, *(c.key for c in x.components)
+    if key not in known:
+        known[key] = np.ones(x.mesh.cores, np.int64)
+        for c in x.components:
+            known[key] *= getattr(c, what)[x.mesh.position(c.target_axes)]
+    return known[key]
 
 
 def _cut(x: Exchange) -> tuple[int, int]:
@@ -161,4 +172,5 @@ def windows(program: Program) -> dict[int, Window]:
             parts.setdefault(c.target, set()).add(c.exchange)
         elif isinstance(c, Fill) and c.exchange >= 0:
             fills[c.buffer] = c.exchange
-    return {b: Window(program, x, fills.get(b, -1)) for b, x in parts.items()}
+    known: _Known = {}
+    return {b: Window(program, x, fills.get(b, -1), known) for b, x in parts.items()}

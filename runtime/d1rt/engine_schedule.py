@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -92,6 +93,10 @@ class _Context:
     pc: np.ndarray
     entered: np.ndarray
 
+    @cached_property
+    def everyone(self) -> np.ndarray:
+        return np.arange(len(self.pc))
+
     @property
     def commands(self) -> tuple[Command, ...]:
         return self.of.commands
@@ -133,9 +138,10 @@ class Schedule:
         self.rng, self.parts = rng, parts
         self.steps: list[Step | Rounds] = []
         semaphores = int(program.machine["semaphores"])
-        self.counts = np.zeros((self.mesh.cores, semaphores), np.int64)
+        self.counts = np.zeros((semaphores, self.mesh.cores), np.int64)
         self.waited = np.zeros_like(self.counts)
         self._active: dict[int, np.ndarray] = {}
+        self._reached: dict[tuple[tuple[To, ...], bytes], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         self._met: dict[tuple[tuple[int, ...], int], np.ndarray] = defaultdict(
             lambda: np.zeros(self.mesh.cores, np.int64)
         )
@@ -212,8 +218,8 @@ class Schedule:
         """Trap where semaphores are not as far ahead of what has been waited for as `surplus` says."""
         now = self.counts - self.waited
         if not np.array_equal(now, surplus):
-            core, semaphore = (int(x[0]) for x in np.nonzero(now != surplus))
-            more = int(now[core, semaphore] - surplus[core, semaphore])
+            core, semaphore = (int(x[0]) for x in np.nonzero((now != surplus).T))
+            more = int(now[semaphore, core] - surplus[semaphore, core])
             raise self.unsteady(c, core, f"semaphore {semaphore} is {more:+d} counts off after a round", rule)
 
     def unsteady(self, c: Loop, core: int, message: str, rule: str) -> Trap:
@@ -243,17 +249,19 @@ class Schedule:
         moved = False
         while True:
             done = False
-            for at in c.pc.min(keepdims=True) if last else np.unique(c.pc):
+            for at in (int(c.pc.min()),) if last else np.unique(c.pc):
                 if at == c.last:
                     break
                 command = c.commands[at]
-                here = np.flatnonzero(c.pc == at)
-                ready = here[self.ready(c, command, here)]
+                here = c.everyone if c.pc.max() == at and last else np.flatnonzero(c.pc == at)
+                mask = self.ready(c, command, here)
+                ready = here if mask.all() else here[mask]
                 if self.parts and self.rng is not None and len(ready) and not isinstance(command, Barrier):
                     ready = np.sort(self.rng.permutation(ready)[: int(self.rng.integers(1, len(ready) + 1))])
                 if len(ready):
-                    self.perform(command, c.cores[ready])
-                    c.pc[ready] += 1
+                    every_one = len(ready) == len(c.pc)
+                    self.perform(command, c.cores if every_one else c.cores[ready])
+                    c.pc[slice(None) if every_one else ready] += 1
                     done = True
                 if last:
                     break
@@ -267,15 +275,15 @@ class Schedule:
         """The semaphore and the counts for which the cores wait."""
         if isinstance(command, Wait):
             count = command.count.of(self.mesh)[cores]
-            return command.semaphore, count + self.waited[cores, command.semaphore] if command.relative else count
+            return command.semaphore, count + self.waited[command.semaphore][cores] if command.relative else count
         if isinstance(command, Arrive):
             expected = self.moves[command.exchange].expected[cores]
-            return command.semaphore, np.where(expected > 0, self.waited[cores, command.semaphore] + expected, 0)
+            return command.semaphore, np.where(expected > 0, self.waited[command.semaphore][cores] + expected, 0)
         return None
 
     def ready(self, c: _Context, command: Command, here: np.ndarray) -> np.ndarray:
         """Mask over `here` (indices into the context's cores): who can go on."""
-        cores = c.cores[here]
+        cores = c.cores if len(here) == len(c.cores) else c.cores[here]
         if isinstance(command, Barrier):
             met = self._met[command.up, command.release]
             met[c.cores[here[~c.entered[here]]]] += 1
@@ -283,7 +291,7 @@ class Schedule:
             c.entered[here] = ~ready
             return ready
         want = self.wanted(command, cores)
-        return np.ones(len(here), bool) if want is None else np.asarray(self.counts[cores, want[0]] >= want[1])
+        return np.ones(len(here), bool) if want is None else np.asarray(self.counts[want[0]][cores] >= want[1])
 
     def deadlock(self, contexts: list[_Context]) -> Deadlock:
         stuck = [
@@ -303,7 +311,7 @@ class Schedule:
         want = self.wanted(command, np.array([core]))
         if want is None:
             return f"{line}: some core has not come"
-        line += f": semaphore {want[0]} has {self.counts[core, want[0]]}, needs {int(want[1][0])}"
+        line += f": semaphore {want[0]} has {self.counts[want[0], core]}, needs {int(want[1][0])}"
         if command.origin:
             line += f" (for {command.origin})"
         posters: list[str] = []
@@ -346,25 +354,24 @@ class Schedule:
             case Push():
                 self.push(c, cores)
             case Arrive():
-                self.waited[cores, c.semaphore] += self.moves[c.exchange].expected[cores]
+                self.waited[c.semaphore][cores] += self.moves[c.exchange].expected[cores]
             case Wait():
                 if c.relative:
-                    self.waited[cores, c.semaphore] += c.count.of(self.mesh)[cores]
+                    self.waited[c.semaphore][cores] += c.count.of(self.mesh)[cores]
             case Send():
-                who, to = reached(c.to, cores, self.mesh)
+                who, to, posts = self.reached(c.to, cores)
                 if len(who):
                     self.memory.send(c, cores, who, to)
-                    self.counts[:, c.semaphore] += np.bincount(to, minlength=self.mesh.cores)
+                    self.counts[c.semaphore] += posts
                     self.steps.append(Step(c, cores, targets=np.stack([who, to], axis=1)))
             case Fetch():
                 cores = cores[c.index.of(self.mesh)[cores] >= 0]
                 if len(cores):
                     self.memory.fetch(c, cores)
-                    self.counts[cores, c.semaphore] += 1
+                    self.counts[c.semaphore][cores] += 1
                     self.steps.append(Step(c, cores))
             case Post():
-                to = reached(c.to, cores, self.mesh)[1]
-                self.counts[:, c.semaphore] += np.bincount(to, minlength=self.mesh.cores)
+                self.counts[c.semaphore] += self.reached(c.to, cores)[2]
             case Free():
                 self.memory.free(c, cores)
             case Fill():
@@ -372,6 +379,14 @@ class Schedule:
                     cores = cores[self.moves[c.exchange].class_of[cores] >= 0]
                 if len(cores):
                     self.steps.append(Step(c, cores, late=self.memory.fill(c, cores)))
+
+    def reached(self, to: tuple[To, ...], cores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """See `reached`; and how often each core is."""
+        key = to, cores.tobytes()
+        if key not in self._reached:
+            who, at = reached(to, cores, self.mesh)
+            self._reached[key] = who, at, np.bincount(at, minlength=self.mesh.cores)
+        return self._reached[key]
 
     def push(self, c: Push, cores: np.ndarray) -> None:
         move = self.moves[c.exchange]
@@ -383,7 +398,7 @@ class Schedule:
         picks = None if mask.all() else np.flatnonzero(mask)
         self.memory.push(c, cores, picks)
         cls = move.messages.cls if picks is None else move.messages.cls[picks]
-        self.counts[:, c.semaphore] += move.per_core(np.bincount(cls, minlength=len(move.size)))
+        self.counts[c.semaphore] += move.per_core(np.bincount(cls, minlength=len(move.size)))
         self.steps.append(Step(c, cores, picks))
 
 

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from functools import partial
 from typing import Any, NoReturn, Protocol
 
@@ -55,13 +54,10 @@ def movements(exchanges: Sequence[Exchange]) -> list[Movement]:
     known: dict[tuple[object, ...], Movement] = {}
     out = []
     for x in exchanges:
-        key: list[object] = [x.mesh.axes, x.source_held, x.target_held, x.plan_axes]
-        for c in x.components:
-            arrays = (c.real, c.length, *(getattr(c.pieces, f.name) for f in fields(c.pieces)))
-            key += [c.target_axes, c.source_axes, c.window, c.owned, *(a.tobytes() for a in arrays)]
-        if tuple(key) not in known:
-            known[tuple(key)] = Movement(x)
-        out.append(known[tuple(key)])
+        key = x.mesh.axes, x.source_held, x.target_held, x.plan_axes, *(c.key for c in x.components)
+        if key not in known:
+            known[key] = Movement(x)
+        out.append(known[key])
     return out
 
 
@@ -224,14 +220,10 @@ class Slots:
         return bool(early[cores].any())
 
     def free(self, c: Free, cores: np.ndarray) -> None:
-        at = np.ix_(np.array(c.buffers, np.int64), cores)
-        self.written[at], self.live[at], self.filled[at], self.arrived[at], self.filling[at] = (
-            False,
-            False,
-            False,
-            0,
-            -1,
-        )
+        at: Any = slice(None) if len(cores) == self.program.mesh.cores else cores
+        for b in c.buffers:
+            self.written[b, at] = self.live[b, at] = self.filled[b, at] = False
+            self.arrived[b, at], self.filling[b, at] = 0, -1
         for b in set(c.buffers) & set(self.sent):
             self.sent[b][cores] = False
         for rows in self.in_parts(c.buffers):

@@ -26,6 +26,11 @@ PIECES = 32
 """Units into which a thread's share of a call is cut, so that others can take some."""
 
 
+_Copies = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""Units of copies: their shares, records [n, 2] and of each unit the first, how many, and the words that do not depend
+on where the buffers are."""
+
+
 class Units:
     """Collects units phase by phase. `held`: arrays that the units point into. `read`: see `readers`."""
 
@@ -39,6 +44,7 @@ class Units:
         self.kernels, self.native, self.threads, self.rng = kernels, native, threads, rng
         self.held: list[np.ndarray] = []
         self._boxes: dict[Movement, Boxes] = {}
+        self._pushes: dict[tuple[object, ...], _Copies] = {}
         self._pads: dict[tuple[Movement, int], tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
         self._done: list[np.ndarray] = []  # units of finished phases
         self._starts: list[np.ndarray] = []
@@ -134,8 +140,10 @@ class Units:
 
     def copies(self, made: list[Group], source: int, target: int) -> None:
         """Units of record groups; offsets are from the host addresses `source` and `target`."""
-        if not made:
-            return
+        if made:
+            self.place(self.gathered(made), source, target)
+
+    def gathered(self, made: list[Group]) -> _Copies:
         if self.rng is not None:
             made = [Group(g.bytes, g.repeat, g.sstep, g.tstep, self.rng.permutation(g.records)) for g in made]
         records = np.concatenate([g.records for g in made])
@@ -147,11 +155,14 @@ class Units:
         facts = np.array(
             [(self.native.copy(g.bytes, wide), g.repeat, g.sstep, g.tstep, g.bytes) for g in made], np.int64
         )
-        function, repeat, sstep, tstep, size = facts[group].T
+        return start / np.array(counts)[group], records, first[group] + start, count, facts[group]
+
+    def place(self, copies: _Copies, source: int, target: int) -> None:
+        share, records, at, count, facts = copies
+        function, repeat, sstep, tstep, size = facts.T
         self.emit(
-            COPY, start / np.array(counts)[group], function=function,
-            records=records.ctypes.data + (first[group] + start) * records.itemsize * 2, count=count, repeat=repeat,
-            source_step=sstep, target_step=tstep, source=source, target=target, bytes=size,
+            COPY, share, function=function, records=records.ctypes.data + at * records.itemsize * 2, count=count,
+            repeat=repeat, source_step=sstep, target_step=tstep, source=source, target=target, bytes=size,
         )  # fmt: skip
 
     def inputs(self, ports: Sequence[Scatter]) -> None:
@@ -173,6 +184,11 @@ class Units:
     def push(self, step: Step, c: Push) -> None:
         move, source, target = self.moves[c.exchange], self.memory.rooms[c.source], self.memory.rooms[c.target]
         m, size = move.messages, dtype(self.program.buffers[c.source].dtype).bytes
+        # a network repeats its blocks: equal movements between buffers that lie alike have the same records
+        key = move, size, *((id(r.row), r.stride, r.classes is None) for r in (source, target))
+        if step.messages is None and self.rng is None and key in self._pushes:
+            self.place(self._pushes[key], source.base, target.base)
+            return
         if step.messages is not None:
             b = boxes(m, step.messages)
         elif move in self._boxes:
@@ -192,7 +208,12 @@ class Units:
             o, i = ragged(move.size[m.cls[number]])
             core = inside[first[m.cls[number]][o] + i]
             soff, toff, boxed = soff[o], toff[o] + target.row[core] * target.stride, [x[o] for x in boxed]
-        self.copies(groups(soff, toff, *boxed), source.base, target.base)
+        made = groups(soff, toff, *boxed)
+        if made:
+            copies = self.gathered(made)
+            if step.messages is None:
+                self._pushes[key] = copies
+            self.place(copies, source.base, target.base)
 
     def send(self, step: Step, c: Send) -> None:
         assert step.targets is not None

@@ -58,6 +58,19 @@ def test_round_trip_is_exact_and_deterministic(name: str, tmp_path: Path) -> Non
     assert (tmp_path / "a.d1x").read_bytes() == (tmp_path / "b.d1x").read_bytes()
 
 
+def test_equal_components_are_stored_once(tmp_path: Path) -> None:
+    p = halo(2)
+    p = replace(p, exchanges=(*p.exchanges, replace(p.exchanges[0])))
+    program_io.save(p, tmp_path / "a.d1x")
+    (x, y), arrays = binary.read(tmp_path / "a.d1x").manifest["exchanges"], binary.read(tmp_path / "a.d1x").arrays
+    assert y["components"] == [{"like": [0, k]} for k in range(len(x["components"]))]
+    assert all(name.startswith("exchange0.") for name in arrays)
+    q = program_io.load(tmp_path / "a.d1x")
+    assert equal(p, q) and all(
+        c is d for c, d in zip(q.exchanges[0].components, q.exchanges[1].components, strict=True)
+    )
+
+
 def test_a_loaded_file_runs_and_weights_are_views_of_it(tmp_path: Path) -> None:
     program_io.save(halo(2), tmp_path / "a.d1x")
     with d1rt.load(tmp_path / "a.d1x") as loaded:
@@ -109,6 +122,9 @@ FILES: dict[str, tuple[Callable[..., None], str]] = {
     "array gone": (lambda m, a, b: a.pop("exchange0.0.soff"), "lacks exchange0.0.soff"),
     "array type": (lambda m, a, b: a.update({"exchange0.0.t": np.zeros(9)}), "lacks exchange0.0.t of type I32"),
     "array odd": (lambda m, a, b: a.update(odd=np.zeros(9)), "unknown tensor 'odd'"),
+    "like later": (lambda m, a, b: m["exchanges"][0].update(components=[{"like": [0, 0]}]), "not come before"),
+    "like what": (lambda m, a, b: m["exchanges"][0].update(components=[{"like": [-1, 0]}]), "extent -1"),
+    "like nothing": (lambda m, a, b: m["exchanges"][0].update(components=[{"like": 0}]), "a component like 0"),
     "piece": (lambda m, a, b: a["exchange0.0.soff"].fill(3), "leaves its window"),
     "uncovered": (lambda m, a, b: a["exchange0.0.real"].fill(5), "exactly once"),
     "run length": (lambda m, a, b: a["exchange0.0.count"].fill(2**31 - 1), "leaves its window"),
