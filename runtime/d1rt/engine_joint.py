@@ -19,7 +19,19 @@ from d1c.target.program import Call, Program
 from d1rt.engine_arguments import arguments
 from d1rt.engine_memory import Memory
 from d1rt.engine_schedule import Step
-from d1rt.jit_joint import MOST_LANES, MOST_ROWS, WORDS, Joint, Matrix, expandable, matrix, most_rows
+from d1rt.jit_joint import (
+    EXPAND_LANES,
+    MOST_LANES,
+    MOST_ROWS,
+    WORDS,
+    Joint,
+    Matrix,
+    expandable,
+    matrix,
+    most_rows,
+    registers,
+    uneven,
+)
 from d1rt.jit_vector import LANES
 
 PANEL_BYTES = 160 << 10
@@ -28,8 +40,6 @@ PIECE = 4 << 20
 """Words of packed columns that are allocated together."""
 FEW_ROWS = 24
 """Rows of a call, at least, where there are more: fewer read the columns too often."""
-EXPAND_LANES = 48
-"""Columns of a group from which on it is worth while to take rows to f32 first."""
 PACKED_ROWS = (12, 2)
 """Rows of a group, on average, from which on it is worth while to pack columns in every run: those of cores with whole
 vectors of columns, and those of others."""
@@ -101,7 +111,8 @@ class Joints:
             return None
         joint = self._shape(nest, m, groups, constant is None)
         args = args[np.concatenate([g.cores.reshape(-1) for g in groups])]
-        how = joint.rows, joint.vectors, joint.width, joint.lanes, joint.expand, joint.whole  # what tells kernels apart
+        j = joint
+        how = j.rows, j.vectors, j.width, j.lanes, j.expand, j.whole, j.uneven  # what tells kernels apart
         return Together(f"{name} {how}", joint, groups, args, constant)
 
     def _unrolled(self, c: Call, m: Matrix, args: np.ndarray, cores: np.ndarray) -> tuple[Nest, np.ndarray] | None:
@@ -134,16 +145,13 @@ class Joints:
         rows = max(int(g.rows.sum()) for g in groups)
         lanes = max(int(g.lanes.sum()) for g in groups)
         dot = self._dot and nest.operands[1].dtype == "bf16"
-        width = LANES if dot or lanes > 8 else 8 if lanes > 4 else 4
-        registers = 24 if self._wide else 12 if width < LANES else 6  # for accumulators, of so many lanes
-        high, vectors = min(rows, 12 if width < LANES else 6), 1
-        while 2 * vectors * high <= registers and 2 * vectors * LANES <= lanes:
-            vectors *= 2
+        high, vectors, width = registers(self._wide, dot, rows, lanes)
         unit = LANES * vectors
         most = -(-max(_limit(m, unit), nest.loops[nest.parallel - 1].extent) // unit) * unit if packs else 0
         expand = not dot and lanes >= EXPAND_LANES and expandable(nest, m)
         whole = all((g.lanes == nest.loops[nest.parallel - 1].extent).all() for g in groups)
-        return Joint(nest, m, high, vectors, width, most, expand, whole, dot)
+        call = min(rows, MOST_ROWS)
+        return Joint(nest, m, high, vectors, width, most, expand, whole, dot, uneven=uneven(call, high))
 
     # ---- calls ------------------------------------------------------------------------------------------------------
 

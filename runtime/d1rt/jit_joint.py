@@ -27,6 +27,12 @@ MOST_LANES = 512
 """Columns of a call, at most."""
 MOST_ROWS = 128
 """Rows of a call, at most, unless one core has more."""
+EXPAND_LANES = 48
+"""Columns from which on it is worth while to take rows to f32 first."""
+ALONE_ROWS, ALONE_PRODUCTS = 24, 1 << 14
+"""Rows and products (of pairs or of f32) of one core's block from which on it is worth while to pack its columns."""
+WASTE = 0.02
+"""Share of rows too many from which on blocks of two heights are worth their code."""
 _PITCH = 4 * (MOST_LANES + LANES)
 """Bytes between rows of accumulators."""
 _PANEL = 4 * LANES
@@ -51,7 +57,9 @@ class Matrix:
 class Joint:
     """A nest to be run for many cores: blocks of `rows` x `vectors` panels. `width`: lanes of a panel that are used;
     `lanes`: 0, or how many columns a call has at most, which it then packs itself; `expand`: take the rows of a block
-    to f32 first; `whole`: every core has all columns that the nest may have; `dot`: use the host's bf16 dot product."""
+    to f32 first; `whole`: every core has all columns that the nest may have; `dot`: use the host's bf16 dot product;
+    `alone`: of one core, called with its arguments instead of the words; `uneven`: blocks of one row less make up for
+    what the last one would have too many."""
 
     nest: Nest
     matrix: Matrix
@@ -62,6 +70,39 @@ class Joint:
     expand: bool
     whole: bool
     dot: bool
+    alone: bool = False
+    uneven: bool = False
+
+
+def registers(wide: bool, dot: bool, rows: int, lanes: int) -> tuple[int, int, int]:
+    """Of a block for products of so many rows and columns: its rows, panels, and lanes used of a panel. `wide`: for 32
+    registers of 64 bytes, else for 16 of 32."""
+    width = LANES if dot or lanes > 8 else 8 if lanes > 4 else 4
+    room = 24 if wide else 12 if width < LANES else 6  # for accumulators, of so many lanes
+    high, vectors = min(rows, 12 if width < LANES else 6), 1
+    while 2 * vectors * high <= room and 2 * vectors * LANES <= lanes:
+        vectors *= 2
+    return high, vectors, width
+
+
+def uneven(rows: int, high: int) -> bool:
+    """Whether blocks of `high` rows make up many more than so many."""
+    return high > 4 and rows > high * high and -rows % high >= WASTE * rows
+
+
+def alone(nest: Nest, wide: bool, dot: bool) -> Joint | None:
+    """How one core's block is run on panels that the call packs; None where it has too few rows for that, or cannot
+    be. The dot product takes its columns as they lie as fast."""
+    m = matrix(nest)
+    if m is None or m.outer or (dot and nest.operands[1].dtype == "bf16"):
+        return None
+    rows, lanes = most_rows(nest), nest.loops[nest.parallel - 1].extent
+    if rows < ALONE_ROWS or not LANES <= lanes <= MOST_LANES or rows * m.depth * lanes < ALONE_PRODUCTS:
+        return None
+    high, vectors, width = registers(wide, False, rows, lanes)
+    unit = LANES * vectors
+    expand, most = lanes >= EXPAND_LANES and expandable(nest, m), -(-lanes // unit) * unit
+    return Joint(nest, m, high, vectors, width, most, expand, False, False, True, uneven(rows, high))
 
 
 def matrix(nest: Nest) -> Matrix | None:
@@ -148,10 +189,17 @@ def joint_text(j: Joint) -> str:
     module = Module()
     fn = Function(module, "kernel", ["ptr noalias", "ptr noalias"])
     words, scratch = fn.args
-    kinds = ("ptr", "i64", "i64", "i64", "ptr", "i64", "i64")
-    panels, count, segments, sets, arguments, segment_stride, set_stride = (
-        fn.load(t, words + 8 * i) for i, t in enumerate(kinds)
-    )
+    if j.alone:
+        unit, none = LANES * j.vectors, fn.const("i64", 0)
+        trip = Frame(fn, j.nest, words, scratch).trips[j.nest.parallel - 1]
+        segments = sets = fn.const("i64", 1)
+        panels, count, arguments = scratch, (trip + (unit - 1) & -unit) >> 4, words
+        segment_stride = set_stride = none
+    else:
+        kinds = ("ptr", "i64", "i64", "i64", "ptr", "i64", "i64")
+        panels, count, segments, sets, arguments, segment_stride, set_stride = (
+            fn.load(t, words + 8 * i) for i, t in enumerate(kinds)
+        )
     _, at_panels, at_table, _ = joint_scratch(j)
     if j.lanes:
         panels = scratch + at_panels
@@ -162,13 +210,13 @@ def joint_text(j: Joint) -> str:
         x = fn.load("i64", end + (8 * i - entry))
         for k in range(j.rows - 1):
             fn.store(x, end + (8 * i + k * entry))
-    block, epilogue = _emit_block(module, j), _emit_epilogue(module, j)
+    epilogue = _emit_epilogue(module, j)
     expand = _emit_expand(module, j) if j.expand else None
 
-    def turn(row: Value) -> None:
+    def turn(row: Value, high: int, block: str) -> None:
         entries = table + row * entry
         if expand is not None:
-            fn.call("void", expand, arguments, scratch, entries)
+            fn.call("void", expand, arguments, scratch, entries, fn.const("i64", high))
 
         def panel(p: Value) -> None:
             fn.call(
@@ -177,10 +225,20 @@ def joint_text(j: Joint) -> str:
 
         fn.loop(0, count, j.vectors, [], panel)
         left = rows - row
-        valid = left.compare("slt", j.rows).select(left, fn.const("i64", j.rows))
+        valid = left.compare("slt", high).select(left, fn.const("i64", high))
         fn.call("void", epilogue, scratch, entries, valid, segments, segment_stride)
 
-    fn.loop(0, rows, j.rows, [], turn)
+    whole: Value = rows
+    if j.uneven:  # as many blocks, so many of them lower
+        blocks = (rows + (j.rows - 1)).binary("udiv", j.rows)
+        lower = blocks * j.rows - rows
+        lower = lower.compare("slt", blocks).select(lower, blocks)
+        whole = (blocks - lower) * j.rows
+    name = _emit_block(module, j, j.rows)
+    fn.loop(0, whole, j.rows, [], lambda row: turn(row, j.rows, name))
+    if j.uneven:
+        low = _emit_block(module, j, j.rows - 1)
+        fn.loop(whole, rows, j.rows - 1, [], lambda row: turn(row, j.rows - 1, low))
     fn.raw("ret void")
     return str(module)
 
@@ -189,11 +247,15 @@ def _pack(fn: Function, j: Joint, panels: Value, segments: Value, arguments: Val
     """Copy the columns of the segments into panels, as many lanes at a time as divide a segment."""
     lane, m = j.nest.parallel - 1, j.matrix
     most = next(w for w in (8, 4, 2, 1) if j.nest.loops[lane].extent % w == 0 and (w == 1 or m.across == 1))
-    rows = next(u for u in (8, 4, 2, 1) if m.depth % u == 0) if m.across > 1 else 1
+    rows = 8 if m.across > 1 else 1
 
     def segment(s: Value, start: Value) -> Sequence[Value]:
         frame = Frame(fn, j.nest, arguments + s * stride, panels)
         source, trip = frame.argument("ptr", 2), frame.trips[lane]
+        depth = fn.const("i64", 1)  # of what is there
+        for i, steps in enumerate(m.steps):
+            if steps:
+                depth = depth + (frame.trips[i] - 1) * steps
 
         def copy(w: int) -> None:
             t = vec(w, "i32") if w > 1 else "i32"
@@ -202,12 +264,14 @@ def _pack(fn: Function, j: Joint, panels: Value, segments: Value, arguments: Val
                 at = start + i
                 to = panels + (at >> 4) * (m.depth * _PANEL) + (at & (LANES - 1)) * 4
 
-                def row(k: Value) -> None:
+                def row(k: Value, count: int = 1) -> None:
                     word, place = source + i * (4 * m.across) + k * (4 * m.pitch), to + k * _PANEL
-                    for u in range(rows):
+                    for u in range(count):
                         fn.store(fn.load(t, word + 4 * m.pitch * u), place + _PANEL * u)
 
-                fn.loop(0, m.depth, rows, [], row)
+                if rows > 1:
+                    fn.loop(0, depth - (rows - 1), rows, [], lambda k: row(k, rows))
+                fn.loop(depth & -rows if rows > 1 else 0, depth, 1, [], row)
 
             fn.loop(0, trip, w, [], lanes)
 
@@ -261,10 +325,10 @@ def _fill_table(
 
 def _emit_expand(module: Module, j: Joint) -> str:
     """The function that writes the rows of a block in f32 as the panels have theirs: (arguments of a core, scratch,
-    table entries)."""
+    table entries, rows)."""
     nest, m, width = j.nest, j.matrix, 8 * _columns(j.nest)[1]
-    fn = Function(module, "expand", ["ptr"] * 3, local=True)
-    args, scratch, entries = fn.args
+    fn = Function(module, "expand", ["ptr"] * 3 + ["i64"], local=True)
+    args, scratch, entries, high = fn.args
     frame = Frame(fn, nest, args, scratch)
     run = _run(nest, m)
     assert run is not None
@@ -291,7 +355,7 @@ def _emit_expand(module: Module, j: Joint) -> str:
     def row(r: Value) -> None:
         over(loops, fn.load("ptr", entries + r * width), scratch + _expanded(j) + r * _row_pitch(j))
 
-    fn.loop(0, j.rows, 1, [], row)
+    fn.loop(0, high, 1, [], row)
     fn.raw("ret void")
     return "expand"
 
@@ -307,21 +371,22 @@ def _packed(j: Joint) -> Nest:
     return replace(j.nest, operands=(rows, panel, *j.nest.operands[2:]))
 
 
-def _emit_block(module: Module, j: Joint) -> str:
-    """The function that accumulates a block and stores it: (arguments of a core, scratch, table entries, panel, where
-    the accumulators go)."""
+def _emit_block(module: Module, j: Joint, high: int) -> str:
+    """The function that accumulates a block of `high` rows and stores it: (arguments of a core, scratch, table entries,
+    panel, where the accumulators go)."""
     nest, width = _packed(j), 8 * _columns(j.nest)[1]
-    fn = Function(module, "block", ["ptr noalias"] * 5, local=True)
+    name = f"block_{high}"
+    fn = Function(module, name, ["ptr noalias"] * 5, local=True)
     args, scratch, entries, b, out = fn.args
     frame = Frame(fn, nest, args, scratch, j.nest.tables)
     if j.expand:
-        rows = [scratch + (_expanded(j) + i * _row_pitch(j)) for i in range(j.rows)]
+        rows = [scratch + (_expanded(j) + i * _row_pitch(j)) for i in range(high)]
     else:
-        rows = [fn.load("ptr", entries + i * width) for i in range(j.rows)]
+        rows = [fn.load("ptr", entries + i * width) for i in range(high)]
     bases = [b + k * (j.matrix.depth * _PANEL) for k in range(j.vectors)]
     zero = fn.const("i64", 0)
     pair = nest.operands[1].dtype == "bf16"
-    types = [acc_type(nest, j.width)] * (j.rows * j.vectors)
+    types = [acc_type(nest, j.width)] * (high * j.vectors)
 
     def step(p: Pointers, acc: Sequence[Value]) -> Sequence[Value]:
         return _multiply(fn, j, [x + p[1] for x in rows], [x + p[2] for x in bases], list(acc))
@@ -332,11 +397,11 @@ def _emit_block(module: Module, j: Joint) -> str:
         return frame.fold(spans, [zero] * len(frame.slots), (1, 2), [fn.zero(t) for t in types], step)
 
     acc = frame.sliced(types, scratch + joint_scratch(j)[0], partial, lambda x, y: combine(frame, x, y))
-    for i in range(j.rows):
+    for i in range(high):
         for k in range(j.vectors):
             fn.store(acc[i * j.vectors + k], out + (i * _PITCH + k * _PANEL))
     fn.raw("ret void")
-    return "block"
+    return name
 
 
 def _multiply(fn: Function, j: Joint, rows: Sequence[Value], bases: Sequence[Value], acc: list[Value]) -> list[Value]:

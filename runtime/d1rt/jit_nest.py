@@ -17,7 +17,7 @@ import numpy as np
 from d1c.errors import UsageError
 from d1c.target.kernel import Nest
 from d1rt.jit_ir import Function, Module, Value, vec
-from d1rt.jit_joint import Joint, joint_scratch, joint_text
+from d1rt.jit_joint import Joint, alone, joint_scratch, joint_text
 from d1rt.jit_loops import Frame, levels
 from d1rt.jit_mac import Blocking, blocking, emit_mac, scratch_layout
 from d1rt.jit_map import emit_lookup, emit_map, emit_scatter
@@ -162,15 +162,17 @@ def build(
     wide, dot = units_of(use_dot, cpu, wide)
     blocks = blocking(wide, dot)
     made: dict[str, tuple[str, Callable[[], str]]] = {}
-    made |= {n: (repr((generator(), blocks, x)), partial(nest_text, x, blocks)) for n, x in nests.items()}
-    made |= {n: (repr((generator(), x)), partial(joint_text, x)) for n, x in (joint or {}).items()}
+    packed = dict(joint or {}) | {n: j for n, x in nests.items() if (j := alone(x, wide, dot)) is not None}
+    plain = {n: x for n, x in nests.items() if n not in packed}
+    made |= {n: (repr((generator(), blocks, x)), partial(nest_text, x, blocks)) for n, x in plain.items()}
+    made |= {n: (repr((generator(), x)), partial(joint_text, x)) for n, x in packed.items()}
     made["mxcsr"] = _mxcsr_text(), _mxcsr_text
     objects = dict(zip(made, compile_made(made.values(), target, cache_), strict=True))
     state = objects.pop("mxcsr")[1]
     symbols = {name: f"kernel{key}" for name, (key, _) in objects.items()}
     exports = {symbols[name]: ("kernel", o) for name, (_, o) in objects.items()}
     exports |= {s: (s, state) for s in ("mxcsr_get", "mxcsr_set")}
-    scratch = [64, *map(scratch_bytes, nests.values()), *(joint_scratch(x)[3] for x in (joint or {}).values())]
+    scratch = [64, *map(scratch_bytes, plain.values()), *(joint_scratch(x)[3] for x in packed.values())]
     kernels = Kernels(Library(exports), symbols, max(scratch), dot)
     kernels.hits, kernels.misses = cache_.hits, cache_.misses
     return kernels
