@@ -86,8 +86,9 @@ def _check(o: Options) -> None:
         )
     if o.program is not None and (o.shapes or o.dims or o.freeze):
         raise UsageError(
-            "--shape, --dim and --freeze say how to compile; --program is compiled already",
-            remedy="leave one of them out",
+            "--shape, --dim and --freeze say how to compile, but --program is compiled already",
+            rule="both sides run with the shapes that the program was compiled for",
+            remedy="leave --shape, --dim and --freeze out, or --program",
         )
     check_outputs(o.json, inputs=(o.model, o.inputs, o.program))
 

@@ -103,9 +103,10 @@ def groups(
     return out
 
 
-def chunks(counts: Sequence[int], size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Groups of `counts` records in pieces of at most `size`: (group, first record, records) of each piece."""
-    n = np.array(counts, np.int64)
-    group, i = ragged(-(-n // size))
-    start = i * size
-    return group, start, np.minimum(n[group] - start, size)
+def chunks(counts: Sequence[int], size: int | Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Groups of `counts` records in pieces of at most `size` (of each group): (group, first record, records) of each
+    piece."""
+    n, most = np.array(counts, np.int64), np.broadcast_to(np.array(size, np.int64), len(counts))
+    group, i = ragged(-(-n // most))
+    start = i * most[group]
+    return group, start, np.minimum(n[group] - start, most[group])

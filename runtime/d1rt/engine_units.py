@@ -18,8 +18,8 @@ from d1rt.engine_schedule import Step
 from d1rt.engine_states import Movement, holders
 from d1rt.jit_nest import Kernels
 
-RECORDS = 2048
-"""Records of a copy unit, at most."""
+COPIED = 96 << 10
+"""Bytes that a copy unit moves, about, so that threads are done with a phase at the same time; a run counts RUN more."""
 RUN = 64
 """A run takes about as long as so many bytes of it."""
 PIECES = 32
@@ -151,7 +151,8 @@ class Units:
         wide = records.dtype == np.int64
         counts = [len(g.records) for g in made]
         first = np.cumsum([0, *counts[:-1]])
-        group, start, count = chunks(counts, RECORDS)
+        share = [max(1, COPIED // (g.repeat * (g.bytes + RUN))) for g in made]
+        group, start, count = chunks(counts, share)
         facts = np.array(
             [(self.native.copy(g.bytes, wide), g.repeat, g.sstep, g.tstep, g.bytes) for g in made], np.int64
         )

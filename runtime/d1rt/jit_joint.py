@@ -27,7 +27,7 @@ MOST_LANES = 512
 """Columns of a call, at most."""
 MOST_ROWS = 128
 """Rows of a call, at most, unless one core has more."""
-EXPAND_LANES = 48
+EXPAND_LANES = 16
 """Columns from which on it is worth while to take rows to f32 first."""
 ALONE_ROWS, ALONE_PRODUCTS = 24, 1 << 14
 """Rows and products (of pairs or of f32) of one core's block from which on it is worth while to pack its columns."""
