@@ -11,12 +11,12 @@ from functools import lru_cache
 import numpy as np
 
 from d1c.analysis.attention import Calls
-from d1c.analysis.layers import Layer
+from d1c.analysis.layers import Layer, Stored
 from d1c.analysis.plans import stages
 from d1c.analysis.price import Places, window_elements
 from d1c.analysis.shares import Read, call_of
 from d1c.ir.core import Block
-from d1c.ir.layout import Need, need_of
+from d1c.ir.layout import Need, need_of, reading
 from d1c.ir.structured import Structured
 from d1c.ir.types import TensorType
 from d1c.ops.dist.compute import ComputeAttrs, compute_type
@@ -109,7 +109,7 @@ def priced(layer: Layer, plan: Layout, where: Places) -> Candidate:
     nest, mesh = layer.nest, where.mesh
     extents = tuple(d.extent for d in nest.dims)
     plan.check(extents, mesh)
-    needs = tuple(need_of(extents, m, o.shape, plan) for m, o in zip(nest.maps, layer.operands, strict=True))
+    needs = needs_of(layer.operands, nest, plan)
     trips = np.array([extents])
     for a, b, g, n in plan.spans(extents):
         if g.axes and g.block < n:
@@ -117,7 +117,7 @@ def priced(layer: Layer, plan: Layout, where: Places) -> Candidate:
             trips[0, b - 1] = g.block
     kernel, dims = kernel_of(Like(signature(layer), layer))
     cycles = float(cycles_of(kernel, dims, trips, where)[0])
-    sizes = [window_elements(n, mesh) * o.dtype.bytes for n, o in zip(needs, layer.operands, strict=True)]
+    sizes = window_bytes(layer.operands, needs, mesh)
     result = _result(nest, plan, layer.result.dtype.name).layout
     assert result is not None
     return made(layer, plan, None, needs, result, cycles, [*sizes, _own(layer, plan) * layer.result.dtype.bytes])
@@ -133,8 +133,8 @@ def split(layer: Layer, plan: Layout, combine: Layout, cycles: float, where: Pla
     for k, (stage, p) in enumerate(((first, plan), (second, combine))):
         extents = tuple(d.extent for d in stage.nest.dims)
         p.check(extents, mesh)
-        mine = [need_of(extents, x, o.shape, p) for x, o in zip(stage.nest.maps, stage.operands, strict=True)]
-        bytes_ = [window_elements(n, mesh) * o.dtype.bytes for n, o in zip(mine, stage.operands, strict=True)]
+        mine = needs_of(stage.operands, stage.nest, p)
+        bytes_ = window_bytes(stage.operands, mine, mesh)
         results += sum(bytes_[:k]) + _own(stage, p) * stage.result.dtype.bytes
         needs, sizes = [*needs, *mine[k:]], [*sizes, *bytes_[k:]]
     result = _result(second.nest, combine, layer.result.dtype.name).layout
@@ -148,8 +148,8 @@ def _split_keys(layer: Layer, plan: Layout, combine: Layout, cycles: float, wher
     extents = tuple(d.extent for d in nest.dims)
     plan.check(extents, mesh)
     combine.check((*extents[: nest.parallel], 1), mesh)
-    needs = tuple(need_of(extents, m, o.shape, plan) for m, o in zip(nest.maps, layer.operands, strict=True))
-    sizes = [window_elements(n, mesh) * o.dtype.bytes for n, o in zip(needs, layer.operands, strict=True)]
+    needs = needs_of(layer.operands, nest, plan)
+    sizes = window_bytes(layer.operands, needs, mesh)
     slots = _result(nest, plan, "f32").shape[0]
     local = [p.local_shape((*extents[: nest.parallel], *x))[: nest.parallel]
              for p, x in ((plan, extents[nest.parallel :]), (combine, (1,)))]  # fmt: skip
@@ -157,6 +157,18 @@ def _split_keys(layer: Layer, plan: Layout, combine: Layout, cycles: float, wher
     results = nodes + joined * slots + math.prod(local[1]) * layer.result.dtype.bytes
     result = Layout(combine.groups[: nest.parallel], combine.held)
     return made(layer, plan, combine, needs, result, cycles, [*sizes, results])
+
+
+def needs_of(operands: Sequence[Stored], nest: Structured, plan: Layout) -> tuple[Need, ...]:
+    """Per operand its need. Raises LayoutError where an operand does not allow the plan."""
+    extents = tuple(d.extent for d in nest.dims)
+    pairs = zip(nest.maps, operands, strict=True)
+    return tuple((need_of if o.constant else reading)(extents, m, o.shape, plan) for m, o in pairs)
+
+
+def window_bytes(operands: Sequence[Stored], needs: Sequence[Need], mesh: Mesh) -> list[int]:
+    """Per operand the bytes of its window on every core."""
+    return [window_elements(n.thin or n, mesh) * o.dtype.bytes for n, o in zip(needs, operands, strict=True)]
 
 
 def idle_price(cycles: np.ndarray | float, used: np.ndarray | int, where: Places) -> np.ndarray:

@@ -56,7 +56,7 @@ def in_place(x: Exchange, source: Layout, need: Need) -> bool:
 
 
 def _component(wanted: list[Component], owned: list[Group], shape: tuple[int, ...], mesh: Mesh) -> ComponentExchange:
-    t, lin, doff, n, real, length, window = _needed_runs(wanted, mesh)
+    t, lin, doff, n, real, length, window = _needed_runs(wanted, shape, mesh)
     inner = math.prod(shape)
     extents, k = [], 0
     for g in owned:
@@ -93,7 +93,7 @@ def _component(wanted: list[Component], owned: list[Group], shape: tuple[int, ..
 
 
 def _needed_runs(
-    wanted: list[Component], mesh: Mesh
+    wanted: list[Component], shape: tuple[int, ...], mesh: Mesh
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
     """Runs of real elements: target position, linear index in the tensor's dims, window offset, length; per position
     the number of real elements and of window elements; the window's extent."""
@@ -101,10 +101,14 @@ def _needed_runs(
     lin, doff = np.zeros(1, np.int64), np.zeros(1, np.int64)
     n = np.ones(1, np.int64)
     real, length, window = np.ones(1, np.int64), np.ones(1, np.int64), 1
+    dim = 0
     for c in wanted:
         lo, hi = c.intervals(mesh)
         ct, clin, cdoff, cn = _component_runs(c, lo, hi)
-        size, width = math.prod(c.shape), int((hi - lo).max())
+        extents, dim = shape[dim : dim + c.span], dim + c.span
+        if c.every:
+            ct, clin, cdoff, cn = _apart(c, extents, ct, clin, cdoff, cn)
+        size, width = math.prod(extents), int((hi - lo).max())
         per = np.bincount(ct, cn, len(lo)).astype(np.int64)
         # elements of the outer components, one by one, times runs of this one
         o, i = ragged(n)
@@ -155,6 +159,18 @@ def _component_runs(
     b = np.minimum(hi[p], line * ext + before + width)
     ok = inside & (a < b)
     return p[ok], (lin + a - line * ext - before)[ok], (a - lo[p])[ok], (b - a)[ok]
+
+
+def _apart(
+    c: Component, extents: tuple[int, ...], t: np.ndarray, lin: np.ndarray, doff: np.ndarray, n: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Runs of those elements that a component is about, as runs of the tensor's dims of these extents."""
+    last = max(k for k, (_, step) in enumerate(c.every) if step > 1)
+    t, lin, doff, n = _split(t, lin, doff, n, math.prod(c.shape[last + 1 :]))
+    out, rest, scale = np.zeros_like(lin), lin, 1
+    for extent, whole, (first, step) in zip(reversed(c.shape), reversed(extents), reversed(c.every), strict=True):
+        out, rest, scale = out + (first + rest % extent * step) * scale, rest // extent, scale * whole
+    return t, out, doff, n
 
 
 def _split(

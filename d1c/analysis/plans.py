@@ -16,7 +16,7 @@ import numpy as np
 
 from d1c.analysis.layers import Layer, Stored
 from d1c.ir.core import Block, Value
-from d1c.ir.layout import need_of
+from d1c.ir.layout import need_of, reading
 from d1c.ir.structured import Dim, Entry, Map, Structured
 from d1c.ir.types import TensorType
 from d1c.target.dtypes import DType, dtype
@@ -154,7 +154,7 @@ def combine_plan(
 
 
 def windows(
-    nest: Structured, index: Map, shape: tuple[int, ...], ranges: Sequence[tuple[int, int]], blocks: np.ndarray
+    nest: Structured, index: Map, operand: Stored, ranges: Sequence[tuple[int, int]], blocks: np.ndarray
 ) -> np.ndarray:
     """[candidates] elements of the operand's window where dims `ranges[i]` are cut in `blocks[:, i]`. Raises
     LayoutError where flat dims are not monotone in the operand."""
@@ -167,7 +167,9 @@ def windows(
         d = b
     groups += [Group() for _ in range(d, len(extents))]
     size = np.ones(len(blocks), np.float64)
-    for comp in need_of(extents, index, shape, Layout(tuple(groups))).components:
+    read = need_of if operand.constant else reading
+    need = read(extents, index, operand.shape, Layout(tuple(groups)))
+    for comp in (need.thin or need).components:
         length = np.full(len(blocks), comp.rest_hi - comp.rest_lo + 1, np.float64)
         for part in comp.parts:
             block = np.minimum(blocks[:, int(part.axes[0][1:])], math.prod(part.extents))

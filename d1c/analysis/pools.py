@@ -24,6 +24,7 @@ from d1c.analysis.candidates import (
     joins_of,
     kernel_of,
     made,
+    needs_of,
     parallel_groups,
     signature,
     split,
@@ -31,7 +32,7 @@ from d1c.analysis.candidates import (
 from d1c.analysis.layers import Layer
 from d1c.analysis.plans import accumulator_type, assignments, combine_plan, combined, dim_ranges, layout_from, windows
 from d1c.analysis.price import Places, form_of
-from d1c.ir.layout import need_of
+from d1c.ir.layout import reading
 from d1c.ir.structured import Structured
 from d1c.target.mesh import Layout, LayoutError
 
@@ -239,7 +240,7 @@ def _looked(layer: Layer, where: Places, room: float, most: int, loose: bool) ->
         divided = w.used[:, -1] > 1 if w.cut else np.zeros(len(cycles), bool)
         try:
             sizes = [
-                windows(nest, index, o.shape, w.ranges, w.blocks) * o.dtype.bytes
+                windows(nest, index, o, w.ranges, w.blocks) * o.dtype.bytes
                 for index, o in zip(nest.maps, layer.operands, strict=True)
             ]
         except LayoutError:  # an operand does not go with these flat dims
@@ -394,7 +395,8 @@ def _settled(layer: Layer, w: _Ways, which: np.ndarray, where: Places) -> np.nda
         if o.constant or (o.name and (o.name, index) in done):
             continue
         done.add((o.name, index))
-        form, groups = form_of(need_of(extents, index, o.shape, plan))
+        need = reading(extents, index, o.shape, plan)
+        form, groups = form_of(need.thin or need)
         ranges = [int(axes[0][1:]) for axes, _, _ in groups]
         lies, rest = list[list[int]](), -1
         for k, (a, b, _, _, _, first, end) in enumerate(form.components.tolist()):
@@ -424,9 +426,8 @@ def _candidate(layer: Layer, row: _Row, where: Places) -> Candidate:
     held = [a for a, t in zip(mesh.names, way, strict=True) if t == len(w.ranges)]
     blocks = w.blocks[row.number].tolist()
     plan = layout_from(nest, w.ranges, axes, blocks, held)
-    extents = tuple(d.extent for d in nest.dims)
     if row.to is None:
-        needs = tuple(need_of(extents, m, o.shape, plan) for m, o in zip(nest.maps, layer.operands, strict=True))
+        needs = needs_of(layer.operands, nest, plan)
         sizes = [int(x[row.number]) for x in row.figures.sizes]
         result = Layout(plan.groups[: parallel_groups(nest, plan)], plan.held)
         return made(layer, plan, None, needs, result, row.cycles, sizes)

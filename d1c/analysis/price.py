@@ -112,8 +112,9 @@ def _table(rows: Sequence[Sequence[int]], columns: int) -> np.ndarray:
     return np.array(rows, np.int64).reshape(-1, columns)
 
 
-def form_of(need: Need) -> tuple[Form, list[tuple[tuple[str, ...], int, int]]]:
-    """A need as the loops want it, and the (axes, block, extent) of the plan's groups that its parts name."""
+def form_of(need: Need, shape: Sequence[int] = ()) -> tuple[Form, list[tuple[tuple[str, ...], int, int]]]:
+    """A need as the loops want it, and the (axes, block, extent) of the plan's groups that its parts name. `shape`: of
+    the tensor; without it, it is taken to have those elements only that the need is about."""
     from d1c.analysis.price_loop import Form
 
     dims, components, parts, terms = list[list[int]](), list[list[int]](), list[list[int]](), list[list[int]]()
@@ -122,12 +123,16 @@ def form_of(need: Need) -> tuple[Form, list[tuple[tuple[str, ...], int, int]]]:
         lined = c.span > 1 and any(p != (0, n) for p, n in zip(c.pads, c.shape, strict=True))
         components.append([len(dims), len(dims) + c.span, lined, c.rest_lo, c.rest_hi, len(parts),
                            len(parts) + len(c.parts)])  # fmt: skip
-        dims += [[n, before, extent] for n, (before, extent) in zip(c.shape, c.pads, strict=True)]
+        k, rows = len(dims), zip(c.shape, c.pads, strict=True)
+        dims += [[n, before, extent, n, 0, 1] for n, (before, extent) in rows]
+        if shape and c.every:
+            for row, n, (first, step) in zip(dims[k:], shape[k : k + c.span], c.every, strict=True):
+                row[3:] = n, first, step
         for p in c.parts:
             key = p.axes, p.block, math.prod(p.extents)
             parts.append([groups.setdefault(key, len(groups)), len(terms), len(terms) + len(p.extents)])
             terms += [list(t) for t in zip(p.extents, p.coefs, strict=True)]
-    return Form(_table(dims, 3), _table(components, 7), _table(parts, 3), _table(terms, 2)), list(groups)
+    return Form(_table(dims, 6), _table(components, 7), _table(parts, 3), _table(terms, 2)), list(groups)
 
 
 def cut_of(groups: Sequence[tuple[tuple[str, ...], int, int]], fan: Sequence[str], mesh: Mesh) -> Cut:
@@ -195,7 +200,8 @@ class Moves:
 
 
 def moves(sources: Sequence[Layout], need: Need, shape: tuple[int, ...], width: int, where: Places) -> Moves:
-    """The estimate for all `sources` of a tensor of `shape` and `width` bytes an element."""
+    """The estimate for all `sources` of a tensor of `shape` and `width` bytes an element: of what `need` has `thin`, if
+    it has, unless everything is in place."""
     same = [a for a in where.mesh.names if a in need.plan_axes and a not in need.axes]
     parted: dict[tuple[str, ...], list[int]] = {}
     for k, s in enumerate(sources):  # copies along factors with equal windows: each sends to those beside it only
@@ -213,7 +219,7 @@ def _moves(
     from d1c.analysis.price_loop import estimates
 
     mesh, m = where.mesh, where.machine
-    form, groups = form_of(need)
+    form, groups = form_of(need.thin or need, shape)
     mine = {a for axes, _, _ in groups for a in axes}
     fan = tuple(a for a in mesh.names if a in need.plan_axes and a not in mine and a not in apart)
     if apart:

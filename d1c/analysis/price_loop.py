@@ -52,8 +52,9 @@ class Grid(NamedTuple):
 
 
 class Form(NamedTuple):
-    """A need without its factors. `dims` [rank, 3]: extent, elements before it, padded extent; `components` [n, 7];
-    `parts` [n, 3]: group of the plan, first and last + 1 of `terms` [n, 2]: extent, coefficient."""
+    """A need without its factors. `dims` [rank, 6]: extent, elements before it, padded extent; the tensor's extent, the
+    first element of those that the need is about, and their step; `components` [n, 7]; `parts` [n, 3]: group of the
+    plan, first and last + 1 of `terms` [n, 2]: extent, coefficient."""
 
     dims: np.ndarray
     components: np.ndarray
@@ -271,6 +272,15 @@ def _linear(dims, ints, s, first, end):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)  # type: ignore[misc, unused-ignore]
+def _stored(form, ints, s, first, end):  # type: ignore[no-untyped-def]
+    """Row-major index of sample `s` in the tensor's dims first..end - 1."""
+    index = np.int64(0)
+    for d in range(first, end):
+        index = index * form.dims[d, 3] + form.dims[d, 4] + ints[s, FIELDS + d] * form.dims[d, 5]
+    return index
+
+
+@njit(cache=True, nogil=True)  # type: ignore[misc, unused-ignore]
 def add_up(  # type: ignore[no-untyped-def]
     form, cut, g, ints, weights, samples, whole, source, width, copies, row_share, column_share
 ):
@@ -292,15 +302,17 @@ def add_up(  # type: ignore[no-untyped-def]
         fan *= size_of[a]
         across = across or (kind_of[a] == 1 and size_of[a] > 1)
         down = down or (g.snake and kind_of[a] == 0)
-    extents, unbroken = np.ones(last + 1, np.int64), np.empty(last + 1, np.bool_)
-    index, low = (
-        np.empty(last + 1, np.int64),
-        np.empty(last + 1, np.int64),
-    )  # of the sample, of its block in relation to it
+    # Of every group: its extent, that of the tensor, how many elements are skipped for one.
+    extents, stored, skips = np.ones(last + 1, np.int64), np.ones(last + 1, np.int64), np.ones(last + 1, np.int64)
+    unbroken = np.empty(last + 1, np.bool_)
+    # Index of the sample, and its owner's block in relation to it.
+    index, low, high = np.empty(last + 1, np.int64), np.empty(last + 1, np.int64), np.empty(last + 1, np.int64)
     for k in range(last + 1):
         for d in range(groups[k, 0], groups[k, 1]):
             extents[k] *= dims[d, 0]
-        unbroken[k] = groups[k, 2] == 0 or groups[k, 2] == extents[k]
+            stored[k] *= dims[d, 3]
+            skips[k] *= dims[d, 5]
+        unbroken[k] = groups[k, 2] == 0 or groups[k, 2] == stored[k]
     accesses, longest, still = 0.0, 0, True
     for s in range(samples):
         core = np.int64(0)
@@ -308,11 +320,17 @@ def add_up(  # type: ignore[no-untyped-def]
             linear, block = ints[s, FIELDS + groups[k, 0]], groups[k, 2]
             for d in range(groups[k, 0] + 1, groups[k, 1]):
                 linear = linear * dims[d, 0] + ints[s, FIELDS + d]
-            index[k], low[k] = linear, -linear
+            index[k] = linear
+            if skips[k] > 1:
+                linear = _stored(form, ints, s, groups[k, 0], groups[k, 1])
+            low[k], high[k] = -linear, stored[k] - linear
             if block > 0:
                 position = linear // block
                 low[k] = position * block - linear
+                high[k] = min(low[k] + block, high[k])
                 core += core_of(position, groups[k, 3], groups[k, 4], axes, size_of, inverse_of, stride)
+            if skips[k] > 1:
+                low[k], high[k] = -(-low[k] // skips[k]), (high[k] + skips[k] - 1) // skips[k]
         target = ints[s, TARGET]
         for a in copied:
             core += target // stride[a] % size_of[a] * stride[a]
@@ -340,9 +358,7 @@ def add_up(  # type: ignore[no-untyped-def]
             lined = new_target and lying[c, LINED] == 1
             inner = end - 1 if lined else max(a, first)
             if new_source:
-                slo, shi = low[k], extents[k] - index[k]
-                if groups[k, 2] > 0:
-                    shi = min(slo + groups[k, 2], shi)
+                slo, shi = low[k], high[k]
                 joined_source = unbroken[k]
             if new_target:
                 tlo, thi = ints[s, base + LOW], ints[s, base + HIGH]
@@ -353,6 +369,8 @@ def add_up(  # type: ignore[no-untyped-def]
             stop, start = min(shi, thi, row - at), max(slo, tlo, -at)
             common = stop - start if stop > start else np.int64(1)
             size = size * common
+            for d in range(inner, end):
+                joined = joined and dims[d, 5] == 1
             if joined:
                 run = run * common
             joined = joined and inner == a and inner == first and whole[c] and joined_source

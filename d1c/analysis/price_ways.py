@@ -116,14 +116,15 @@ def joined(extents, ranges, ways, blocks, after, cuts, slots, same, g, width):  
     for r in ranges:
         parts += r >= 0
     form = Form(
-        np.zeros((rank, 3), np.int64), np.zeros((rank, 7), np.int64), np.zeros((parts, 3), np.int64),
+        np.zeros((rank, 6), np.int64), np.zeros((rank, 7), np.int64), np.zeros((parts, 3), np.int64),
         np.ones((parts, 2), np.int64),
     )  # fmt: skip
     total = np.empty(rank, np.int64)
     p = 0
     for d in range(rank):
         total[d] = extents[d - 1] if d else 1
-        form.dims[d, 0] = form.dims[d, 2] = total[d]
+        form.dims[d, 0] = form.dims[d, 2] = form.dims[d, 3] = total[d]
+        form.dims[d, 5] = 1
         form.components[d, 0], form.components[d, 1], form.components[d, 4] = d, d + 1, total[d] - 1
         form.components[d, 5] = p
         if d and ranges[d - 1] >= 0:
@@ -134,7 +135,7 @@ def joined(extents, ranges, ways, blocks, after, cuts, slots, same, g, width):  
         form.components[d, 6] = p
     rows = np.empty(0)
     for i in range(count):
-        total[0] = form.dims[0, 0] = form.dims[0, 2] = slots[i]
+        total[0] = form.dims[0, 0] = form.dims[0, 2] = form.dims[0, 3] = slots[i]
         form.components[0, 4] = slots[i] - 1
         cut = Cut(np.empty((parts, 4), np.int64), np.empty(factors, np.int64), np.empty(0, np.int64))
         table, axes = np.zeros((rank, 5), np.int64), np.empty(factors, np.int64)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from d1c.ir.core import Block, Op, Value
-from d1c.ir.layout import Need, linear, need_of
+from d1c.ir.layout import Need, linear, need_of, thinned
 from d1c.ir.structured import Entry, Structured
 from d1c.ir.types import TensorType, WindowType
 from d1c.ops.opdef import opdef
@@ -189,6 +189,10 @@ def _addressing(
             entries.append(index[at])
             covered += index[at].span
             at += 1
+        if comp.every:
+            thin = thinned(extents, index, read.shape)
+            assert thin is not None
+            entries = list(thin[0][at - len(entries) : at])
         const, coefs = linear(entries, comp.pads)
         for d, f in coefs.items():
             total[d] = total.get(d, 0) + f * stride

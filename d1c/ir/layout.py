@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
@@ -49,6 +49,8 @@ class Component:
     `pads` holds per dim (elements before index 0, padded extent): the linear space is row-major over the padded
     extents. For a single dim the space is the raw index itself (which may be negative). The interval at a position is
     [sum of the parts' first values + rest_lo, sum of their last values + rest_hi + 1).
+    `every`: the space is that of some elements only, per dim the `first` and every `step`-th behind it; () where it is
+    that of all. The tensor then has more elements than `shape` says.
     """
 
     shape: tuple[int, ...]
@@ -56,6 +58,7 @@ class Component:
     parts: tuple[Part, ...]
     rest_lo: int
     rest_hi: int
+    every: tuple[tuple[int, int], ...] = ()
 
     @property
     def span(self) -> int:
@@ -88,34 +91,39 @@ class Component:
             f" by {axes_text(p.axes)} / {p.block} of {'x'.join(map(str, p.extents))} at {' '.join(map(str, p.coefs))}"
             for p in self.parts
         )
-        return f"{'x'.join(map(str, self.shape))}{pads} rest {self.rest_lo} {self.rest_hi}{parts}"
+        every = " every " + " ".join(f"{first}+{step}" for first, step in self.every) if self.every else ""
+        return f"{'x'.join(map(str, self.shape))}{every}{pads} rest {self.rest_lo} {self.rest_hi}{parts}"
 
     @classmethod
     def parse(cls, text: str) -> Component:
-        m = re.fullmatch(r"([\dx]+)(?: pad ([\d+ ]+))? rest (-?\d+) (-?\d+)((?: by .*)?)", text.strip())
+        m = re.fullmatch(
+            r"([\dx]+)(?: every ([\d+ ]+?))?(?: pad ([\d+ ]+))? rest (-?\d+) (-?\d+)((?: by .*)?)", text.strip()
+        )
         if not m:
             raise LayoutError(f"cannot read need component {text!r}")
         shape = tuple(int(n) for n in m[1].split("x"))
-        pads = tuple((int(b), int(e)) for b, e in (w.split("+") for w in (m[2] or "").split())) or ((0, shape[0]),)
+        every, pads = (tuple((int(b), int(e)) for b, e in (w.split("+") for w in (m[k] or "").split())) for k in (2, 3))
         parts = []
-        for piece in filter(None, m[5].split(" by ")):
+        for piece in filter(None, m[6].split(" by ")):
             q = re.fullmatch(r"(.*?) / (\d+) of ([\dx]+) at ([-\d ]+)", piece.strip())
             if not q:
                 raise LayoutError(f"cannot read need part {piece!r}")
             parts.append(
                 Part(tuple(map(int, q[3].split("x"))), tuple(map(int, q[4].split())), parse_axes(q[1]), int(q[2]))
             )
-        return cls(shape, pads, tuple(parts), int(m[3]), int(m[4]))
+        return cls(shape, pads or ((0, shape[0]),), tuple(parts), int(m[4]), int(m[5]), every)
 
 
 @hashed_once
 @dataclass(frozen=True)
 class Need:
-    """What every core of a plan holds of one operand: components cover its dims in order. `held`: the plan's."""
+    """What every core of a plan holds of one operand: components cover its dims in order. `held`: the plan's. `thin`:
+    the same without the elements between those that are read, None where there are none (see `reading`)."""
 
     components: tuple[Component, ...]
     plan_axes: tuple[str, ...]
     held: tuple[str, ...] = ()
+    thin: Need | None = None
 
     @cached_property
     def axes(self) -> tuple[str, ...]:
@@ -152,6 +160,49 @@ def need_of(dims: tuple[int, ...], index: Map, shape: tuple[int, ...], plan: Lay
         for part, pads, parts, lo, hi in outlines
     )
     return Need(tuple(components), plan.axes, plan.held)
+
+
+def thin_of(dims: tuple[int, ...], index: Map, shape: tuple[int, ...], plan: Layout) -> Need | None:
+    """`need_of` without the elements that lie between those that are read: of windows with steps, None without."""
+    found = thinned(dims, index, shape)
+    if found is None:
+        return None
+    entries, extents, every = found
+    need, k, components = need_of(dims, entries, extents, plan), 0, []
+    for c in need.components:
+        mine = every[k : k + c.span]
+        components.append(replace(c, every=mine) if any(step > 1 for _, step in mine) else c)
+        k += c.span
+    return replace(need, components=tuple(components))
+
+
+def reading(dims: tuple[int, ...], index: Map, shape: tuple[int, ...], plan: Layout) -> Need:
+    """The need of an operand that may be moved: `need_of` with what a movement brings in its place."""
+    return replace(need_of(dims, index, shape, plan), thin=thin_of(dims, index, shape, plan))
+
+
+@lru_cache(maxsize=1 << 12)
+def thinned(
+    dims: tuple[int, ...], index: Map, shape: tuple[int, ...]
+) -> tuple[Map, tuple[int, ...], tuple[tuple[int, int], ...]] | None:
+    """The map by which an operand is read of which only those elements are left that lie in the steps of its map; its
+    extents, and per dim the first and the step of what is left. None where all are left."""
+    entries, extents, every = list[Entry](), list[int](), list[tuple[int, int]]()
+    for e in index:
+        k = len(extents)
+        coefs = [c for d, c in e.terms if dims[d] > 1]
+        step = math.gcd(*coefs) if e.span == 1 and min(coefs, default=0) > 0 else 1
+        first = e.offset % step
+        if step == 1 or first >= shape[k]:
+            entries.append(e)
+            extents += shape[k : k + e.span]
+            every += [(0, 1)] * e.span
+            continue
+        terms = tuple((d, c // step) for d, c in e.terms if dims[d] > 1)
+        entries.append(Entry(terms, e.offset // step))
+        extents.append(-(-(shape[k] - first) // step))
+        every.append((first, step))
+    return (tuple(entries), tuple(extents), tuple(every)) if any(step > 1 for _, step in every) else None
 
 
 _Outline = tuple[

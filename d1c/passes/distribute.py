@@ -50,7 +50,7 @@ from d1c.analysis.price import places
 from d1c.analysis.random_plans import random_plan
 from d1c.analysis.segments import segmented
 from d1c.ir.core import Block, Function, Module, Op, Value
-from d1c.ir.layout import Need, need_of
+from d1c.ir.layout import Need, need_of, reading
 from d1c.ir.structured import Dim, Structured
 from d1c.ir.types import TensorType, WindowType
 from d1c.ops.dist.compute import ComputeAttrs, DistConstAttrs, ExchangeAttrs, compute_type
@@ -234,10 +234,10 @@ class _Distributor:
         plan.check(extents, self.mesh)
         operands = []
         for o, index, fill in zip(layer.operands, layer.nest.maps, layer.nest.fills, strict=True):
-            need = need_of(extents, index, o.shape, plan)
-            operands.append(
-                self.constant(o, need, fill, layer.origin) if o.constant else self.fetch(o, need, fill, layer.origin)
-            )
+            if o.constant:
+                operands.append(self.constant(o, need_of(extents, index, o.shape, plan), fill, layer.origin))
+            else:
+                operands.append(self.fetch(o, reading(extents, index, o.shape, plan), fill, layer.origin))
         regions = [(n, b) for n, b in (("term", layer.term), ("epilogue", layer.epilogue)) if b.ops]
         attrs = ComputeAttrs(layer.nest, plan, result.dtype.name, tuple(n for n, _ in regions), of)
         value = Value(compute_type(attrs), result.name)
@@ -255,6 +255,9 @@ class _Distributor:
         x = exchange_of(layout, o.shape, need, self.mesh)
         if in_place(x, layout, need):
             return source
+        if need.thin is not None:
+            need = need.thin
+            x = exchange_of(layout, o.shape, need, self.mesh)
         key = (o.name, o.constant, need, fill if x.padded else None)
         if key not in self.windows:
             w = Value(WindowType(o.shape, o.dtype, need), f"{o.name}.w")

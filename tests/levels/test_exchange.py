@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from d1c.analysis.exchange import exchange
-from d1c.ir.layout import Need, need_of
+from d1c.ir.layout import Need, need_of, thin_of
 from d1c.ir.structured import Entry
 from d1c.target.mesh import Group, Layout, LayoutError, Mesh
 
@@ -62,6 +62,10 @@ def address(need: Need, mesh: Mesh, core: int, index, point) -> int:
         d = 0
         for entry in entries:
             raw = entry.offset + sum(f * point[i] for i, f in entry.terms)
+            if c.every and entry.span == 1:
+                first, step = c.every[d]
+                assert (raw - first) % step == 0
+                raw = (raw - first) // step
             if len(entries) == 1:
                 lin = raw
             elif entry.span == 1:
@@ -76,7 +80,7 @@ def address(need: Need, mesh: Mesh, core: int, index, point) -> int:
     return out
 
 
-def check(dims, index, shape, plan, source, mesh=MESH):
+def check(dims, index, shape, plan, source, mesh=MESH, need_of=need_of):
     array = np.arange(math.prod(shape)).reshape(shape)
     plan.check(dims, mesh)
     source.check(shape, mesh)
@@ -249,6 +253,38 @@ def random_layout(rng, shape, mesh, flat):
         groups.append(Group(s, tuple(axes), b + int(rng.integers(0, 2)) if axes else 0))
         k += s
     return Layout(tuple(groups), tuple(a for a, p in zip(mesh.names, pick, strict=True) if p == len(spans)))
+
+
+STEPS = {
+    "both dims": ((2, 3, 2, 4, 1, 1, 3), (E((1, 2), (4, 1)), E((2, 2), (5, 1)))),
+    "one dim": ((2, 2, 4, 4, 1, 1, 3), (E((1, 3), (4, 1)), E((2, 1), (5, 1)))),
+    "from the second": ((2, 2, 2, 4, 1, 1, 3), (E((1, 2), (4, 1), off=1), E((2, 2), (5, 1), off=1))),
+    "into the padding": ((2, 4, 3, 4, 1, 1, 3), (E((1, 2), (4, 1), off=-2), E((2, 2), (5, 1)))),
+    "several taps": ((2, 2, 1, 4, 2, 2, 3), (E((1, 2), (4, 2)), E((2, 2), (5, 2)))),
+}
+"""Iteration dims, and how they read the height and the width of an image of 5 x 4 pixels."""
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_windows_with_steps_bring_only_what_is_read(name):
+    rng = np.random.default_rng(6)
+    shape, (dims, rows) = (2, 5, 4, 3), STEPS[name]
+    index = (E((0, 1)), *rows, E((6, 1)))
+    smaller = 0
+    for k in range(8):
+        plan = random_layout(rng, dims[:4], MESH, flat=bool(k % 2))
+        plan = Layout((*plan.groups, Group(), Group(), Group()), plan.held)
+        source = random_layout(rng, shape, MESH, flat=bool(rng.random() < 0.6))
+        x, need = check(dims, index, shape, plan, source, need_of=thin_of)
+        assert any(step > 1 for c in need.components for _, step in c.every)
+        elements, hull = (
+            x.window_elements,
+            exchange(source, shape, need_of(dims, index, shape, plan), MESH).window_elements,
+        )
+        assert elements <= hull
+        smaller += elements < hull
+    assert smaller > 0
+    assert thin_of(dims[:1], index[:1], shape[:1], Layout((Group(),))) is None
 
 
 def test_rules_are_refused_by_name():

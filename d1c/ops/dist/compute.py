@@ -12,7 +12,7 @@ from typing import Any
 
 from d1c.ir.attributes import register_attribute
 from d1c.ir.core import Op
-from d1c.ir.layout import need_of
+from d1c.ir.layout import need_of, thin_of
 from d1c.ir.structured import Structured
 from d1c.ir.types import TensorType, Type, WindowType
 from d1c.ops.graph.move import or_bits
@@ -83,7 +83,9 @@ def _infer_compute(op: Op) -> tuple[Type, ...]:
     if len(op.operands) != len(attrs.nest.maps):
         raise ValueError(f"has {len(op.operands)} operands, its nest reads {len(attrs.nest.maps)}")
     for i, (v, m) in enumerate(zip(op.operands, attrs.nest.maps, strict=True)):
-        if isinstance(v.type, WindowType) and v.type.need != need_of(extents, m, v.type.shape, attrs.plan):
+        if isinstance(v.type, WindowType) and v.type.need not in (
+            need_of(extents, m, v.type.shape, attrs.plan), thin_of(extents, m, v.type.shape, attrs.plan)
+        ):  # fmt: skip
             raise ValueError(f"operand {i} is a window for another plan or map")
     return (compute_type(attrs),)
 
