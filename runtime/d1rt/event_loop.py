@@ -1,6 +1,6 @@
 """The event loop of the timing engine: messages over links and threads over commands in order of time (numba).
 
-Pools do not grow in here: `run` returns FULL and goes on when it is called again with larger ones.
+Pools do not grow here: `run` returns FULL and goes on when it is called again with larger ones.
 """
 
 from __future__ import annotations  # noqa: I001 (a name a line would be too long a file)

@@ -102,15 +102,11 @@ def _takes(
 
 
 @inline
-def move(
-    q: Queue, net: Net, routes: Routes, now: int, kind: int, at: int, m: int, command: int, cursor: int, wait: int,
-    sent: int,
-) -> None:  # fmt: skip
-    """The head of train `m` is at a router: it goes to the receiver here and on to others, or waits for that. It keeps
-    its places in the buffer until all copies have begun to leave."""
-    tree, cols, src, p = routes.message[m, 4], net.shape[1], routes.message[m, 0], routes.message[m, 1]
-    cells = net.shape[0] * cols
-    right = left = down = up = here = -1  # where each way leads to: a receiver's column, a receiver
+def ahead(net: Net, routes: Routes, kind: int, at: int, m: int, cursor: int) -> Any:
+    """Row and column of the router that a train is at, and the cursors of what lies to the right, left, down, up, and
+    of the receiver here; -1: nothing."""
+    tree, cols, src = routes.message[m, 4], net.shape[1], routes.message[m, 0]
+    right = left = down = up = here = -1
     if tree >= 0:
         branch = routes.branch[tree if kind == SOURCE else cursor]
         r, c = branch[0] // cols, branch[0] % cols
@@ -151,6 +147,19 @@ def move(
                 here = t
                 t += 1
             down = t if t < end else -1
+    return r, c, right, left, down, up, here
+
+
+@inline
+def move(
+    q: Queue, net: Net, routes: Routes, now: int, kind: int, at: int, m: int, command: int, cursor: int, wait: int,
+    sent: int,
+) -> None:  # fmt: skip
+    """The head of train `m` is at a router: it goes to the receiver here and on to others, or waits for that. It keeps
+    its places in the buffer until all copies have begun to leave."""
+    cols, src, p = net.shape[1], routes.message[m, 0], routes.message[m, 1]
+    cells = net.shape[0] * cols
+    r, c, right, left, down, up, here = ahead(net, routes, kind, at, m, cursor)
     site = r * cols + c
     behind = site - 1 if kind == RIGHT else site + 1 if kind == LEFT else site - cols if kind == DOWN else site + cols
     came = (kind - RIGHT) * cells + behind
