@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -43,6 +43,17 @@ SMALL_EVENTS, SMALL_BYTES = 30_000, 1 << 26
 
 ALONE = 1 << 18
 """In a program with loops, stretches of less work run on one host thread: waking the others would take longer."""
+
+
+def fixed_loops(program: Program, steps: Sequence[Step]) -> dict[str, set[int]]:
+    """By kernel: the loops of which all of its calls make all iterations on all cores."""
+    out: dict[int, set[int]] = {}
+    for s in steps:
+        if isinstance(c := s.command, Call):
+            loops_ = enumerate(zip(program.kernels[c.kernel][1].loops, c.trips, strict=True))
+            whole = {i for i, (loop, t) in loops_ if (t.of(program.mesh)[s.cores] == loop.extent).all()}
+            out[c.kernel] = out.get(c.kernel, whole) & whole
+    return {program.kernels[k][0]: whole for k, whole in out.items()}
 
 
 class Engine:
@@ -81,6 +92,7 @@ class Engine:
         self.kernels = build(
             {program.kernels[k][0]: program.kernels[k][1] for k in sorted(single)}, use_dot=use_dot,
             joint={t.name: t.joint for t in together.values()},
+            fixed=fixed_loops(program, [s for s in flat if id(s) not in together]),
         )  # fmt: skip
         self._joints = found, together
         self._inputs = [Scatter(self.memory, p) for p in program.inputs]

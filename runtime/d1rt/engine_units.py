@@ -19,7 +19,7 @@ from d1rt.engine_states import Movement, holders
 from d1rt.jit_nest import Kernels
 
 COPIED = 96 << 10
-"""Bytes that a copy unit moves, about, so that threads are done with a phase at the same time; a run counts RUN more."""
+"""Bytes of a copy unit, about, so that threads are done with a phase at the same time; a run counts for RUN more."""
 RUN = 64
 """A run takes about as long as so many bytes of it."""
 PIECES = 32

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from d1c.target.kernel import COMPUTE_TYPE, Body, Nest
 from d1rt.jit_ir import Function, Value, element, vec, width
 from d1rt.jit_vector import LANES, LLVM, SIZE, emit_body, first, load_raw, narrow, store_raw, widen
 
 Pointers = list[Value]
+MOST_TURNS = 16
+"""Iterations of loops that are written out, at most."""
 MOST_PIECES = 2
 """Narrow vectors, at most, that stand in for a part of a wide one: each is code."""
 
 
 class Frame:
     """One function's view of a call: `args` is the int64 array [out, operands, tables, trip counts, scalars]. `tables`:
-    how many it has, where the nest does not use them all."""
+    how many it has, where the nest does not use them all; `fixed`: loops of which every call makes all iterations."""
 
-    def __init__(self, fn: Function, nest: Nest, args: Value, scratch: Value, tables: int | None = None) -> None:
+    def __init__(
+        self, fn: Function, nest: Nest, args: Value, scratch: Value, tables: int | None = None,
+        fixed: Collection[int] = (),
+    ) -> None:  # fmt: skip
         self.fn, self.nest, self.args, self.scratch = fn, nest, args, scratch
         self.slots = (nest.out, *nest.operands)
         self.sizes = [SIZE[o.dtype] for o in self.slots]
@@ -25,6 +30,8 @@ class Frame:
         count = len(self.slots) + tables
         self._tables = [self.argument("ptr", len(self.slots) + t) for t in range(tables)]
         self.trips = [self.argument("i64", count + i) for i in range(len(nest.loops))]
+        self.fixed = fixed
+        self._unrolled = unrolled(nest, fixed)
         self.scalars = [self.argument("i64", count + len(nest.loops) + i) for i in range(nest.scalars)]
 
     def argument(self, type_: str, index: int) -> Value:
@@ -76,6 +83,11 @@ class Frame:
         if not loops:
             return body(pointers, state)
         loop, lo, hi = loops[0]
+        if loop in self._unrolled:
+            for i in range(self.nest.loops[loop].extent):
+                at = self.step(pointers, loop, self.fn.const("i64", i), slots)
+                state = self.fold(loops[1:], at, slots, state, body)
+            return state
 
         def turn(i: Value, *carried: Value) -> Sequence[Value]:
             return self.fold(loops[1:], self.step(pointers, loop, i, slots), slots, carried, body)
@@ -97,6 +109,7 @@ class Frame:
         `wide`: how many vectors the large blocks have; `slots`: those that the body uses; `all_of`: every call makes
         all iterations of the loop."""
         fn, whole = self.fn, trip is None
+        all_of = all_of or (whole and loop in self.fixed)
         trip = trip or self.trips[loop]
         used = range(len(self.slots)) if slots is None else slots
         begin = fn.const("i64", origin)
@@ -228,6 +241,18 @@ class Frame:
             return acc
 
         return fn.loop(0, count, 1, [fn.zero(t) for t in types], turn)
+
+
+def unrolled(nest: Nest, fixed: Collection[int]) -> tuple[int, ...]:
+    """Reduce loops that are written out: inner ones, of which every call makes all iterations, while they are few."""
+    out: list[int] = []
+    count = 1
+    for i in reversed(range(nest.parallel, len(nest.loops))):
+        count *= nest.loops[i].extent
+        if nest.lanes or i not in fixed or count > MOST_TURNS or (i == nest.cut and levels(nest)):
+            break
+        out.append(i)
+    return tuple(out)
 
 
 def levels(nest: Nest) -> int:

@@ -8,7 +8,7 @@ have FTZ and DAZ set: `Kernels.enter` and `Kernels.leave` do so. d1c.target.nume
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import cache, partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from d1c.errors import UsageError
 from d1c.target.kernel import Nest
 from d1rt.jit_ir import Function, Module, Value, vec
 from d1rt.jit_joint import Joint, alone, joint_scratch, joint_text
-from d1rt.jit_loops import Frame, levels
+from d1rt.jit_loops import Frame, levels, unrolled
 from d1rt.jit_mac import Blocking, blocking, emit_mac, scratch_layout
 from d1rt.jit_map import emit_lookup, emit_map, emit_scatter
 from d1rt.jit_object import Host, Library, ObjectCache, compile_all, compile_made, default_folder, generator, host
@@ -87,12 +87,13 @@ def scratch_bytes(nest: Nest) -> int:
     return levels(nest) * WIDE * LANES * 8
 
 
-def nest_text(nest: Nest, blocks: Blocking) -> str:
-    """The LLVM module of one nest; its function is called `kernel`."""
+def nest_text(nest: Nest, blocks: Blocking, fixed: Collection[int] = ()) -> str:
+    """The LLVM module of one nest; its function is called `kernel`. `fixed`: loops of which every call makes all
+    iterations."""
     module = Module()
     fn = Function(module, "kernel", ["ptr noalias", "ptr noalias"])
     args, scratch = fn.args
-    frame = Frame(fn, nest, args, scratch)
+    frame = Frame(fn, nest, args, scratch, fixed=fixed)
     if wide := computes_f64(nest):
         before = _plain_arithmetic(fn)
     if nest.kind == "map":
@@ -112,6 +113,11 @@ def nest_text(nest: Nest, blocks: Blocking) -> str:
         fn.call("void", "llvm.x86.sse.ldmxcsr", before)
     fn.raw("ret void")
     return str(module)
+
+
+def unrolls(nest: Nest) -> bool:
+    """Whether the code is better for loops of which every call makes all iterations: small reductions."""
+    return not blocked(nest) and bool(unrolled(nest, range(len(nest.loops))))
 
 
 def blocked(nest: Nest) -> bool:
@@ -152,11 +158,12 @@ def units_of(use_dot: bool | None = None, cpu: str | None = None, wide: bool | N
 def build(
     nests: Mapping[str, Nest], cpu: str | None = None, use_dot: bool | None = None, wide: bool | None = None,
     folder: Path | None = None, cached: bool = True, joint: Mapping[str, Joint] | None = None,
+    fixed: Mapping[str, Collection[int]] | None = None,
 ) -> Kernels:  # fmt: skip
     """Compile nests by name. `cpu`: an LLVM cpu name instead of the host's; `use_dot`: whether to use the bf16 dot
     product (default: where the host has it and it passes its test); `wide`: blocks for AVX-512 (default: by the cpu);
     `folder`: the object cache (default: the user's). No choice changes any bit of the results. `joint`: kernels for
-    many cores at a time, by names of their own."""
+    many cores at a time, by names of their own; `fixed`: per name, loops of which every call makes all iterations."""
     target = host() if cpu is None else Host(cpu, "")
     cache_ = ObjectCache((folder or default_folder()) if cached else None)
     wide, dot = units_of(use_dot, cpu, wide)
@@ -164,7 +171,9 @@ def build(
     made: dict[str, tuple[str, Callable[[], str]]] = {}
     packed = dict(joint or {}) | {n: j for n, x in nests.items() if (j := alone(x, wide, dot)) is not None}
     plain = {n: x for n, x in nests.items() if n not in packed}
-    made |= {n: (repr((generator(), blocks, x)), partial(nest_text, x, blocks)) for n, x in plain.items()}
+    for n, x in plain.items():
+        whole = tuple(sorted((fixed or {}).get(n, ()))) if unrolls(x) else ()
+        made[n] = repr((generator(), blocks, x, whole)), partial(nest_text, x, blocks, whole)
     made |= {n: (repr((generator(), x)), partial(joint_text, x)) for n, x in packed.items()}
     made["mxcsr"] = _mxcsr_text(), _mxcsr_text
     objects = dict(zip(made, compile_made(made.values(), target, cache_), strict=True))

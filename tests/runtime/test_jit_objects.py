@@ -63,7 +63,7 @@ def test_a_cached_kernel_makes_no_text(tmp_path: Path, monkeypatch: pytest.Monke
     first = build({"relu": relu(21), "other": relu(23)}, folder=tmp_path)
     made: list[Nest] = []
     text = jit_nest.nest_text
-    monkeypatch.setattr(jit_nest, "nest_text", lambda nest, blocks: made.append(nest) or text(nest, blocks))
+    monkeypatch.setattr(jit_nest, "nest_text", lambda nest, *how: made.append(nest) or text(nest, *how))
     again = build({"again": relu(21), "equal": relu(21), "other": relu(23)}, folder=tmp_path)
     assert again.hits == first.misses and not made and again.address("again") == again.address("equal")
     assert not build({"same": relu(39)}, folder=tmp_path).misses and made == [relu(39)]  # another record, its text
