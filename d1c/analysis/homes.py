@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from d1c.ir.layout import Need
-from d1c.target.mesh import Group, Layout, Mesh
+from d1c.target.mesh import Group, Layout, LayoutError, Mesh
 
 LEAST = 4
 """The next larger home spreads a window over so many times as many cores."""
@@ -115,3 +115,29 @@ def _spread(
         axes = (*axes, *over) if d == best else axes
         groups.append(Group(1, axes, -(-block // parts) if d == best else block) if axes else Group())
     return Layout(tuple(groups))
+
+
+def resting(need: Need, shape: tuple[int, ...], mesh: Mesh) -> Layout | None:
+    """A layout in which every core owns a part of what it needs; None where the need does not say one."""
+    groups: list[Group] = []
+    used: list[str] = []
+    k = 0
+    for c in need.components:
+        n = math.prod(shape[k : k + c.span])
+        axes = c.parts[0].axes if len(c.parts) == 1 else ()
+        if len(c.parts) > 1 or set(axes) & set(used):
+            return None
+        if axes:
+            part = c.parts[0]
+            positions = -(-math.prod(part.extents) // part.block)
+            groups.append(Group(c.span, axes, -(-n // min(positions, n))))
+        else:
+            groups += [Group()] * c.span
+        used += axes
+        k += c.span
+    layout = Layout(tuple(groups), tuple(a for a in mesh.names if a not in used))
+    try:
+        layout.check(shape, mesh)
+    except LayoutError:
+        return None
+    return layout

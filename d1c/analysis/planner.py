@@ -12,21 +12,23 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from d1c.analysis.candidates import Candidate, Like, idle_price, priced, signature, used_cores
 from d1c.analysis.choose import cheapest
-from d1c.analysis.homes import Home, homes, hull, rate
+from d1c.analysis.homes import Home, homes, hull, rate, resting
 from d1c.analysis.layers import Layer, Stored
 from d1c.analysis.plans import inherited, spread
 from d1c.analysis.pools import Pool, pool_of
 from d1c.analysis.price import Places, moves
 from d1c.errors import DoesNotFit
 from d1c.ir.layout import Need
-from d1c.target.mesh import Group, Layout, LayoutError
+from d1c.target.mesh import Layout, LayoutError
 
 MORE, ROUNDS = 4, 3
 """Candidates of a layer that are added per round, and rounds at most; `Places.first` is how many there are at first."""
@@ -38,6 +40,8 @@ CROWDED = 2.0
 """How many times as long as its estimate the gathering of constants counts: all cores of a neighbourhood send to all
 others at once, beside what else moves, and trees wait for each other (a layer of gpt2: 16,900 cycles by events for
 8,500)."""
+THREADS = 4
+"""Pools that are made at a time at most: what needs the lock has to wait."""
 SMALL = 2048
 """Bytes of a constant's window that always stays: gathering it would cost its distance and save nothing."""
 
@@ -117,6 +121,18 @@ class Planner:
                 break
         return graph.result(*chosen, budget)
 
+    def prepare(self, layers: Sequence[Layer]) -> None:
+        """Make the pools of all layers, some at a time: most of the work is done outside the interpreter's lock."""
+        new = {like: None for x in layers if (like := Like(signature(x), x)) not in self.pools}
+        workers = min(len(os.sched_getaffinity(0)), len(new), THREADS)
+        if workers > 1:
+            with ThreadPoolExecutor(workers) as threads:
+                made = {like: threads.submit(pool_of, like.layer, self.where, self.room) for like in new}
+                try:
+                    self.pools |= {like: pool.result() for like, pool in made.items()}
+                except LayoutError:  # `pool` tells which
+                    threads.shutdown(cancel_futures=True)
+
     def pool(self, layer: Layer, byte: float = 0.0) -> list[Candidate]:
         """The candidates of a layer where a byte of constants counts `byte` cycles."""
         like = Like(signature(layer), layer)
@@ -186,6 +202,7 @@ class _Graph:
             at[s.name] = len(self.variables)
             self.variables.append(_Variable(None, [], []))
             self.add(self.variables[-1], _lying(spread(s.shape, planner.where.mesh), s))
+        planner.prepare(layers)
         for layer in layers:
             number = len(self.variables)
             v = _Variable(layer, [], [])
@@ -260,7 +277,7 @@ class _Graph:
         for j, read in v.readers:
             reader = self.variables[j]
             for i in reader.use:
-                layout = resting(reader.pool[i].needs[read.number], read.operand.shape, self.planner)
+                layout = resting(reader.pool[i].needs[read.number], read.operand.shape, self.planner.where.mesh)
                 if layout is not None:
                     lying = _lying(layout, read.operand)
                     if lying.bytes <= self.planner.room / 4:  # its readers' windows must fit beside it
@@ -460,30 +477,3 @@ def _varied(pool: Sequence[Candidate], count: int) -> list[int]:
         order.append((kinds.get(key, 0), i))
         kinds[key] = kinds.get(key, 0) + 1
     return sorted(i for _, i in sorted(order)[:count])
-
-
-def resting(need: Need, shape: tuple[int, ...], planner: Planner) -> Layout | None:
-    """A layout in which every core owns a part of what it needs; None where the need does not say one."""
-    mesh = planner.where.mesh
-    groups: list[Group] = []
-    used: list[str] = []
-    k = 0
-    for c in need.components:
-        n = math.prod(shape[k : k + c.span])
-        axes = c.parts[0].axes if len(c.parts) == 1 else ()
-        if len(c.parts) > 1 or set(axes) & set(used):
-            return None
-        if axes:
-            part = c.parts[0]
-            positions = -(-math.prod(part.extents) // part.block)
-            groups.append(Group(c.span, axes, -(-n // min(positions, n))))
-        else:
-            groups += [Group()] * c.span
-        used += axes
-        k += c.span
-    layout = Layout(tuple(groups), tuple(a for a in mesh.names if a not in used))
-    try:
-        layout.check(shape, mesh)
-    except LayoutError:
-        return None
-    return layout

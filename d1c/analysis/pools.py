@@ -30,11 +30,14 @@ from d1c.analysis.candidates import (
     split,
 )  # fmt: skip
 from d1c.analysis.layers import Layer
+from d1c.analysis.native import Native
 from d1c.analysis.plans import accumulator_type, assignments, combine_plan, combined, dim_ranges, layout_from, windows
 from d1c.analysis.price import Places, form_of
 from d1c.ir.layout import reading
 from d1c.ir.structured import Structured
 from d1c.target.mesh import Layout, LayoutError
+
+_stage_moves, _operand_moves = Native("price_ways", "joined"), Native("price_ways", "settled")
 
 POOL = 5
 """Plans of a layer that are kept, for each that `Places.first` starts with."""
@@ -323,8 +326,6 @@ def _picked(rows: Sequence[_Row], count: int, byte: float) -> list[_Row]:
 def _joined(layer: Layer, w: _Ways, which: np.ndarray, where: Places) -> Iterator[np.ndarray]:
     """For each range to which `combined` may give the factors of the cut, then for none: [which] cycles from the first
     stage of a split reduction to the result; inf for those that an earlier choice has too."""
-    from d1c.analysis.price_ways import joined
-
     nest, m = layer.nest, where.machine
     ranges = w.ranges[:-1]
     extents = [math.prod(d.extent for d in nest.dims[a:b]) for a, b in ranges]
@@ -345,10 +346,11 @@ def _joined(layer: Layer, w: _Ways, which: np.ndarray, where: Places) -> Iterato
     same = np.all(asked[first[1:]] == asked[first[:-1]], axis=1)
     factors, parts = way.shape[1], blocks.shape[1]
     asked = asked[first]
-    found = joined(
+    found = np.empty(len(first))
+    _stage_moves(
         np.array(dims, np.int64), np.array(of, np.int64), asked[:, :factors].copy(),
         asked[:, factors : factors + parts].copy(), after[first], cuts[first], asked[:, -1].copy(),
-        np.concatenate([[False], same]), where.grid, accumulator_type(layer).bytes,
+        np.concatenate([[0], same]), where.grid, accumulator_type(layer).bytes, found,
     )  # fmt: skip
     out = np.full(new.shape, math.inf)
     out[new] = found[inverse]
@@ -383,8 +385,6 @@ def _firsts(keys: np.ndarray, count: int) -> np.ndarray:
 
 def _settled(layer: Layer, w: _Ways, which: np.ndarray, where: Places) -> np.ndarray:
     """[which] cycles of the movements of a layer's operands if they lay as plans like these leave them."""
-    from d1c.analysis.price_ways import settled
-
     nest, m = layer.nest, where.machine
     extents = tuple(d.extent for d in nest.dims)
     plan = layout_from(nest, w.ranges, [(f"t{i}",) for i in range(len(w.ranges))], [1] * len(w.ranges), ())
@@ -410,10 +410,12 @@ def _settled(layer: Layer, w: _Ways, which: np.ndarray, where: Places) -> np.nda
             lies[rest][2] = -1
         way, blocks = w.way[which].astype(np.int64), w.blocks[which]
         first, inverse = _distinct(np.concatenate([way, blocks[:, ranges]], axis=1))
-        found = settled(
+        found = np.empty(len(first))
+        _operand_moves(
             form, np.array(ranges, np.int64), np.array(lies, np.int64).reshape(-1, 3), way[first], blocks[first],
-            sizes, len(w.ranges) - 1 if w.cut else -1, where.grid, o.dtype.bytes,
-        )[inverse]  # fmt: skip
+            sizes, len(w.ranges) - 1 if w.cut else -1, where.grid, o.dtype.bytes, found,
+        )  # fmt: skip
+        found = found[inverse]
         out += np.where(found > 0, found + m.inject_cycles + m.eject_cycles, 0)
     return out
 

@@ -14,18 +14,16 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from d1c.analysis.native import Native
+from d1c.analysis.price_forms import BITS, CORNERS, SPREAD, Cut, Form, Grid, Source
 from d1c.ir.layout import Component, Need
 from d1c.target.embedding import global_position
 from d1c.target.keys import hashed_once
 from d1c.target.machine import Machine
 from d1c.target.mesh import Layout, Mesh
-
-if TYPE_CHECKING:
-    from d1c.analysis.price_loop import Cut, Form, Grid, Source
 
 _STEPS = np.modf(np.sqrt(np.array([2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0, 19.0, 23.0, 29.0, 31.0, 37.0])))[0]
 """Of one irrational each: multiples modulo 1 spread evenly and independently."""
@@ -33,6 +31,8 @@ _STEPS = np.modf(np.sqrt(np.array([2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0, 19.0, 2
 MOST = 1 << 12
 """Receivers and owners that are counted to find the fullest lines of sites."""
 
+_columns, _rows = Native("price_lines", "columns_to"), Native("price_lines", "rows_to")
+_estimates = Native("price_loop", "estimates")
 _KINDS = {"dr": 0, "dc": 1, "nr": 2, "nc": 3}
 
 
@@ -49,9 +49,6 @@ class Places:
 
     @cached_property
     def grid(self) -> Grid:
-        from d1c.analysis.price_lines import BITS
-        from d1c.analysis.price_loop import CORNERS, SPREAD, Grid
-
         m, mesh = self.machine, self.mesh
         sites = global_position(m).reshape(-1, 2).astype(np.int64)
         y, x = np.arange(m.die_rows * m.site_rows), np.arange(m.die_cols * m.site_cols)
@@ -115,8 +112,6 @@ def _table(rows: Sequence[Sequence[int]], columns: int) -> np.ndarray:
 def form_of(need: Need, shape: Sequence[int] = ()) -> tuple[Form, list[tuple[tuple[str, ...], int, int]]]:
     """A need as the loops want it, and the (axes, block, extent) of the plan's groups that its parts name. `shape`: of
     the tensor; without it, it is taken to have those elements only that the need is about."""
-    from d1c.analysis.price_loop import Form
-
     dims, components, parts, terms = list[list[int]](), list[list[int]](), list[list[int]](), list[list[int]]()
     groups: dict[tuple[tuple[str, ...], int, int], int] = {}
     for c in need.components:
@@ -137,8 +132,6 @@ def form_of(need: Need, shape: Sequence[int] = ()) -> tuple[Form, list[tuple[tup
 
 def cut_of(groups: Sequence[tuple[tuple[str, ...], int, int]], fan: Sequence[str], mesh: Mesh) -> Cut:
     """Groups (axes, block, extent), and the factors along which contents are the same."""
-    from d1c.analysis.price_loop import Cut
-
     table, axes = list[list[int]](), list[int]()
     for names, block, extent in groups:
         table.append([len(axes), len(axes) + len(names), block, extent])
@@ -150,19 +143,16 @@ def cut_of(groups: Sequence[tuple[tuple[str, ...], int, int]], fan: Sequence[str
 def _column_shares(groups: tuple[tuple[tuple[str, ...], int], ...], fan: tuple[str, ...], where: Places) -> np.ndarray:
     """Per column of dies the share of all ways down to the receivers that the busiest column of sites takes. `groups`:
     axes and how many of their positions are used."""
-    from d1c.analysis.price_lines import column_shares
-
     cut = cut_of([(axes, 1, used) for axes, used in groups], fan, where.mesh)
-    return np.asarray(column_shares(cut, where.grid, MOST))
+    out = np.empty(where.machine.die_cols)
+    _columns(cut, where.grid, MOST, out)
+    return out
 
 
 @lru_cache(maxsize=1 << 13)
 def _source(layout: Layout, shape: tuple[int, ...], where: Places) -> tuple[Source, np.ndarray, int, tuple[str, ...]]:
     """A layout as the loop wants it; of every row of dies, the share of the tensor's elements there that the busiest
     row of sites owns; how many cores own anything, copies apart; the factors along which there are copies."""
-    from d1c.analysis.price_lines import row_shares
-    from d1c.analysis.price_loop import Source
-
     mesh, owners = where.mesh, 1
     table, axes, extents = list[list[int]](), list[int](), list[int]()
     for a, b, g, n in layout.spans(shape):
@@ -177,8 +167,9 @@ def _source(layout: Layout, shape: tuple[int, ...], where: Places) -> tuple[Sour
     table.append([0, 0, 1, len(axes), len(axes) + len(copies)])  # each copy by itself
     each = Source(_table(table, 5), np.array(axes + numbers, np.int64), source.copies)
     extents.append(mesh.parts(copies))
-    rows = row_shares(each, np.array(extents, np.int64), where.grid, MOST)
-    return source, np.asarray(rows), owners, copies
+    rows = np.empty(where.machine.die_rows)
+    _rows(each, np.array(extents, np.int64), where.grid, MOST, rows)
+    return source, rows, owners, copies
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +207,6 @@ def _moves(
     sources: Sequence[Layout], need: Need, shape: tuple[int, ...], width: int, where: Places, apart: tuple[str, ...]
 ) -> np.ndarray:
     """[sources, 6] what `Moves` names. `apart`: factors along which windows are equal and every source has copies."""
-    from d1c.analysis.price_loop import estimates
-
     mesh, m = where.mesh, where.machine
     form, groups = form_of(need.thin or need, shape)
     mine = {a for axes, _, _ in groups for a in axes}
@@ -229,10 +218,11 @@ def _moves(
     parts = [x[0] for x in known]
     ends = np.cumsum([[len(p.groups), len(p.axes), len(p.copies)] for p in parts], axis=0)
     senders = [x[2] * mesh.parts(tuple(a for a in x[3] if a not in need.held)) for x in known]
-    out: np.ndarray = estimates(
+    out = np.empty((len(known), 6))
+    _estimates(
         form, cut_of(groups, fan, mesh), where.grid, np.concatenate([p.groups for p in parts]),
         np.concatenate([p.axes for p in parts]), np.concatenate([p.copies for p in parts]), ends,
-        np.array([x[1] for x in known]), np.array(senders), columns, width,
+        np.array([x[1] for x in known]), np.array(senders, np.int64), columns, width, out,
     )  # fmt: skip
     out[:, 4] += m.inject_cycles + m.eject_cycles
     for k in np.flatnonzero(out[:, 5]).tolist():

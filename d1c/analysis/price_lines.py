@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-BITS = 40
-"""Of the inverses that stand for divisions: exact for numbers below 2 ** 20, which those of cores are."""
+from d1c.analysis.price_forms import BITS
 
 
-@njit(cache=True, nogil=True, forceinline=True)  # type: ignore[misc, unused-ignore]
+@njit(nogil=True, forceinline=True)  # type: ignore[misc, unused-ignore]
 def core_of(position, first, end, axes, size, inverse, stride):  # type: ignore[no-untyped-def]
-    """The core at `position` along axes[first:end], at 0 along all others."""
+    """The core at `position` along axes[first:end] (which have as many places at least), at 0 along all others."""
     core = np.int64(0)
     for k in range(end - 1, first, -1):
         a = axes[k]
@@ -23,7 +22,7 @@ def core_of(position, first, end, axes, size, inverse, stride):  # type: ignore[
     return core
 
 
-@njit(cache=True, nogil=True, forceinline=True)  # type: ignore[misc, unused-ignore]
+@njit(nogil=True, forceinline=True)  # type: ignore[misc, unused-ignore]
 def digits(number, used, out):  # type: ignore[no-untyped-def]
     """A number as positions along groups of which so many are `used`, the last one fastest."""
     for k in range(len(used) - 1, -1, -1):
@@ -31,7 +30,7 @@ def digits(number, used, out):  # type: ignore[no-untyped-def]
         number //= used[k]
 
 
-@njit(cache=True, nogil=True)  # type: ignore[misc, unused-ignore]
+@njit(nogil=True)  # type: ignore[misc, unused-ignore]
 def _tables(used, spans, axes, count, size, inverse, stride):  # type: ignore[no-untyped-def]
     """(where the table of every group begins, -1: none because it has more positions than are counted; the cores at
     their positions). `spans` [groups, 2]: first and last + 1 of `axes`."""
@@ -47,7 +46,7 @@ def _tables(used, spans, axes, count, size, inverse, stride):  # type: ignore[no
     return begin, cores
 
 
-@njit(cache=True, nogil=True, forceinline=True)  # type: ignore[misc, unused-ignore]
+@njit(nogil=True, forceinline=True)  # type: ignore[misc, unused-ignore]
 def _advance(at, step, used, more):  # type: ignore[no-untyped-def]
     """Add `step` (digits) and `more` (0 or 1) to the positions `at`."""
     for k in range(len(used) - 1, -1, -1):
@@ -56,20 +55,19 @@ def _advance(at, step, used, more):  # type: ignore[no-untyped-def]
         at[k] = p - used[k] if more else p
 
 
-@njit(cache=True, nogil=True)  # type: ignore[misc, unused-ignore]
+@njit(nogil=True)  # type: ignore[misc, unused-ignore]
 def _fullest(counts, dies):  # type: ignore[no-untyped-def]
     """Of every line of dies, the share that the busiest of its lines of sites has."""
-    lines = counts.reshape(dies, -1)
-    out = np.empty(dies)
+    out, sites = np.empty(dies), len(counts) // dies
     for k in range(dies):
         most, total = 0.0, 0.0
-        for x in lines[k]:
-            most, total = max(most, x), total + x
+        for i in range(k * sites, (k + 1) * sites):
+            most, total = max(most, counts[i]), total + counts[i]
         out[k] = most / max(total, 1.0)
     return out
 
 
-@njit(cache=True, nogil=True)  # type: ignore[misc, unused-ignore]
+@njit(nogil=True)  # type: ignore[misc, unused-ignore]
 def column_shares(cut, g, most):  # type: ignore[no-untyped-def]
     """[columns of dies] of all messages down each, the share that its busiest column of sites has, of those to up to
     `most` receivers."""
@@ -115,7 +113,7 @@ def column_shares(cut, g, most):  # type: ignore[no-untyped-def]
     return _fullest(counts, g.die_cols)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[misc, unused-ignore]
+@njit(nogil=True)  # type: ignore[misc, unused-ignore]
 def row_shares(source, extents, g, most):  # type: ignore[no-untyped-def]
     """[rows of dies] of the tensor's elements in each, the share that its busiest row of sites owns, of those of up to
     `most` owners. `extents`: of the layout's groups."""
@@ -155,3 +153,15 @@ def row_shares(source, extents, g, most):  # type: ignore[no-untyped-def]
             elements *= min(sizes[k, 0], sizes[k, 1] - p * sizes[k, 0])
         counts[row[core]] += elements
     return _fullest(counts, g.die_rows)
+
+
+@njit(nogil=True)  # type: ignore[misc, unused-ignore]
+def columns_to(cut, g, most, out):  # type: ignore[no-untyped-def]
+    """`column_shares` in `out`."""
+    out[:] = column_shares(cut, g, most)
+
+
+@njit(nogil=True)  # type: ignore[misc, unused-ignore]
+def rows_to(source, extents, g, most, out):  # type: ignore[no-untyped-def]
+    """`row_shares` in `out`."""
+    out[:] = row_shares(source, extents, g, most)

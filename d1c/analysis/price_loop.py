@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from numba import njit
 
-from d1c.analysis.price_lines import BITS, core_of
-
-SPREAD, CORNERS = 192, 96
-"""Samples that carry the weight, and samples for the longest way."""
+from d1c.analysis.price_forms import BITS, CORNERS, SPREAD, Source
+from d1c.analysis.price_lines import core_of
 
 TARGET, TOP, BOTTOM, LEFT, RIGHT, EACH, FIELDS = range(7)
 """Of a sample: the receiver (fan coordinates 0), of all its receivers the first and last row and column, and in how
@@ -24,63 +20,7 @@ START, END, LINED, REST_LOW, REST_HIGH, PART, PARTS_END = range(7)
 parts."""
 
 
-class Grid(NamedTuple):
-    """Physical row and column of the cores, cycles to rows and columns, rows and columns of dies and of sites of a die,
-    bytes of a packet and of a run's header, cycles that a packet takes on a link and on a die edge; per mesh factor its
-    size, stride and kind (0 dr, 1 dc, 2 nr, 3 nc); evenly spread numbers [12, samples]; `snake`: every second row of
-    dies is numbered from right to left; `tree`: whether messages branch."""
-
-    row: np.ndarray
-    col: np.ndarray
-    down: np.ndarray
-    right: np.ndarray
-    die_rows: int
-    die_cols: int
-    site_rows: int
-    site_cols: int
-    packet: int
-    header: int
-    link: float
-    edge: float
-    size: np.ndarray
-    inverse: np.ndarray
-    stride: np.ndarray
-    kind: np.ndarray
-    even: np.ndarray
-    snake: bool
-    tree: bool
-
-
-class Form(NamedTuple):
-    """A need without its factors. `dims` [rank, 6]: extent, elements before it, padded extent; the tensor's extent, the
-    first element of those that the need is about, and their step; `components` [n, 7]; `parts` [n, 3]: group of the
-    plan, first and last + 1 of `terms` [n, 2]: extent, coefficient."""
-
-    dims: np.ndarray
-    components: np.ndarray
-    parts: np.ndarray
-    terms: np.ndarray
-
-
-class Cut(NamedTuple):
-    """How groups are cut over factors. `groups` [n, 4]: first and last + 1 of `axes` (numbers of factors), block,
-    extent; `fan`: factors along which the content is the same."""
-
-    groups: np.ndarray
-    axes: np.ndarray
-    fan: np.ndarray
-
-
-class Source(NamedTuple):
-    """A layout of the tensor. `groups` [n, 5]: first dim, last + 1, block (0: not cut), first and last + 1 of `axes`;
-    `copies`: replicated factors."""
-
-    groups: np.ndarray
-    axes: np.ndarray
-    copies: np.ndarray
-
-
-@njit(cache=True, nogil=True, forceinline=True)  # type: ignore[misc, unused-ignore]
+@njit(nogil=True, forceinline=True)  # type: ignore[misc, unused-ignore]
 def _value(linear, terms, begin, end):  # type: ignore[no-untyped-def]
     """The component offset of the share's element with this linear index."""
     out = np.int64(0)
@@ -91,7 +31,7 @@ def _value(linear, terms, begin, end):  # type: ignore[no-untyped-def]
     return out + linear * terms[begin, 1] if end > begin else out
 
 
-@njit(cache=True, nogil=True)  # type: ignore[misc, unused-ignore]
+@njit(nogil=True)  # type: ignore[misc, unused-ignore]
 def _reach(terms, begin, end, block, total):  # type: ignore[no-untyped-def]
     """How far apart the first and the last element of a share lie, at most (of up to 512 shares)."""
     shares = (total + block - 1) // block
@@ -124,7 +64,7 @@ def _reach(terms, begin, end, block, total):  # type: ignore[no-untyped-def]
     return most
 
 
-@njit(cache=True, nogil=True)  # type: ignore[misc, unused-ignore]
+@njit(nogil=True)  # type: ignore[misc, unused-ignore]
 def receive(form, cut, g, ints, weights, every):  # type: ignore[no-untyped-def]
     """Make the samples of a need: rows of `ints` [samples, fields] and `weights` in elements (0: for the way only).
     (how many, elements of a window that are of the tensor, which components' windows hold all of it). `every`: of so
@@ -261,7 +201,7 @@ def receive(form, cut, g, ints, weights, every):  # type: ignore[no-untyped-def]
     return count, window * kept * every / SPREAD, whole
 
 
-@njit(cache=True, nogil=True, forceinline=True)  # type: ignore[misc, unused-ignore]
+@njit(nogil=True, forceinline=True)  # type: ignore[misc, unused-ignore]
 def _linear(dims, ints, s, first, end):  # type: ignore[no-untyped-def]
     """(row-major index of sample `s` in dims first..end - 1, their extent)."""
     index, extent = np.int64(0), np.int64(1)
@@ -271,16 +211,16 @@ def _linear(dims, ints, s, first, end):  # type: ignore[no-untyped-def]
     return index, extent
 
 
-@njit(cache=True, nogil=True)  # type: ignore[misc, unused-ignore]
-def _stored(form, ints, s, first, end):  # type: ignore[no-untyped-def]
+@njit(nogil=True, forceinline=True)  # type: ignore[misc, unused-ignore]
+def _stored(dims, ints, s, first, end):  # type: ignore[no-untyped-def]
     """Row-major index of sample `s` in the tensor's dims first..end - 1."""
     index = np.int64(0)
     for d in range(first, end):
-        index = index * form.dims[d, 3] + form.dims[d, 4] + ints[s, FIELDS + d] * form.dims[d, 5]
+        index = index * dims[d, 3] + dims[d, 4] + ints[s, FIELDS + d] * dims[d, 5]
     return index
 
 
-@njit(cache=True, nogil=True)  # type: ignore[misc, unused-ignore]
+@njit(nogil=True)  # type: ignore[misc, unused-ignore]
 def add_up(  # type: ignore[no-untyped-def]
     form, cut, g, ints, weights, samples, whole, source, width, copies, row_share, column_share
 ):
@@ -322,7 +262,7 @@ def add_up(  # type: ignore[no-untyped-def]
                 linear = linear * dims[d, 0] + ints[s, FIELDS + d]
             index[k] = linear
             if skips[k] > 1:
-                linear = _stored(form, ints, s, groups[k, 0], groups[k, 1])
+                linear = _stored(dims, ints, s, groups[k, 0], groups[k, 1])
             low[k], high[k] = -linear, stored[k] - linear
             if block > 0:
                 position = linear // block
@@ -424,20 +364,21 @@ def add_up(  # type: ignore[no-untyped-def]
     return accesses, row, column, max(row_edge, column_edge), longest, still
 
 
-@njit(cache=True, nogil=True)  # type: ignore[misc, unused-ignore]
+@njit(nogil=True)  # type: ignore[misc, unused-ignore]
 def estimates(  # type: ignore[no-untyped-def]
-    form, cut, g, table, axes, copies, ends, rows, owners, columns, width
+    form, cut, g, table, axes, copies, ends, rows, owners, columns, width, out
 ):
-    """[sources, 6] of one need: cycles of the busiest port, row link, column link and die edge, longest way, and 1
-    where nothing moves. Of source k `table`, `axes` and `copies` (see Source) are those up to `ends[k]`; `rows`
-    [sources, rows of dies], `columns` [columns of dies]: see add_up; `owners` [sources]: cores that own anything."""
-    out = np.zeros((len(ends), 6))
+    """`out` [sources, 6] of one need: cycles of the busiest port, row link, column link and die edge, longest way,
+    and 1 where nothing moves. Of source k `table`, `axes` and `copies` (see Source) are those up to `ends[k]`;
+    `rows` [sources, rows of dies], `columns` [columns of dies]: see add_up; `owners` [sources]: cores that own
+    anything."""
+    out[:] = 0
     ints = np.empty((SPREAD + CORNERS, FIELDS + len(form.dims) + WINDOW * len(form.components)), np.int64)
     weights = np.empty(SPREAD + CORNERS)
     samples, window, whole = receive(form, cut, g, ints, weights, np.int64(1))
     if samples == 0:
         out[:, 5] = 1
-        return out
+        return
     elements, fan = max(weights[:samples].sum(), 1e-9), np.int64(1)
     for a in cut.fan:
         fan *= g.size[a]
@@ -453,10 +394,9 @@ def estimates(  # type: ignore[no-untyped-def]
         out[k, 1], out[k, 2], out[k, 3] = row * g.link, column * g.link, edge * g.edge
         out[k, 4], out[k, 5] = way, still and fan == 1
         t0, a0, c0 = t1, a1, c1
-    return out
 
 
-@njit(cache=True, nogil=True)  # type: ignore[misc, unused-ignore]
+@njit(nogil=True)  # type: ignore[misc, unused-ignore]
 def _busiest(load, share, sites):  # type: ignore[no-untyped-def]
     """Of changes of the load along lines [2, lines, positions]: the busiest link and the busiest die edge."""
     link, edge = 0.0, 0.0

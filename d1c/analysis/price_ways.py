@@ -10,8 +10,9 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from d1c.analysis.price_forms import CORNERS, SPREAD, Cut, Form, Source
 from d1c.analysis.price_lines import column_shares, row_shares
-from d1c.analysis.price_loop import CORNERS, FIELDS, SPREAD, WINDOW, Cut, Form, Source, add_up, receive
+from d1c.analysis.price_loop import FIELDS, WINDOW, add_up, receive
 
 EVERY, MOST = 3, 128
 """One of so many samples is taken; receivers and owners that are counted to find the fullest lines of sites."""
@@ -19,17 +20,16 @@ CLOSE = 1, 1024
 """The same for nodes on their way to the second stage: on short ways few samples would meet by chance only."""
 
 
-@njit(cache=True, nogil=True)  # type: ignore[misc, unused-ignore]
-def settled(form, ranges, lies, ways, blocks, extents, cut_range, g, width):  # type: ignore[no-untyped-def]
-    """[n] cycles of the movement for `ways` [n, factors] (of each factor the range; other numbers: idle) and `blocks`
-    [n, ranges]. `ranges`: of the form's groups the range; `lies` [dims, 3]: first dim, last + 1 and range of the
-    operand's groups (-1: it has what the others leave, -2: it is not cut); `extents` of the ranges; `cut_range`: that
-    of the reduction (-1: none)."""
+@njit(nogil=True)  # type: ignore[misc, unused-ignore]
+def settled(form, ranges, lies, ways, blocks, extents, cut_range, g, width, out):  # type: ignore[no-untyped-def]
+    """`out` [n]: cycles of the movement for `ways` [n, factors] (of each factor the range; other numbers: idle) and
+    `blocks` [n, ranges]. `ranges`: of the form's groups the range; `lies` [dims, 3]: first dim, last + 1 and range
+    of the operand's groups (-1: it has what the others leave, -2: it is not cut); `extents` of the ranges;
+    `cut_range`: that of the reduction (-1: none)."""
     count, factors = ways.shape
     groups, parts = len(ranges), blocks.shape[1]
     ints = np.empty((SPREAD + CORNERS, FIELDS + len(form.dims) + WINDOW * len(form.components)), np.int64)
     weights = np.empty(SPREAD + CORNERS)
-    out = np.zeros(count)
     uses = np.zeros(parts, np.bool_)
     for r in ranges:
         uses[r] = True
@@ -74,10 +74,9 @@ def settled(form, ranges, lies, ways, blocks, extents, cut_range, g, width):  # 
         source = Source(table, axes, axes[:0])
         rows = row_shares(source, total, g, np.int64(MOST))  # typed: what is called is compiled again for literals
         out[i] = _cycles(form, cut, source, total, g, width, ints, weights, np.int64(EVERY), np.int64(MOST), rows)
-    return out
 
 
-@njit(cache=True, nogil=True)  # type: ignore[misc, unused-ignore]
+@njit(nogil=True)  # type: ignore[misc, unused-ignore]
 def _cycles(form, cut, source, extents, g, width, ints, weights, every, most, rows):  # type: ignore[no-untyped-def]
     """Cycles of one movement. `extents`: of the source's groups; `rows`: see `row_shares`."""
     samples, window, whole = receive(form, cut, g, ints, weights, every)
@@ -101,17 +100,17 @@ def _cycles(form, cut, source, extents, g, width, ints, weights, every, most, ro
     return way + max(busiest, max(row, column) * g.link, edge * g.edge)
 
 
-@njit(cache=True, nogil=True)  # type: ignore[misc, unused-ignore]
-def joined(extents, ranges, ways, blocks, after, cuts, slots, same, g, width):  # type: ignore[no-untyped-def]
-    """[n] cycles of the movement between the stages of a split reduction. `extents`, `ranges` [dims]: of the result's
-    dims (ranges as one), and the range of each, -1 where it is not cut. `ways`, `blocks`: of the first stage; `after`
-    [n, factors], `cuts` [n, ranges]: of the second, in which factors of the cut come behind a range's own. `slots`:
-    [n]. `same` [n]: the first stage is that of the number before. `width`: bytes of a node."""
+@njit(nogil=True)  # type: ignore[misc, unused-ignore]
+def joined(extents, ranges, ways, blocks, after, cuts, slots, same, g, width, out):  # type: ignore[no-untyped-def]
+    """`out` [n]: cycles of the movement between the stages of a split reduction. `extents`, `ranges` [dims]: of the
+    result's dims (ranges as one), and the range of each, -1 where it is not cut. `ways`, `blocks`: of the first
+    stage; `after` [n, factors], `cuts` [n, ranges]: of the second, in which factors of the cut come behind a
+    range's own. `slots`: [n]. `same` [n]: the first stage is that of the number before. `width`: bytes of a
+    node."""
     count, factors = ways.shape
     cut_range, rank = blocks.shape[1] - 1, len(extents) + 1
     ints = np.empty((SPREAD + CORNERS, FIELDS + rank + WINDOW * rank), np.int64)
     weights = np.empty(SPREAD + CORNERS)
-    out = np.zeros(count)
     parts = 0
     for r in ranges:
         parts += r >= 0
@@ -166,4 +165,3 @@ def joined(extents, ranges, ways, blocks, after, cuts, slots, same, g, width):  
         out[i] = _cycles(
             form, cut, source, total, g, width, ints, weights, np.int64(CLOSE[0]), np.int64(CLOSE[1]), rows
         )  # fmt: skip
-    return out

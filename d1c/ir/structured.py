@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 
 from d1c.target.keys import hashed_once
 
@@ -69,7 +70,7 @@ class Structured:
     slice: int = 0
     lanes: bool = False
 
-    @property
+    @cached_property
     def parallel(self) -> int:
         """How many of `dims` are parallel."""
         return sum(not d.reduce for d in self.dims)

@@ -43,7 +43,7 @@ AGAINST_THE_STREAM = {("ir", "d1c.ops.opdef")}
 ONLY_IN = {
     "onnx": ("d1c/frontend/", "d1c/backend.py", "d1c/check.py"),
     "lark": ("d1c/ir/text.py",),
-    "llvmlite": ("runtime/d1rt/",),
+    "llvmlite": ("runtime/d1rt/", "d1c/analysis/native.py"),
     "typer": ("d1c/cli",),
 }
 MOST_LINES = 500
