@@ -257,30 +257,24 @@ class Exchange:
             cls = cls[owner]
             picks = [p[owner] for p in picks]
             picks.append(c.first[t][owner] + i)
-        src = np.zeros(len(cls), np.int64)
+        copy = np.zeros(len(classes), np.int64)
         for a in self.copied:
-            src += mesh.coords[classes[cls], mesh.index[a]] * mesh.stride[a]
-        for c, p in zip(self.components, picks, strict=True):
-            src += mesh.core_offset(c.source_axes, c.pieces.s[p])
+            copy += mesh.coords[classes, mesh.index[a]] * mesh.stride[a]
+        src = copy[cls]
         soff, doff = np.zeros(len(cls), np.int64), np.zeros(len(cls), np.int64)
-        sizes, sstr, dstr = [], [], []
+        sizes, sstr, dstr = (np.empty((2 * len(picks), len(cls)), np.int64) for _ in range(3))
         s_stride = d_stride = 1
-        one = np.ones(len(cls), np.int64)
-        for c, p in zip(reversed(self.components), reversed(picks), strict=True):
+        for k, (c, p) in enumerate(zip(reversed(self.components), reversed(picks), strict=True)):
             q = c.pieces
-            soff += q.soff[p] * s_stride
-            doff += q.doff[p] * d_stride
-            sizes += [q.length[p], q.count[p]]
-            sstr += [one * s_stride, q.sstep[p] * s_stride]
-            dstr += [one * d_stride, q.dstep[p] * d_stride]
+            src += mesh.core_offset(c.source_axes, q.s)[p]
+            soff += (q.soff * s_stride)[p]
+            doff += (q.doff * d_stride)[p]
+            sizes[2 * k], sizes[2 * k + 1] = q.length[p], q.count[p]
+            sstr[2 * k], sstr[2 * k + 1] = s_stride, (q.sstep * s_stride)[p]
+            dstr[2 * k], dstr[2 * k + 1] = d_stride, (q.dstep * d_stride)[p]
             s_stride *= c.owned
             d_stride *= c.window
-        empty = np.zeros((0, len(cls)), np.int64)
-        return Messages(
-            classes, cls, src, soff, doff,
-            np.array(sizes, np.int64) if sizes else empty, np.array(sstr, np.int64) if sizes else empty,
-            np.array(dstr, np.int64) if sizes else empty,
-        )  # fmt: skip
+        return Messages(classes, cls, src, soff, doff, sizes, sstr, dstr)
 
 
 @dataclass(frozen=True)

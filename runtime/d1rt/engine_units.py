@@ -309,7 +309,8 @@ def gaps(move: Movement, elements: int) -> tuple[np.ndarray, np.ndarray, np.ndar
     """Runs of a window of so many elements that a movement does not deliver: (class, first element, behind the last
     one)."""
     m = move.messages
-    short = np.bincount(m.cls, m.sizes.prod(axis=0), len(move.size)) < elements  # most windows have no gaps
+    brought = np.bincount(m.cls, m.sizes.prod(axis=0), len(move.size))
+    short = (brought > 0) & (brought < elements)  # the others have no gaps, or nothing else
     place = np.cumsum(short) - 1
     x = boxes(m, np.flatnonzero(short[m.cls]))
     pad = np.ones((int(short.sum()), elements + 1), bool)
@@ -320,4 +321,9 @@ def gaps(move: Movement, elements: int) -> tuple[np.ndarray, np.ndarray, np.ndar
     pad[:, -1] = False
     edge = np.diff(pad.astype(np.int8), axis=1, prepend=0)
     cls, lo = np.nonzero(edge == 1)
-    return np.flatnonzero(short)[cls], lo, np.nonzero(edge == -1)[1]
+    none = np.flatnonzero(brought == 0)
+    cls = np.concatenate([np.flatnonzero(short)[cls], none])
+    lo = np.concatenate([lo, none * 0])
+    hi = np.concatenate([np.nonzero(edge == -1)[1], none * 0 + elements])
+    order = np.argsort(cls, kind="stable")
+    return cls[order], lo[order], hi[order]
