@@ -1,8 +1,9 @@
 """The ways of messages in closed form: what each finds on the links of its tree, and when it is there (numba).
 
 A link, a port, a die edge is a fluid: each slot of SLOT cycles has that much to give, and a train that is there takes
-what is left of the slots from then on, until it has its cycles. Trains are looked at one after the other, with all of
-their ways. So nobody is asked what comes later, and no train waits for room in a buffer.
+what is left of the slots from then on, until it has its cycles. So is the buffer behind a link: a train that comes in
+needs room there, and holds its places until its last copy goes on. Trains are looked at one after the other, with all
+of their ways, so nobody is asked what comes later, and what a train holds for longer than there was room is let pass.
 
 Compiled code is kept by this file: who changes event_data or event_routers touches it too.
 """
@@ -13,51 +14,83 @@ from typing import NamedTuple
 
 import numpy as np
 
-from d1rt.event_data import EDGE, INTO, OUT_OF, RIGHT, SOURCE, Net, Routes
+from d1rt.event_data import EDGE, INTO, OUT_OF, RIGHT, SIZE, SOURCE, Net, Routes
 from d1rt.event_queue import inline, jit
 from d1rt.event_routers import ahead
 
-SLOT, SLOTS = 32, 512
+SLOT, SLOTS = 16, 1024
 """Cycles of a slot, and how many follow each other before their places are used again."""
+TIME, PLACES = 0, 1
+"""What there is of a slot: its time, of which a part is taken from somewhere on; packets x cycles of the buffer."""
 PARTS, BITS = 16, 10
-"""Of a slot there stands how much of it is taken, and from where on, in parts of a cycle: BITS each. Above these: which
-round of all slots it is."""
-MASK, ROUNDS = (1 << BITS) - 1, 1 << 31 - 2 * BITS
+"""Of the time there stands how much is taken, and from where on, in parts of a cycle: BITS each. Above these, and above
+TAKEN bits of the places: which round of all slots it is."""
+MASK, ROUNDS, TAKEN = (1 << BITS) - 1, 1 << 31 - 2 * BITS, 2 * BITS
+MOST = (1 << TAKEN) - 1
 
 
 class Ways(NamedTuple):
-    """`taken` [links and, behind them, die edges; SLOTS]; `stack`, `heads`: routers that a tree has still to go to."""
+    """`slots` [links and, behind them, die edges; SLOTS; TIME, PLACES]; `routers` [n, 4] that a tree has still to go
+    to: how it comes there, coordinate, cursor, the link; `heads` [n, 2]: when it is there, since when it holds that
+    link's buffer."""
 
-    taken: np.ndarray
-    stack: np.ndarray
+    slots: np.ndarray
+    routers: np.ndarray
     heads: np.ndarray
 
 
 def idle(net: Net) -> Ways:
     """Nothing is taken."""
     most = 4 * int(net.shape[0] * net.shape[1]) + 4
-    taken = np.zeros((len(net.links) + len(net.edges), SLOTS), np.int32)
-    return Ways(taken, np.zeros((most, 3), np.int64), np.zeros(most))
+    slots = np.zeros((len(net.links) + len(net.edges), SLOTS, 2), np.int32)
+    return Ways(slots, np.zeros((most, 4), np.int64), np.zeros((most, 2)))
 
 
 @inline
-def _take(taken: np.ndarray, time: float, cycles: float) -> float:
+def _take(slots: np.ndarray, time: float, cycles: float) -> float:
     """When a train that is there at `time` goes: as late as if it had had its cycles without a break in the end."""
     slot = int(time) // SLOT
     at, rest = time - slot * SLOT, cycles
     while True:
         i, round_ = slot % SLOTS, slot // SLOTS % ROUNDS
-        used, first, seen = 0.0, at, int(taken[i])
-        if seen >> 2 * BITS == round_ and seen & MASK:
+        used, first, seen = 0.0, at, int(slots[i, TIME])
+        if seen >> TAKEN == round_ and seen & MASK:
             used, first = (seen & MASK) / PARTS, min(at, (seen >> BITS & MASK) / PARTS)
         begin = at if first == at else max(at, first + used)
         give = min(rest, SLOT - used, SLOT - at)
         rest -= give
-        taken[i] = (round_ << BITS | int(first * PARTS)) << BITS | min(int((used + give) * PARTS + 0.5), SLOT * PARTS)
+        slots[i, TIME] = (round_ << BITS | int(first * PARTS)) << BITS | min(
+            int((used + give) * PARTS + 0.5), SLOT * PARTS
+        )
         if rest <= 0:
             return slot * SLOT + min(begin + give, SLOT) - cycles
         slot += 1
         at = 0.0
+
+
+@inline
+def _room(slots: np.ndarray, time: float, packets: float, size: float) -> float:
+    """When a train that is there at `time` finds room in the buffer."""
+    slot, most = int(time) // SLOT, (size - packets) * SLOT
+    while True:
+        seen = int(slots[slot % SLOTS, PLACES])
+        if seen >> TAKEN != slot // SLOTS % ROUNDS or (seen & MOST) <= most:
+            return max(time, float(slot * SLOT))
+        slot += 1
+
+
+@inline
+def _hold(slots: np.ndarray, begin: float, end: float, packets: float) -> None:
+    """A train is in the buffer from `begin` to `end`."""
+    slot = int(begin) // SLOT
+    while slot * SLOT < end:
+        i, round_ = slot % SLOTS, slot // SLOTS % ROUNDS
+        used, seen = 0, int(slots[i, PLACES])
+        if seen >> TAKEN == round_:
+            used = seen & MOST
+        used += int(packets * (min(end, slot * SLOT + SLOT) - max(begin, slot * SLOT)) + 0.5)
+        slots[i, PLACES] = round_ << TAKEN | min(used, MOST)
+        slot += 1
 
 
 @jit
@@ -70,25 +103,30 @@ def walk(
     left its core's SRAM. Returns the last of all."""
     cols = net.shape[1]
     cells, links = net.shape[0] * cols, len(net.links)
-    stack, heads, latest = ways.stack, ways.heads, 0.0
+    slots, routers, heads, latest = ways.slots, ways.routers, ways.heads, 0.0
     for n in range(len(trains)):
         m, to = trains[n], slot[n]
         src, p, last = routes.message[m, 0], routes.message[m, 1], routes.message[m, 5]
         passing, accesses, share = p * net.rates[0], float(routes.message[m, 2]), p * net.rates[1]
-        time = begin[n]
+        packets, time, behind = float(p), begin[n], -1
         if net.gate[src] == 0:
-            time = _take(ways.taken[OUT_OF * cells + net.place[src, 0] * cols + net.place[src, 1]], time, accesses)
+            behind = OUT_OF * cells + net.place[src, 0] * cols + net.place[src, 1]
+            size = float(net.links[behind, SIZE])
+            time = _take(slots[behind], _room(slots[behind], time, min(packets, size), size), accesses)
             left[n] = time + accesses
-        stack[0, 0], stack[0, 1], stack[0, 2] = SOURCE, 0, 0
-        heads[0] = time + net.costs[2]
+        routers[0, 0], routers[0, 1], routers[0, 2], routers[0, 3] = SOURCE, 0, 0, behind
+        heads[0, 0], heads[0, 1] = time + net.costs[2], time
         top = 1
         while top > 0:
             top -= 1
-            now = heads[top]
-            r, c, right, left_, down, up, here = ahead(net, routes, stack[top, 0], stack[top, 1], m, stack[top, 2])
-            site = r * cols + c
+            now, since, behind = heads[top, 0], heads[top, 1], routers[top, 3]
+            kind, at, cursor = routers[top, 0], routers[top, 1], routers[top, 2]
+            r, c, right, left_, down, up, here = ahead(net, routes, kind, at, m, cursor)
+            site, goes = r * cols + c, now
             if here >= 0:
-                end = _take(ways.taken[INTO * cells + site], now, accesses) + max(accesses, passing) + net.costs[3]
+                time = _take(slots[INTO * cells + site], now, accesses)
+                goes = max(goes, time)
+                end = time + max(accesses, passing) + net.costs[3]
                 core = routes.receiver[here, 2]
                 known[to, core] += last
                 when[to, core] = max(when[to, core], end)
@@ -98,15 +136,19 @@ def walk(
                 if cursor < 0:
                     continue
                 link = i * cells + site
-                time = _take(ways.taken[link], now, passing)
+                size = float(net.links[link, SIZE])
+                time = _take(slots[link], _room(slots[link], now, min(packets, size), size), passing)
+                goes = max(goes, time)
                 head, edge = time + net.costs[0], net.links[link, EDGE]
                 if edge >= 0:
-                    over = _take(ways.taken[links + edge], time, share) + share
+                    over = _take(slots[links + edge], time, share) + share
                     head += max(0.0, over - time - max(passing, accesses)) + net.costs[1]
-                stack[top, 0], stack[top, 2] = RIGHT + i, cursor
-                stack[top, 1] = c + 1 if i == 0 else c - 1 if i == 1 else r + 1 if i == 2 else r - 1
-                heads[top] = head
+                routers[top, 0], routers[top, 2], routers[top, 3] = RIGHT + i, cursor, link
+                routers[top, 1] = c + 1 if i == 0 else c - 1 if i == 1 else r + 1 if i == 2 else r - 1
+                heads[top, 0], heads[top, 1] = head, time
                 top += 1
+            if behind >= 0:
+                _hold(slots[behind], since, goes, min(packets, float(net.links[behind, SIZE])))
     return latest
 
 

@@ -9,7 +9,9 @@ import pytest
 
 from d1c.target.mesh import CoreInt
 from d1c.target.program import Loop, To
+from d1rt.closed_ways import SLOT, idle, walk
 from d1rt.events import simulate
+from d1rt.network import Network, routes
 from tests.runtime.test_events import (
     COPY,
     RIGHT,
@@ -24,6 +26,7 @@ from tests.runtime.test_events import (
     wait,
 )
 from tests.runtime.test_fetch import MACHINE, alone
+from tests.runtime.traffic import PATTERNS, SIZES, flits, machine
 
 
 def both(p) -> tuple[int, int]:
@@ -42,7 +45,7 @@ def test_a_receivers_port_takes_one_after_the_other():
     p = program(send((To("nc", "=", 3),), 160), wait(CoreInt(("nc",), (0, 0, 0, 4))), call(0, 4, 64))
     closed, events = both(p)
     assert events == 4 + 40 + 4 + 100 + COPY
-    assert closed == events - 4  # that the port has nothing to do in the first cycles is not known in closed form
+    assert events - SLOT < closed <= events  # nothing is known of where in a slot the port has nothing to do
 
 
 def test_a_layer_that_does_not_wait_runs_beside():
@@ -84,3 +87,42 @@ def test_movements_and_barriers():
 def test_random_programs(seed):
     closed, events = both(random_program(np.random.default_rng(seed)))
     assert abs(closed / events - 1) < 0.3
+
+
+# ---- messages on links as fluids, against the network of flits ------------------------------------------------------
+
+
+def last_arrival(m, messages) -> float:
+    """When the last of these messages is there, of which a core sends one after the other; all can go at cycle 0."""
+    network = Network(m)
+    fabric, cols = network.fabric, m.die_cols * m.site_cols
+    core = np.zeros(m.cores, np.int64)
+    core[fabric.row * cols + fabric.col] = np.arange(m.cores)
+    src, packets = core[[x.src for x in messages]], np.array([x.packets for x in messages])
+    first = np.cumsum([0] + [len(x.dst) for x in messages])
+    made, _, _ = routes(
+        fabric, src, np.arange(len(src)), packets, packets, first, core[[d for x in messages for d in x.dst]]
+    )
+    begin, before = np.zeros(len(made.message)), np.zeros(m.cores)
+    for i, (sender, _, cycles, *_) in enumerate(made.message):
+        begin[i] = before[sender]
+        before[sender] += cycles
+    order = np.argsort(begin, kind="stable")
+    known, when = np.zeros((1, m.cores), np.int32), np.zeros((1, m.cores))
+    slot, left = np.zeros(len(order), np.int64), np.zeros(len(order))
+    end = walk(idle(network.net), network.net, made, order, begin[order], slot, known, when, left)
+    assert known.sum() == first[-1] and end == when.max()
+    return end
+
+
+FLUID = {"neighbour shift": 0.02, "transpose": 0.02, "row reduce": 0.02, "row multicast": 0.12, "uniform random": 0.2}
+
+
+@pytest.mark.parametrize("mesh", [machine((8, 8)), machine((8, 4), (1, 2))])
+@pytest.mark.parametrize("name", FLUID)
+def test_patterns_against_flits(name, mesh):
+    """Of the last arrival: where one link or port binds, and where buffers are full."""
+    for size, count in SIZES.items():
+        messages = PATTERNS[name](8, 8, count, size)
+        off = last_arrival(mesh, messages) / flits(mesh, messages).last - 1
+        assert abs(off) < FLUID[name], size
