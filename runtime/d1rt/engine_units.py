@@ -309,21 +309,16 @@ def gaps(move: Movement, elements: int) -> tuple[np.ndarray, np.ndarray, np.ndar
     """Runs of a window of so many elements that a movement does not deliver: (class, first element, behind the last
     one)."""
     m = move.messages
-    brought = np.bincount(m.cls, m.sizes.prod(axis=0), len(move.size))
-    short = (brought > 0) & (brought < elements)  # the others have no gaps, or nothing else
-    place = np.cumsum(short) - 1
-    x = boxes(m, np.flatnonzero(short[m.cls]))
-    pad = np.ones((int(short.sum()), elements + 1), bool)
+    short = np.bincount(m.cls, m.sizes.prod(axis=0), len(move.size)) < elements  # most windows have no gaps
+    picks = np.flatnonzero(short[m.cls])
+    x = boxes(m, picks)
     o, i = ragged(x.repeat)
-    start = x.toff[o] + i * x.tstep[o]
-    q, j = ragged(x.inner[o])
-    pad[place[m.cls[short[m.cls]]][x.owner[o[q]]], start[q] + j] = False
-    pad[:, -1] = False
-    edge = np.diff(pad.astype(np.int8), axis=1, prepend=0)
-    cls, lo = np.nonzero(edge == 1)
-    none = np.flatnonzero(brought == 0)
-    cls = np.concatenate([np.flatnonzero(short)[cls], none])
-    lo = np.concatenate([lo, none * 0])
-    hi = np.concatenate([np.nonzero(edge == -1)[1], none * 0 + elements])
-    order = np.argsort(cls, kind="stable")
-    return cls[order], lo[order], hi[order]
+    none = np.flatnonzero(short)  # an empty run at the end of each
+    cls = np.concatenate([m.cls[picks][x.owner[o]], none])
+    start = np.concatenate([x.toff[o] + i * x.tstep[o], none * 0 + elements])
+    end = start + np.concatenate([x.inner[o], none * 0])
+    order = np.lexsort((start, cls))
+    cls, start, end = cls[order], start[order], end[order]
+    before = np.where(np.diff(cls, prepend=-1) == 0, np.roll(end, 1), 0)
+    gap = before < start
+    return cls[gap], before[gap], start[gap]
