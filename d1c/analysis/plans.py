@@ -173,10 +173,21 @@ def windows(
         length = np.full(len(blocks), comp.rest_hi - comp.rest_lo + 1, np.float64)
         for part in comp.parts:
             block = np.minimum(blocks[:, int(part.axes[0][1:])], math.prod(part.extents))
-            distinct, inverse = np.unique(block, return_inverse=True)
+            distinct, inverse = _distinct(block)
             length += np.array([_reach(part.extents, part.coefs, int(b)) for b in distinct])[inverse]
         size *= np.minimum(length, math.prod(x for _, x in comp.pads)) if comp.span > 1 else length
     return size
+
+
+def _distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values that occur, and of each value which it is."""
+    if len(values) < values.max(initial=0):
+        return np.unique(values, return_inverse=True)
+    number = np.zeros(values.max(initial=0) + 1, np.int64)  # a table takes less time than sorting
+    number[values] = 1
+    distinct = np.flatnonzero(number)
+    number[distinct] = np.arange(len(distinct))
+    return distinct, number[values]
 
 
 @cache

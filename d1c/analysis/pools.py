@@ -132,7 +132,7 @@ def _ways(layer: Layer, ranges: tuple[tuple[int, int], ...], where: Places, loos
     idle = loose or nest.kind == "attention"  # heads are few, and a second one on a core costs as much as the first
     spare = cut and nest.kind not in ("mac", "attention")  # slices come in powers of two, and those of vector work few
     most = np.where(idle | (spare & (np.arange(len(size)) == targets)), 2 * size, size)
-    keep = np.all((parts <= most) | (parts == 1), axis=1)
+    keep = _all((parts <= most) | (parts == 1))
     way, parts = way[keep], parts[keep]
     found = [(way, parts)]
     for name in ("dr", "dc"):
@@ -142,7 +142,7 @@ def _ways(layer: Layer, ranges: tuple[tuple[int, int], ...], where: Places, loos
         for fewer in range(2, mesh.sizes[factor]):
             for w, p in so_far:
                 target = w[:, factor]
-                leading = (target < targets) & np.all(w[:, :factor] != target[:, None], axis=1)
+                leading = (target < targets) & _all(w[:, :factor] != target[:, None])
                 at = np.flatnonzero(leading)
                 less = p[at]
                 less[np.arange(len(at)), target[at]] = (
@@ -166,14 +166,31 @@ def _ways(layer: Layer, ranges: tuple[tuple[int, int], ...], where: Places, loos
         power = 2 ** np.ceil(np.log2(blocks[:, -1])).astype(np.int64)
         blocks[:, -1] = np.where(parts[:, -1] > 1, power, blocks[:, -1])
     used = -(-size // blocks)
-    keep = np.all(loose | (used * 5 >= parts * 2), axis=1)
+    keep = _all(loose | (used * 5 >= parts * 2))
     if cut:
         assert nest.cut is not None
         keep &= (parts[:, -1] == 1) | ((used[:, -1] > 1) & (spare | (used[:, -1] == parts[:, -1])))
         if nest.kind == "attention":  # whose cores have equally many chunks
             keep &= (parts[:, -1] == 1) | (extents[nest.cut] % blocks[:, -1] == 0)
         blocks[:, -1] = np.where(parts[:, -1] > 1, blocks[:, -1] * nest.slice, extents[nest.cut])
-    return _Ways(ranges, cut, way[keep], blocks[keep], used[keep])
+    kept = np.flatnonzero(keep)
+    return _Ways(ranges, cut, way.take(kept, 0), blocks.take(kept, 0), used.take(kept, 0))
+
+
+def _product(table: np.ndarray) -> np.ndarray:
+    """Of every row."""
+    out = np.ones(len(table), np.int64)
+    for column in table.T:
+        out *= column
+    return out
+
+
+def _all(table: np.ndarray) -> np.ndarray:
+    """Of every row; `np.all` is slow along short rows."""
+    out = np.ones(len(table), bool)
+    for column in table.T:
+        out &= column
+    return out
 
 
 def _trips(nest: Structured, w: _Ways) -> np.ndarray:
@@ -239,7 +256,7 @@ def _looked(layer: Layer, where: Places, room: float, most: int, loose: bool) ->
         w = _ways(layer, family, where, loose)
         trips = _trips(nest, w)
         cycles = cycles_of(kernel, dims, trips, where)
-        count = trips[:, : nest.parallel].prod(axis=1, dtype=np.float64)
+        count = _product(trips[:, : nest.parallel]).astype(np.float64)
         divided = w.used[:, -1] > 1 if w.cut else np.zeros(len(cycles), bool)
         try:
             sizes = [
@@ -257,7 +274,7 @@ def _looked(layer: Layer, where: Places, room: float, most: int, loose: bool) ->
         held = sum((x for x, o in zip(sizes, layer.operands, strict=True) if o.constant), nothing)
         moved = sum((x for x, o in zip(sizes, layer.operands, strict=True) if not o.constant), nothing)
         # A part of what a core reads is where it is; how much, depends on the neighbours.
-        idle = idle_price(cycles, w.used.prod(axis=1), where)
+        idle = idle_price(cycles, _product(w.used), where)
         price = cycles + idle + moved / m.link_bytes_per_cycle
         price += np.where(divided, count * node / m.link_bytes_per_cycle + 2 * m.launch_cycles, 0)
         fits = np.flatnonzero(taken <= room)
