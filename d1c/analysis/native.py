@@ -14,6 +14,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import os
+import re
 import tempfile
 import threading
 from collections.abc import Callable
@@ -69,9 +70,37 @@ define internal void @NRT_MemInfo_call_dtor(ptr %p) {
   call void @free(ptr %p)
   ret void
 }
+
+define internal void @NRT_incref(ptr %p) alwaysinline {
+  %none = icmp eq ptr %p, null
+  br i1 %none, label %done, label %count
+count:
+  %n = load i64, ptr %p
+  %more = add i64 %n, 1
+  store i64 %more, ptr %p
+  br label %done
+done:
+  ret void
+}
+
+define internal void @NRT_decref(ptr %p) alwaysinline {
+  %none = icmp eq ptr %p, null
+  br i1 %none, label %done, label %count
+count:
+  %n = load i64, ptr %p
+  %less = sub i64 %n, 1
+  store i64 %less, ptr %p
+  %last = icmp eq i64 %less, 0
+  br i1 %last, label %release, label %done
+release:
+  call void @NRT_MemInfo_call_dtor(ptr %p)
+  br label %done
+done:
+  ret void
+}
 """
 """What numba's code asks of its run time: arrays behind a record of 64 bytes with a count of references and where the
-data is."""
+data is. The count is not atomic: a call's own arrays are of one thread, and those that it is given have no record."""
 
 
 class Native:
@@ -112,19 +141,20 @@ class Native:
         mine = copy.deepcopy(args)
         function(*mine)
         (made,) = function.overloads.values()
-        module = llvm.parse_assembly(made.library.get_llvm_str())
+        names = "|".join(re.findall(r"@(NRT_\w+)\(.*{$", _MEMORY, re.M))
+        theirs = rf"^define [^\n]*@({names})\([^}}]*^}}$|^declare [^\n]*@({names})\([^\n]*$"
+        text = re.sub(theirs, "", made.library.get_llvm_str(), flags=re.M)
+        module = llvm.parse_assembly(text + _MEMORY)
         for f in module.functions:
             if f.name == made.fndesc.llvm_func_name:
                 f.name = symbol
             elif not f.is_declaration:
                 f.linkage = "internal"
-        builder = llvm.create_pass_builder(_target(), llvm.create_pipeline_tuning_options(speed_level=0))
+        builder = llvm.create_pass_builder(_target(), llvm.create_pipeline_tuning_options(speed_level=3))
         passes = builder.getModulePassManager()
         passes.add_global_dead_code_eliminate_pass()
         passes.run(module, builder)
-        lines = str(module).splitlines()
-        text = "\n".join(x for x in lines if not x.startswith("declare") or "@NRT_" not in x) + _MEMORY
-        data: bytes = _target().emit_object(llvm.parse_assembly(text))
+        data: bytes = _target().emit_object(module)
         return data, mine[-1]
 
 

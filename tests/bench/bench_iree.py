@@ -28,6 +28,7 @@ def seconds(*commands: list[str]) -> tuple[float, float]:
     """On the clock, and of processors."""
     started, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'runtime'}"}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)  # an installed package has its byte code
     for c in commands:
         done = subprocess.run(c, env=env, capture_output=True, text=True)
         if done.returncode:
