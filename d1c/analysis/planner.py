@@ -124,7 +124,8 @@ class Planner:
     def prepare(self, layers: Sequence[Layer]) -> None:
         """Make the pools of all layers, some at a time: most of the work is done outside the interpreter's lock."""
         new = {like: None for x in layers if (like := Like(signature(x), x)) not in self.pools}
-        workers = min(len(os.sched_getaffinity(0)), len(new), THREADS)
+        mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        workers = min(mine, len(new), THREADS)
         if workers > 1:
             with ThreadPoolExecutor(workers) as threads:
                 made = {like: threads.submit(pool_of, like.layer, self.where, self.room) for like in new}
