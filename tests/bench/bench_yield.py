@@ -59,9 +59,10 @@ class Bench:
     def cycles(self, m: Machine) -> int:
         """On machine `m`, of the program for it, or for its grid with every site live."""
         own = m if self.o.recompile else dataclasses.replace(m, dead=(), dead_router_forwards=True)
+        program = self._program(own)
+        m = dataclasses.replace(m, die_order=Machine.from_dict(program.machine).die_order)  # the compiler's choice
         if self.o.closed_form:
-            program = dataclasses.replace(self._program(own), machine=m.to_dict())
-            return int(layer_times(program).total["cycles"])
+            return int(layer_times(dataclasses.replace(program, machine=m.to_dict())).total["cycles"])
         return self._simulator(own).cycles(m)
 
 
