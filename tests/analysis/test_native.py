@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from d1c.analysis import native
 from d1c.analysis.native import Native
 from d1c.analysis.price import places
 from d1c.analysis.price_forms import Source
@@ -60,6 +61,23 @@ def test_a_later_process_needs_no_numba(tmp_path: Path) -> None:
     (kept,) = (tmp_path / "d1c" / "planner").glob("*.o")
     kept.write_bytes(kept.read_bytes()[:-1])  # a damaged file counts as missing
     assert run(tmp_path) == ["True", *expected]
+
+
+@pytest.mark.parametrize("fault", ["refused", "wrong"])
+def test_numba_does_it_where_its_code_cannot_be_taken(
+    fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if fault == "refused":
+        monkeypatch.setattr(native, "_MEMORY", "this is no code")
+    else:
+        monkeypatch.setattr(native, "_called", lambda call, args: args[-1].fill(-1.0) or 0)
+    where = places(machine("d1-die"))
+    source = Source(np.array([[0, 1, 5, 0, 3]]), np.arange(3), np.zeros(0, np.int64))
+    out = np.empty(where.machine.die_rows)
+    Native("price_lines", "rows_to")(source, np.array([38]), where.grid, 4096, out)
+    assert out.tolist() == share(5, 38, (0, 1, 2))
+    assert not list(tmp_path.rglob("*.o"))
 
 
 def test_arrays_are_contiguous() -> None:
