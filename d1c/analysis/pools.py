@@ -93,6 +93,10 @@ class _Row:
     figures: _Figures
 
 
+NARROW = 8
+"""With fewer columns all three rows may be cut: there is nothing to gain from cutting the columns of an image."""
+
+
 def families(layer: Layer, most: int = 3) -> Iterator[tuple[tuple[int, int], ...]]:
     """Ranges of parallel dims that may be cut: rows (flat, in pairs of the largest, or partly flat), then columns."""
     nest = layer.nest
@@ -104,6 +108,8 @@ def families(layer: Layer, most: int = 3) -> Iterator[tuple[tuple[int, int], ...
         yield tuple(flat)
         if len(rows) == 3 and rows[0][1] == rows[1][0] and rows[1][1] == rows[2][0]:
             yield ((rows[0][0], rows[1][1]), rows[2], last)
+    if len(rows) == 3 and nest.dims[last[0]].extent < NARROW:
+        yield tuple(rows)
     if len(rows) <= 2:
         yield (*rows, last)
     else:
