@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -109,8 +110,10 @@ def moved_bytes(p: Product, nodes: int) -> float:
     return max(0.0, touched - own) * p.width
 
 
-def products_of(layer: Layer, share: float = 1.0) -> tuple[Product, ...]:
-    """The products of matrices of which a layer consists."""
+def products_of(
+    layer: Layer, share: float = 1.0, constants: Mapping[str, np.ndarray] = MappingProxyType({})
+) -> tuple[Product, ...]:
+    """The products of matrices of which a layer consists. `constants`: data of those that are known."""
     nest = layer.nest
     if nest.kind == "attention":
         return _attention(layer, share)
@@ -120,7 +123,7 @@ def products_of(layer: Layer, share: float = 1.0) -> tuple[Product, ...]:
     sizes = {"batch": 1, "m": 1, "n": 1}
     for d, dim in enumerate(nest.dims[: nest.parallel]):
         sizes["batch" if d in left and d in right else "m" if d in left else "n"] *= dim.extent
-    k, reuse = _depth(nest, layer.operands[0]), _reuse(nest)
+    k, reuse = _depth(nest, layer.operands[0], constants.get(layer.operands[1].name)), _reuse(nest)
     a = layer.operands[0]
     matrix = nest.kind == "mac" and a.dtype.bits == 16
     stored = math.prod(a.shape) / sizes["batch"]
@@ -147,8 +150,9 @@ def _dims(index: Map) -> set[int]:
     return {d for e in index for d, _ in e.terms}
 
 
-def _depth(nest: Structured, left: Stored) -> int:
-    """Iterations of the reduction without those that odd channels are padded with."""
+def _depth(nest: Structured, left: Stored, right: np.ndarray | None) -> int:
+    """Iterations of the reduction without those that odd channels are padded with, in pairs or by a channel whose
+    weights (`right`, packed) are all 0."""
     reduce = {d: nest.dims[d].extent for d in range(nest.parallel, len(nest.dims))}
     k, at = math.prod(reduce.values()), 0
     if nest.kind == "mac" and reduce[len(nest.dims) - 1] > 1:
@@ -157,7 +161,9 @@ def _depth(nest: Structured, left: Stored) -> int:
             inner = [d for d, _ in e.terms]
             if pair in inner and e.span == 1 and all(d in reduce for d in inner):
                 whole = math.prod(reduce[d] for d in inner)
-                k = k // whole * min(whole, left.shape[at] - e.offset)
+                real = min(whole, left.shape[at] - e.offset)
+                padded = real == whole and right is not None and whole > 2 and not right[..., -1, :, 1].any()
+                k = k // whole * (real - padded)
             at += e.span
     return k
 
@@ -216,7 +222,7 @@ def _main(layers: Mapping[str, Layers], constants: Mapping[str, np.ndarray]) -> 
             result = _result(s, void, constants)
             if result is not None and s.nest.kind != "attention":
                 void[s.result.name] = result
-            if made := products_of(s, _share(s, result, void)):
+            if made := products_of(s, _share(s, result, void), constants):
                 products.extend((p, rounds) for p in made)
                 weights.extend(o for o in s.operands if o.constant)
             depth[s.result.name] = _chained(s, depth)

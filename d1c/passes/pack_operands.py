@@ -53,11 +53,17 @@ of groups of one channel keep pairs of extent 1, because a pair must not reach i
 Two guarantees about first operands and other readers: where dims were transposed and then merged by a reshape, no index
 map reads through both, so a `graph.copy` stands between them; and the reduce dim of a first operand is contiguous in
 storage, if need be by a `graph.copy` as well.
+
+Large images of an odd number of channels get another one of zeros, as their weights do in pairs: rows of pixels are
+then contiguous in windows too, where pairs are whole.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from math import prod
+
+import numpy as np
 
 from d1c.ir.core import Block, Module, Op, Value
 from d1c.ops.graph.contract import pack
@@ -66,6 +72,12 @@ from d1c.ops.opdef import opdef
 from d1c.passes.precision import ATTENTION, anchor, retyped
 from d1c.passes.rebuild import Rebuild, keeps_order, main_ops, shape, tensor
 from d1c.target.dtypes import BF16
+from d1c.target.numerics import slices
+
+LARGE = 1 << 20
+"""Images of so many elements get an even number of channels; for smaller ones the layer more takes longer than the
+short runs of pixels whose channels are odd."""
+
 
 
 class Packer:
@@ -74,6 +86,7 @@ class Packer:
         self.ops = main_ops(module)
         self.packed: dict[tuple[Value, bool], Value] = {}
         self.copied: dict[Value, Value] = {}
+        self.wide: dict[tuple[Value, int], Value] = {}
 
     # -- second operands
 
@@ -94,6 +107,41 @@ class Packer:
         if pair or any(v.name == "graph.transpose" for v in self.chain(w)):
             return self.to.emit("graph.pack", (w,), like=op, label=f"{w.name}_p" if w.name else "", pair=pair)
         return self.to.reshape(w, (*shape(w), 1), op, f"{w.name}_p" if w.name else "")
+
+    # -- channels
+
+    def even(self, conv: Op, x: int, w: int, operands: list[Value]) -> None:
+        """Put another channel behind an odd number of them, where the first operand is rounded from a tensor of the
+        same shape, as images are: in windows pairs of channels are whole, and pixels would be written one by one."""
+        data, cast = self.to.data(operands[w]), self.to.producer.get(operands[x])
+        if conv.name != "graph.conv" or conv.attrs.groups != 1 or data is None or data.ndim != len(shape(operands[x])):
+            return
+        *taps, channels, _ = data.shape
+        more, terms = channels + 1, prod(taps)
+        if (
+            data.dtype != BF16.numpy
+            or channels % 2 == 0
+            or slices(channels * terms, channels) != slices(more * terms, more)
+        ):
+            return
+        if cast is None or not rounds(cast) or shape(cast.operands[0]) != shape(cast.result):
+            return
+        if prod(shape(cast.result)) < LARGE:
+            return
+        (source,), rank = cast.operands, len(shape(cast.result))
+        if (cast.result, more) not in self.wide:
+            hi = (*(0 for _ in range(rank - 1)), 1)
+            made = self.to.emit(
+                "graph.pad", (source,), like=cast, label=f"{cast.result.name}_pad", lo=(0,) * rank, hi=hi
+            )
+            out = Value(replace(tensor(cast.result), shape=shape(made)), f"{cast.result.name}_even")
+            self.to.append(
+                replace(cast, operands=(made,), results=(out,), regions=(retyped(cast.regions[0], (made,)),))
+            )
+            self.wide[cast.result, more] = out
+        operands[x] = self.wide[cast.result, more]
+        zeros = [(0, 1) if k == len(taps) else (0, 0) for k in range(data.ndim)]
+        operands[w] = self.to.const(np.pad(data, zeros), operands[w].name, conv.origin)
 
     # -- views
 
@@ -169,6 +217,7 @@ class Packer:
             operands = list(self.to.values(op.operands))
             args = op.regions[0].args
             x, w = (args.index(v) for v in first.operands)
+            self.even(first, x, w, operands)
             if not first.attrs.packed:
                 operands[w] = self.second(first, operands[x], operands[w], op)
                 op = replace(op, regions=(packed(op.regions[0], first),))
@@ -194,6 +243,12 @@ def apart(op: Op, contraction: Op) -> tuple[Op, Op]:
     done = replace(contraction, operands=(contraction.operands[0], own))
     block = Block((*block.args, own), tuple(done if o is contraction else o for o in block.ops))
     return replace(op, operands=(*op.operands, op.operands[block.args.index(w)]), regions=(block,)), done
+
+
+def rounds(op: Op) -> bool:
+    """Whether a group does nothing but store its one operand as another type."""
+    inner = op.regions[0].ops[:-1] if op.name == "graph.fused" else ()
+    return op.name == "graph.fused" and len(op.operands) == 1 and all(o.name == "graph.cast" for o in inner)
 
 
 def packed(block: Block, contraction: Op) -> Block:
