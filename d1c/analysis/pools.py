@@ -389,6 +389,8 @@ def _joined(layer: Layer, w: _Ways, which: np.ndarray, where: Places) -> Iterato
 def _distinct(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The numbers of rows that differ from all before them, in some order that brings equal starts together; of each
     row, which of those it equals."""
+    if not rows.shape[1]:  # a machine of one core has no factors
+        return np.zeros(1, np.int64), np.zeros(len(rows), np.int64)
     whole = np.ascontiguousarray(rows, np.int64).view(np.dtype((np.void, 8 * rows.shape[1]))).ravel()
     _, first, inverse = np.unique(whole, return_index=True, return_inverse=True)
     return first, inverse

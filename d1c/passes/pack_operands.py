@@ -79,7 +79,6 @@ LARGE = 1 << 20
 short runs of pixels whose channels are odd."""
 
 
-
 class Packer:
     def __init__(self, module: Module) -> None:
         self.to = Rebuild(module)
