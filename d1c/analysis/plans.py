@@ -146,11 +146,24 @@ def combine_plan(
     way = np.array([[number[a] for a in mesh.names]])
     sizes = [math.prod(d.extent for d in nest.dims[a:b]) for a, b in ranges]
     after, cuts = combined(sizes, way, np.array([blocks]), to, mesh)
-    goes = dict(zip(mesh.names, after[0].tolist(), strict=True))
+    return combine_layout(nest, ranges, axes, held, after[0].tolist(), cuts[0].tolist(), mesh)
+
+
+def combine_layout(
+    nest: Structured,
+    ranges: Sequence[tuple[int, int]],
+    axes: Sequence[Sequence[str]],
+    held: Sequence[str],
+    after: Sequence[int],
+    cuts: Sequence[int],
+    mesh: Mesh,
+) -> Layout:
+    """`combine_plan` where what `combined` says of the way is known: `after`, by factor, and `cuts`, by range."""
+    goes = dict(zip(mesh.names, after, strict=True))
     mine = [[*own, *(a for a in axes[-1] if goes[a] == r)] for r, own in enumerate(axes[:-1])]
     idle = [*held, *(a for a in axes[-1] if goes[a] > len(ranges))]
     stage = Structured((*nest.dims[: nest.parallel], nest.dims[-1]), "sum", (), (), 1)  # any kind
-    return layout_from(stage, ranges, mine, cuts[0].tolist(), idle)
+    return layout_from(stage, ranges, mine, cuts, idle)
 
 
 def windows(

@@ -31,7 +31,7 @@ from d1c.analysis.candidates import (
 )  # fmt: skip
 from d1c.analysis.layers import Layer
 from d1c.analysis.native import Native
-from d1c.analysis.plans import accumulator_type, assignments, combine_plan, combined, dim_ranges, layout_from, windows
+from d1c.analysis.plans import accumulator_type, assignments, combine_layout, combined, dim_ranges, layout_from, windows
 from d1c.analysis.price import Places, form_of
 from d1c.ir.layout import reading
 from d1c.ir.structured import Structured
@@ -234,12 +234,15 @@ class Pool:
     def at(self, byte: float) -> list[Candidate]:
         """Those worth considering where a byte of constants counts `byte` cycles."""
         found: dict[tuple[Layout, Layout | None], Candidate] = {}
-        for r in _picked(self.rows, POOL * self.where.first, byte):
-            if id(r) not in self.made:
-                try:
-                    self.made[id(r)] = _candidate(self.layer, r, self.where)
-                except LayoutError:  # an operand does not go with the combining stage
-                    self.made[id(r)] = None
+        picked = _picked(self.rows, POOL * self.where.first, byte)
+        new = [r for r in picked if id(r) not in self.made]
+        joins = _joins(self.layer, new, self.where)
+        for r in new:
+            try:
+                self.made[id(r)] = _candidate(self.layer, r, joins.get(id(r)), self.where)
+            except LayoutError:  # an operand does not go with the combining stage
+                self.made[id(r)] = None
+        for r in picked:
             c = self.made[id(r)]
             if c is not None:
                 found.setdefault((c.plan, c.combine), c)
@@ -445,18 +448,33 @@ def _settled(layer: Layer, w: _Ways, which: np.ndarray, where: Places) -> np.nda
     return out
 
 
-def _candidate(layer: Layer, row: _Row, where: Places) -> Candidate:
-    """The candidate of a row. Raises LayoutError where an operand does not allow its plan."""
+def _joins(layer: Layer, rows: Sequence[_Row], where: Places) -> dict[int, tuple[list[int], list[int]]]:
+    """What `combined` says of the rows that split the reduction, by their ids: those of one kind at a time."""
+    kinds: dict[tuple[int, int], list[_Row]] = {}
+    for r in rows:
+        if r.to is not None:
+            kinds.setdefault((id(r.ways), r.to), []).append(r)
+    out: dict[int, tuple[list[int], list[int]]] = {}
+    for (_, to), alike in kinds.items():
+        w, at = alike[0].ways, [r.number for r in alike]
+        sizes = [math.prod(d.extent for d in layer.nest.dims[a:b]) for a, b in w.ranges[:-1]]
+        after, cuts = combined(sizes, w.way[at], w.blocks[at], to, where.mesh)
+        out |= {id(r): (x, y) for r, x, y in zip(alike, after.tolist(), cuts.tolist(), strict=True)}
+    return out
+
+
+def _candidate(layer: Layer, row: _Row, join: tuple[list[int], list[int]] | None, where: Places) -> Candidate:
+    """The candidate of a row; `join`: see _joins. Raises LayoutError where an operand does not allow its plan."""
     nest, w, mesh = layer.nest, row.ways, where.mesh
     way = w.way[row.number].tolist()
     axes = [[a for a, t in zip(mesh.names, way, strict=True) if t == k] for k in range(len(w.ranges))]
     held = [a for a, t in zip(mesh.names, way, strict=True) if t == len(w.ranges)]
     blocks = w.blocks[row.number].tolist()
     plan = layout_from(nest, w.ranges, axes, blocks, held)
-    if row.to is None:
+    if join is None:
         needs = needs_of(layer.operands, nest, plan)
         sizes = [int(x[row.number]) for x in row.figures.sizes]
         result = Layout(plan.groups[: parallel_groups(nest, plan)], plan.held)
         return made(layer, plan, None, needs, result, row.cycles, sizes)
-    combine = combine_plan(nest, w.ranges[:-1], axes, blocks, held, row.to, mesh)
+    combine = combine_layout(nest, w.ranges[:-1], axes, held, *join, mesh)
     return split(layer, plan, combine, row.cycles, where)
