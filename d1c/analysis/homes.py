@@ -88,7 +88,9 @@ def _cuts(need: Need) -> list[tuple[tuple[str, ...], int]] | None:
     for c in need.components:
         if not c.parts:
             out += [((), n) for n in c.shape]
-        elif c.span == 1 and len(c.parts) == 1 and c.parts[0].coefs == (1,) and c.rest_lo == c.rest_hi == 0:
+        elif c.span == len(c.parts) == 1 and c.parts[0].coefs == (1,) and (c.rest_lo, c.rest_hi) == (0, 0):
+            if c.parts[0].extents != c.shape:  # a segment of the constant's columns
+                return None
             out.append((c.parts[0].axes, c.parts[0].block))
         else:
             return None

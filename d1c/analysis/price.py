@@ -130,10 +130,17 @@ def form_of(need: Need, shape: Sequence[int] = ()) -> tuple[Form, list[tuple[tup
     return Form(_table(dims, 6), _table(components, 7), _table(parts, 3), _table(terms, 2)), list(groups)
 
 
+def _fits(axes: Sequence[str], block: int, extent: int, mesh: Mesh) -> None:
+    """The compiled loops do not look whether a position is a core's."""
+    if -(-extent // block) > mesh.parts(tuple(axes)):
+        raise ValueError(f"{extent} elements in blocks of {block} are more than {' '.join(axes)} has places for")
+
+
 def cut_of(groups: Sequence[tuple[tuple[str, ...], int, int]], fan: Sequence[str], mesh: Mesh) -> Cut:
     """Groups (axes, block, extent), and the factors along which contents are the same."""
     table, axes = list[list[int]](), list[int]()
     for names, block, extent in groups:
+        _fits(names, block, extent, mesh)
         table.append([len(axes), len(axes) + len(names), block, extent])
         axes += [mesh.index[a] for a in names]
     return Cut(_table(table, 4), np.array(axes, np.int64), np.array([mesh.index[a] for a in fan], np.int64))
@@ -160,6 +167,7 @@ def _source(layout: Layout, shape: tuple[int, ...], where: Places) -> tuple[Sour
         axes += [mesh.index[x] for x in g.axes]
         extents.append(n)
         if g.axes:
+            _fits(g.axes, g.block, n, mesh)
             owners *= -(-n // g.block)
     copies = layout.copied(mesh)
     numbers = [mesh.index[a] for a in copies]
