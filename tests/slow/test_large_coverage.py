@@ -33,17 +33,23 @@ def compiled(name: str, batch: int) -> d1c.Program:
     return d1c.compile(NETWORKS[name](batch), target="d1-tile", precision="bf16")
 
 
-def real_indices(c: Component, lo: np.ndarray, hi: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Every window element inside the tensor: position, offset in the window, index in the component's dims."""
+def real_indices(
+    c: Component, lo: np.ndarray, hi: np.ndarray, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Every window element inside the tensor: position, offset in the window, index in the tensor's dims, of `shape`,
+    that the component is about."""
     position, offset = ragged(hi - lo)
     at = lo[position] + offset
     index, stride, inside = np.zeros_like(at), 1, np.ones(len(at), bool)
-    for (before, extent), n in zip(reversed(c.pads), reversed(c.shape), strict=True):
+    every = c.every or tuple((0, 1) for _ in shape)
+    for (before, extent), n, whole, (first, step) in zip(
+        reversed(c.pads), reversed(c.shape), reversed(shape), reversed(every), strict=True
+    ):
         alone = c.span == 1  # a single dim is addressed by its raw index, which may be negative
         i = at if alone else at % extent - before
         at = np.zeros_like(at) if alone else at // extent
         inside &= (i >= 0) & (i < n)
-        index, stride = index + i * stride, stride * n
+        index, stride = index + (first + i * step) * stride, stride * whole
     inside &= at == 0
     return position[inside], offset[inside], index[inside]
 
@@ -82,13 +88,15 @@ def component_done(component: ComponentExchange, cover: list[Component], owners:
 def check_component(x: ComponentExchange, cover: list[Component], owners: list[tuple], shape: tuple[int, ...]) -> None:
     # windows of the joined need, element by element along this component only
     position, offset, index = np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64)
+    dim = 0
     for c in cover:
         lo, hi = c.intervals(MESH)
-        p, o, i = real_indices(c, lo, hi)
+        extents, dim = shape[dim : dim + c.span], dim + c.span
+        p, o, i = real_indices(c, lo, hi, extents)
         width = int((hi - lo).max())
         a, b = (v.reshape(-1) for v in np.meshgrid(np.arange(len(position)), np.arange(len(p)), indexing="ij"))
         position, offset = position[a] * len(lo) + p[b], offset[a] * width + o[b]
-        index = index[a] * math.prod(c.shape) + i[b]
+        index = index[a] * math.prod(extents) + i[b]
     # what the pieces bring: runs, each from one owner's share
     q = x.pieces
     run, r = ragged(q.count)
