@@ -162,7 +162,7 @@ def _depth(nest: Structured, left: Stored, right: np.ndarray | None) -> int:
             if pair in inner and e.span == 1 and all(d in reduce for d in inner):
                 whole = math.prod(reduce[d] for d in inner)
                 real = min(whole, left.shape[at] - e.offset)
-                padded = real == whole and right is not None and whole > 2 and not right[..., -1, :, 1].any()
+                padded = real == whole and right is not None and not right[..., -1, :, 1].any()
                 k = k // whole * (real - padded)
             at += e.span
     return k
