@@ -12,11 +12,11 @@ import numpy as np
 
 from d1c.analysis.attention import Calls
 from d1c.analysis.layers import Layer, Stored
-from d1c.analysis.plans import stages
+from d1c.analysis.plans import operand_need, stages
 from d1c.analysis.price import Places, window_elements
 from d1c.analysis.shares import Read, call_of
 from d1c.ir.core import Block
-from d1c.ir.layout import Need, need_of, reading
+from d1c.ir.layout import Need, need_of
 from d1c.ir.structured import Structured
 from d1c.ir.types import TensorType
 from d1c.ops.dist.compute import ComputeAttrs, compute_type
@@ -163,12 +163,12 @@ def needs_of(operands: Sequence[Stored], nest: Structured, plan: Layout) -> tupl
     """Per operand its need. Raises LayoutError where an operand does not allow the plan."""
     extents = tuple(d.extent for d in nest.dims)
     pairs = zip(nest.maps, operands, strict=True)
-    return tuple((need_of if o.constant else reading)(extents, m, o.shape, plan) for m, o in pairs)
+    return tuple(operand_need(extents, m, o, plan) for m, o in pairs)
 
 
 def window_bytes(operands: Sequence[Stored], needs: Sequence[Need], mesh: Mesh) -> list[int]:
     """Per operand the bytes of its window on every core."""
-    return [window_elements(n.thin or n, mesh) * o.dtype.bytes for n, o in zip(needs, operands, strict=True)]
+    return [window_elements(n.moved, mesh) * o.dtype.bytes for n, o in zip(needs, operands, strict=True)]
 
 
 def idle_price(cycles: np.ndarray | float, used: np.ndarray | int, where: Places) -> np.ndarray:

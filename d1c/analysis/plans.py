@@ -16,7 +16,7 @@ import numpy as np
 
 from d1c.analysis.layers import Layer, Stored
 from d1c.ir.core import Block, Value
-from d1c.ir.layout import need_of, reading
+from d1c.ir.layout import Need, need_of, reading
 from d1c.ir.structured import Dim, Entry, Map, Structured
 from d1c.ir.types import TensorType
 from d1c.target.dtypes import DType, dtype
@@ -166,6 +166,12 @@ def combine_layout(
     return layout_from(stage, ranges, mine, cuts, idle)
 
 
+def operand_need(dims: tuple[int, ...], index: Map, o: Stored, plan: Layout) -> Need:
+    """The need of an operand; a constant is placed just as it is read. Raises LayoutError where it does not allow the
+    plan."""
+    return (need_of if o.constant else reading)(dims, index, o.shape, plan)
+
+
 def windows(
     nest: Structured, index: Map, operand: Stored, ranges: Sequence[tuple[int, int]], blocks: np.ndarray
 ) -> np.ndarray:
@@ -180,9 +186,7 @@ def windows(
         d = b
     groups += [Group() for _ in range(d, len(extents))]
     size = np.ones(len(blocks), np.float64)
-    read = need_of if operand.constant else reading
-    need = read(extents, index, operand.shape, Layout(tuple(groups)))
-    for comp in (need.thin or need).components:
+    for comp in operand_need(extents, index, operand, Layout(tuple(groups))).moved.components:
         length = np.full(len(blocks), comp.rest_hi - comp.rest_lo + 1, np.float64)
         for part in comp.parts:
             block = np.minimum(blocks[:, int(part.axes[0][1:])], math.prod(part.extents))

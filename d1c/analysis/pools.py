@@ -424,7 +424,7 @@ def _settled(layer: Layer, w: _Ways, which: np.ndarray, where: Places) -> np.nda
             continue
         done.add((o.name, index))
         need = reading(extents, index, o.shape, plan)
-        form, groups = form_of(need.thin or need)
+        form, groups = form_of(need.moved)
         ranges = [int(axes[0][1:]) for axes, _, _ in groups]
         lies, rest = list[list[int]](), -1
         for k, (a, b, _, _, _, first, end) in enumerate(form.components.tolist()):

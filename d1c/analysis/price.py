@@ -216,7 +216,7 @@ def _moves(
 ) -> np.ndarray:
     """[sources, 6] what `Moves` names. `apart`: factors along which windows are equal and every source has copies."""
     mesh, m = where.mesh, where.machine
-    form, groups = form_of(need.thin or need, shape)
+    form, groups = form_of(need.moved, shape)
     mine = {a for axes, _, _ in groups for a in axes}
     fan = tuple(a for a in mesh.names if a in need.plan_axes and a not in mine and a not in apart)
     if apart:

@@ -125,6 +125,11 @@ class Need:
     held: tuple[str, ...] = ()
     thin: Need | None = None
 
+    @property
+    def moved(self) -> Need:
+        """What a movement brings."""
+        return self.thin or self
+
     @cached_property
     def axes(self) -> tuple[str, ...]:
         """The factors that the content depends on; along the plan's other factors it is the same (multicast)."""

@@ -45,12 +45,12 @@ from d1c.analysis.exchange import exchange_of, in_place
 from d1c.analysis.homes import homes
 from d1c.analysis.layers import Again, Layer, Layers, Stored, identity, layers_of
 from d1c.analysis.planner import Planner
-from d1c.analysis.plans import Plan, spread, stages
+from d1c.analysis.plans import Plan, operand_need, spread, stages
 from d1c.analysis.price import places
 from d1c.analysis.random_plans import random_plan
 from d1c.analysis.segments import segmented
 from d1c.ir.core import Block, Function, Module, Op, Value
-from d1c.ir.layout import Need, need_of, reading
+from d1c.ir.layout import Need
 from d1c.ir.structured import Dim, Structured
 from d1c.ir.types import TensorType, WindowType
 from d1c.ops.dist.compute import ComputeAttrs, DistConstAttrs, ExchangeAttrs, compute_type
@@ -234,10 +234,10 @@ class _Distributor:
         plan.check(extents, self.mesh)
         operands = []
         for o, index, fill in zip(layer.operands, layer.nest.maps, layer.nest.fills, strict=True):
-            if o.constant:
-                operands.append(self.constant(o, need_of(extents, index, o.shape, plan), fill, layer.origin))
-            else:
-                operands.append(self.fetch(o, reading(extents, index, o.shape, plan), fill, layer.origin))
+            need = operand_need(extents, index, o, plan)
+            operands.append(
+                self.constant(o, need, fill, layer.origin) if o.constant else self.fetch(o, need, fill, layer.origin)
+            )
         regions = [(n, b) for n, b in (("term", layer.term), ("epilogue", layer.epilogue)) if b.ops]
         attrs = ComputeAttrs(layer.nest, plan, result.dtype.name, tuple(n for n, _ in regions), of)
         value = Value(compute_type(attrs), result.name)
@@ -252,12 +252,10 @@ class _Distributor:
         source = self.gathered[o.name] if o.constant else self.values[o.name]
         layout = _tensor(source).layout
         assert layout is not None
-        x = exchange_of(layout, o.shape, need, self.mesh)
-        if in_place(x, layout, need):
+        if in_place(exchange_of(layout, o.shape, need, self.mesh), layout, need):
             return source
-        if need.thin is not None:
-            need = need.thin
-            x = exchange_of(layout, o.shape, need, self.mesh)
+        need = need.moved
+        x = exchange_of(layout, o.shape, need, self.mesh)
         key = (o.name, o.constant, need, fill if x.padded else None)
         if key not in self.windows:
             w = Value(WindowType(o.shape, o.dtype, need), f"{o.name}.w")

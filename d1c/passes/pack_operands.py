@@ -246,8 +246,9 @@ def apart(op: Op, contraction: Op) -> tuple[Op, Op]:
 
 def rounds(op: Op) -> bool:
     """Whether a group does nothing but store its one operand as another type."""
-    inner = op.regions[0].ops[:-1] if op.name == "graph.fused" else ()
-    return op.name == "graph.fused" and len(op.operands) == 1 and all(o.name == "graph.cast" for o in inner)
+    if op.name != "graph.fused" or len(op.operands) != 1:
+        return False
+    return all(o.name == "graph.cast" for o in op.regions[0].ops[:-1])
 
 
 def packed(block: Block, contraction: Op) -> Block:

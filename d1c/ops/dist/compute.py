@@ -83,9 +83,9 @@ def _infer_compute(op: Op) -> tuple[Type, ...]:
     if len(op.operands) != len(attrs.nest.maps):
         raise ValueError(f"has {len(op.operands)} operands, its nest reads {len(attrs.nest.maps)}")
     for i, (v, m) in enumerate(zip(op.operands, attrs.nest.maps, strict=True)):
-        if isinstance(v.type, WindowType) and v.type.need not in (
-            need_of(extents, m, v.type.shape, attrs.plan), thin_of(extents, m, v.type.shape, attrs.plan)
-        ):  # fmt: skip
+        if isinstance(v.type, WindowType) and all(
+            v.type.need != of(extents, m, v.type.shape, attrs.plan) for of in (need_of, thin_of)
+        ):
             raise ValueError(f"operand {i} is a window for another plan or map")
     return (compute_type(attrs),)
 
