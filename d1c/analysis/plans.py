@@ -105,7 +105,7 @@ def inherited(nest: Structured, layout: Layout) -> Layout | None:
         return None
     plan = Layout((*layout.groups, *(Group() for _ in range(len(nest.dims) - nest.parallel))), layout.held)
     spans = plan.spans(tuple(d.extent for d in nest.dims))
-    if any(b - a > 1 and a <= d < b for a, b, _, _ in spans for d in nest.alone):
+    if not all(nest.flat(a, b) for a, b, _, _ in spans):
         return None
     return None if any(g.axes and g.block > max(n, 1) for _, _, g, n in spans) else plan
 

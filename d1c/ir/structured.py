@@ -83,6 +83,14 @@ class Structured:
             return tuple(range(self.parallel))
         return (0,) if self.kind == "scatter" else ()
 
+    def flat(self, first: int, end: int) -> bool:
+        """Whether a plan may flatten the dims from `first` to before `end`. The columns of a product are a loop of
+        their own: its rows do not follow them."""
+        dims = range(first, end)
+        columns = self.parallel - 1
+        joined = self.kind == "mac" and columns in dims and any(self.dims[d].extent > 1 for d in dims if d != columns)
+        return len(dims) < 2 or not (joined or any(d in dims for d in self.alone))
+
     @property
     def out_shape(self) -> tuple[int, ...]:
         return tuple(d.extent for d in self.dims if not d.reduce)

@@ -1,16 +1,21 @@
-"""The choice of plans where constants are short of SRAM."""
+"""The choice of plans: where constants are short of SRAM, and those that no kernel computes."""
 
 from __future__ import annotations
 
 import itertools
 
 import numpy as np
+import pytest
 
 from d1c.analysis.layers import layers_of
 from d1c.analysis.planner import Chosen, Planner
+from d1c.analysis.plans import inherited
 from d1c.analysis.price import places
+from d1c.ir.structured import Structured
 from d1c.ir.text import parse
+from d1c.ops.dist.compute import ComputeAttrs, compute_type
 from d1c.target.machine import machine
+from d1c.target.mesh import Group, Layout
 
 DEPTH, M, K = 6, 384, 256
 CHAIN = (
@@ -50,3 +55,21 @@ def test_equal_layers_share_sram_unequally() -> None:
         assert (share - 1 / DEPTH) * most < sum(stay) <= share * most
         cycles.append(chosen.cycles)
     assert all(a < b for a, b in itertools.pairwise(cycles))
+
+
+def product(batch: int, rows: int, columns: int) -> Structured:
+    return Structured.parse(
+        f"mac (b {batch}, m {rows}, n {columns} | k 5, e 1) cut k / 8 term 2 [b, m, k+e : 0.0] [b, k, n, e]"
+    )
+
+
+@pytest.mark.parametrize("extents", [(1, 5, 1), (4, 1, 3), (2, 3, 1)])
+def test_no_plan_flattens_rows_with_the_columns_of_a_product(extents: tuple[int, int, int]) -> None:
+    """A layout of the first operand may; kernels take columns as a loop of their own, which rows do not follow."""
+    nest, flat = product(*extents), Layout((Group(3, ("nr", "nc"), 4),))
+    assert inherited(nest, flat) is None
+    plan = Layout((*flat.groups, Group(), Group()))
+    with pytest.raises(ValueError, match="flattens dims 0 to 2"):
+        compute_type(ComputeAttrs(nest, plan, "f32"))
+    assert inherited(nest, Layout((Group(2, ("nr", "nc"), 4), Group()))) is not None
+    assert inherited(product(1, 1, 9), flat) is not None

@@ -63,6 +63,8 @@ def compute_type(attrs: ComputeAttrs) -> TensorType:
     shape = nest.out_shape
     k = 0
     for g in plan.groups:
+        if g.axes and not nest.flat(k, k + g.span):
+            raise ValueError(f"the plan {plan} flattens dims {k} to {k + g.span - 1}, of which one must be on its own")
         if k < nest.parallel:
             groups.append(g)
         elif g.axes:
