@@ -6,7 +6,6 @@ A plan gives every mesh factor to one of the layer's dims (rows, columns, the cu
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -33,24 +32,6 @@ class Plan:
 
     plan: Layout
     combine: Layout | None
-
-
-@cache
-def assignments(axes: tuple[tuple[str, int], ...], targets: int) -> tuple[np.ndarray, np.ndarray]:
-    """[ways, factors] every way to give the factors to `targets` dims or to nothing (number `targets`), equal
-    neighbours of one axis being interchangeable; [ways, targets] in how many parts each cuts them."""
-    runs: list[list[int]] = []
-    for i, (name, size) in enumerate(axes):
-        last = axes[runs[-1][0]] if runs else ("", 0)
-        if size == last[1] and name.split(".")[0] == last[0].split(".")[0]:
-            runs[-1].append(i)
-        else:
-            runs.append([i])
-    per = [list(itertools.combinations_with_replacement(range(targets + 1), len(r))) for r in runs]
-    ways = [tuple(itertools.chain(*w)) for w in itertools.product(*per)]
-    table = np.array(ways, np.int8).reshape(len(ways), len(axes))
-    sizes = np.array([n for _, n in axes], np.int64)
-    return table, np.stack([np.where(table == i, sizes, 1).prod(axis=1) for i in range(targets)], axis=1)
 
 
 def dim_ranges(nest: Structured, layer: Layer, flat: bool, most: int = 2) -> list[tuple[int, int]] | None:
@@ -190,21 +171,21 @@ def windows(
         length = np.full(len(blocks), comp.rest_hi - comp.rest_lo + 1, np.float64)
         for part in comp.parts:
             block = np.minimum(blocks[:, int(part.axes[0][1:])], math.prod(part.extents))
-            distinct, inverse = _distinct(block)
-            length += np.array([_reach(part.extents, part.coefs, int(b)) for b in distinct])[inverse]
+            different, which = distinct(block)
+            length += np.array([_reach(part.extents, part.coefs, int(b)) for b in different])[which]
         size *= np.minimum(length, math.prod(x for _, x in comp.pads)) if comp.span > 1 else length
     return size
 
 
-def _distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The values that occur, and of each value which it is."""
-    if len(values) < values.max(initial=0):
+def distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values (0 or more) that occur, in order, and of each value which it is."""
+    if 16 * len(values) < values.max(initial=0):
         return np.unique(values, return_inverse=True)
     number = np.zeros(values.max(initial=0) + 1, np.int64)  # a table takes less time than sorting
     number[values] = 1
-    distinct = np.flatnonzero(number)
-    number[distinct] = np.arange(len(distinct))
-    return distinct, number[values]
+    found = np.flatnonzero(number)
+    number[found] = np.arange(len(found))
+    return found, number[values]
 
 
 @cache

@@ -10,8 +10,9 @@ import pytest
 from d1c.analysis.candidates import priced
 from d1c.analysis.layers import Layer, layers_of
 from d1c.analysis.plans import combine_plan, layout_from, stages
-from d1c.analysis.pools import _joined, _settled, _Ways, _ways, families
+from d1c.analysis.pools import _joined, _settled
 from d1c.analysis.price import Places, moves, places
+from d1c.analysis.ways import Ways, families, ways_of
 from d1c.frontend.importer import import_onnx
 from d1c.ir.layout import need_of
 from d1c.ops.dist.compute import ComputeAttrs, compute_type
@@ -43,17 +44,17 @@ def _layers() -> dict[str, Layer]:
 LAYERS = _layers()
 
 
-def _drawn(layer: Layer, where: Places, cut: bool) -> list[tuple[_Ways, np.ndarray]]:
+def _drawn(layer: Layer, where: Places, cut: bool) -> list[tuple[Ways, np.ndarray]]:
     """Of every family some ways, those that cut the reduction or all."""
     rng, found = np.random.default_rng(3), []
     for family in families(layer):
-        w = _ways(layer, family, where, False)
-        at = np.flatnonzero(w.used[:, -1] > 1) if cut else np.arange(len(w.way))
+        w = ways_of(layer, family, where, False)
+        at = np.flatnonzero(w.used[w.kind, -1] > 1) if cut else np.arange(len(w.way))
         found.append((w, np.sort(rng.permutation(at)[:WAYS])))
     return found
 
 
-def _axes(w: _Ways, i: int, where: Places) -> tuple[list[list[str]], list[str]]:
+def _axes(w: Ways, i: int, where: Places) -> tuple[list[list[str]], list[str]]:
     """Of every range its factors, and those that idle."""
     way = w.way[i].tolist()
     axes = [[a for a, t in zip(where.mesh.names, way, strict=True) if t == k] for k in range(len(w.ranges) + 1)]
@@ -80,7 +81,7 @@ def test_combining_stages(name: str, target: str) -> None:
         for to, cycles in enumerate(_joined(layer, w, which, where)):
             for k, i in enumerate(which.tolist()):
                 axes, held = _axes(w, i, where)
-                blocks = w.blocks[i].tolist()
+                blocks = w.blocks[w.kind[i]].tolist()
                 plan = layout_from(nest, w.ranges, axes, blocks, held)
                 combine = combine_plan(nest, w.ranges[:-1], axes, blocks, held, to, where.mesh)
                 assert (cycles[k] == math.inf) == (combine in seen[k])
@@ -88,7 +89,7 @@ def test_combining_stages(name: str, target: str) -> None:
                     continue
                 seen[k].add(combine)
                 lies = compute_type(ComputeAttrs(nest, plan, "f32"))
-                assert lies.layout is not None and lies.shape[0] == w.used[i, -1]
+                assert lies.layout is not None and lies.shape[0] == w.used[w.kind[i], -1]
                 _, second = stages(layer, lies.shape[0])
                 index, extents = second.nest.maps[0], tuple(d.extent for d in second.nest.dims)
                 found = moves([lies.layout], need_of(extents, index, lies.shape, combine), lies.shape, 4, where)
@@ -118,7 +119,7 @@ def test_operands_that_lie_alike(target: str) -> None:
             lies = Layout(
                 tuple(Group(1, tuple(a), c) if a else Group() for a, c in zip((axes[rows], behind), cuts, strict=True))
             )
-            plan = layout_from(nest, w.ranges, axes, w.blocks[i].tolist(), held)
+            plan = layout_from(nest, w.ranges, axes, w.blocks[w.kind[i]].tolist(), held)
             need = need_of(tuple(d.extent for d in nest.dims), nest.maps[0], x.shape, plan)
             found = moves([lies], need, x.shape, x.dtype.bytes, where)
             want.append(0.0 if found.in_place[0] else float(found.cycles[0]))
