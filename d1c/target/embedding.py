@@ -105,14 +105,13 @@ def _bend(columns: list[list[Site]], rows: int, cols: int, stagger: int) -> np.n
         return None
     for _ in range(spare):
         quotas[quotas.index(max(quotas))] -= 1
-    table = np.empty((rows, cols, 2), np.int16)
+    sites = np.array([s for c, n in zip(columns, quotas, strict=True) for s in c[:n]], np.int16)
     reached = np.concatenate([[0], np.cumsum(quotas)])
     phase = np.arange(rows) if stagger > 0 else np.arange(rows)[::-1]
     starts = (reached[:, None] + phase) // rows  # [columns + 1, rows]: nodes of each row before each column
-    for j, sites in enumerate(columns):
-        at = 0
-        for r in range(rows):
-            for c in range(int(starts[j, r]), int(starts[j + 1, r])):
-                table[r, c] = sites[at]
-                at += 1
+    counts = np.diff(starts, axis=0).ravel()
+    row = np.repeat(np.tile(np.arange(rows), len(columns)), counts)
+    col = np.arange(len(sites)) - np.repeat(np.cumsum(counts) - counts - starts[:-1].ravel(), counts)
+    table = np.empty((rows, cols, 2), np.int16)
+    table[row, col] = sites
     return table
