@@ -15,6 +15,9 @@ LINE_HIGH: first and last + 1 element of the window in the component's linear in
 padded component of several dims in its last dim, and its lines."""
 LOW, HIGH, LINE_LOW, LINE_HIGH, WINDOW = range(5)
 
+KNOWN = 64
+"""Blocks that `receive` keeps in mind."""
+
 START, END, LINED, REST_LOW, REST_HIGH, PART, PARTS_END = range(7)
 """Columns of `Form.components`: its first dim, last + 1; 1 if it is padded and of several dims; bounds of the rest; its
 parts."""
@@ -65,10 +68,10 @@ def _reach(terms, begin, end, block, total):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)  # type: ignore[misc, unused-ignore]
-def receive(form, cut, g, ints, weights, every):  # type: ignore[no-untyped-def]
+def receive(form, cut, g, ints, weights, every, known):  # type: ignore[no-untyped-def]
     """Make the samples of a need: rows of `ints` [samples, fields] and `weights` in elements (0: for the way only).
     (how many, elements of a window that are of the tensor, which components' windows hold all of it). `every`: of so
-    many samples only one is made."""
+    many samples only one is made. `known` [parts, KNOWN, 2]: of blocks of this form what `_reach` said, at first 0."""
     dims, lying, parts, terms = form.dims, form.components, form.parts, form.terms
     cuts, axes, fan = cut.groups, cut.axes, cut.fan
     size_of, inverse_of, stride, kind_of, even, rows, columns = (
@@ -95,7 +98,11 @@ def receive(form, cut, g, ints, weights, every):  # type: ignore[no-untyped-def]
             return 0, 0.0, whole
         for p in range(lying[c, PART], lying[c, PARTS_END]):
             k = parts[p, 0]
-            widest += _reach(terms, parts[p, 1], parts[p, 2], min(cuts[k, 2], cuts[k, 3]), cuts[k, 3])
+            block = min(cuts[k, 2], cuts[k, 3])
+            if known[p, block % KNOWN, 0] != block:
+                known[p, block % KNOWN, 0] = block
+                known[p, block % KNOWN, 1] = _reach(terms, parts[p, 1], parts[p, 2], block, cuts[k, 3])
+            widest += known[p, block % KNOWN, 1]
         window *= widest
         extent = np.int64(1)
         for d in range(lying[c, START], lying[c, END]):
@@ -375,7 +382,8 @@ def estimates(  # type: ignore[no-untyped-def]
     out[:] = 0
     ints = np.empty((SPREAD + CORNERS, FIELDS + len(form.dims) + WINDOW * len(form.components)), np.int64)
     weights = np.empty(SPREAD + CORNERS)
-    samples, window, whole = receive(form, cut, g, ints, weights, np.int64(1))
+    known = np.zeros((len(form.parts), KNOWN, 2), np.int64)
+    samples, window, whole = receive(form, cut, g, ints, weights, np.int64(1), known)
     if samples == 0:
         out[:, 5] = 1
         return
@@ -400,12 +408,14 @@ def estimates(  # type: ignore[no-untyped-def]
 def _busiest(load, share, sites):  # type: ignore[no-untyped-def]
     """Of changes of the load along lines [2, lines, positions]: the busiest link and the busiest die edge."""
     link, edge = 0.0, 0.0
-    for way in range(2):
-        for line in range(load.shape[1]):
-            at = 0.0
-            for k in range(load.shape[2]):
-                at += load[way, line, k]
-                link = max(link, at * share[line])
-                if k % sites == sites - 1:
-                    edge = max(edge, at)
+    for line in range(load.shape[1]):
+        there, back = 0.0, 0.0
+        for start in range(0, load.shape[2], sites):
+            most = 0.0
+            for k in range(start, start + sites):
+                there += load[0, line, k]
+                back += load[1, line, k]
+                most = max(most, max(there, back))
+            link = max(link, most * share[line])
+            edge = max(edge, max(there, back))
     return link, edge

@@ -12,7 +12,7 @@ from numba import njit
 
 from d1c.analysis.price_forms import CORNERS, SPREAD, Cut, Form, Source
 from d1c.analysis.price_lines import column_shares, row_shares
-from d1c.analysis.price_loop import FIELDS, WINDOW, add_up, receive
+from d1c.analysis.price_loop import FIELDS, KNOWN, WINDOW, add_up, receive
 
 EVERY, MOST = 3, 128
 """One of so many samples is taken; receivers and owners that are counted to find the fullest lines of sites."""
@@ -30,6 +30,7 @@ def settled(form, ranges, lies, ways, blocks, extents, cut_range, g, width, out)
     groups, parts = len(ranges), blocks.shape[1]
     ints = np.empty((SPREAD + CORNERS, FIELDS + len(form.dims) + WINDOW * len(form.components)), np.int64)
     weights = np.empty(SPREAD + CORNERS)
+    known = np.zeros((len(form.parts), KNOWN, 2), np.int64)
     uses = np.zeros(parts, np.bool_)
     for r in ranges:
         uses[r] = True
@@ -38,6 +39,8 @@ def settled(form, ranges, lies, ways, blocks, extents, cut_range, g, width, out)
         total[k] = 1
         for d in range(lies[k, 0], lies[k, 1]):
             total[k] *= form.dims[d, 0]
+    table, axes = np.empty((len(lies), 5), np.int64), np.empty(factors, np.int64)
+    source, rows = Source(table, axes, axes[:0]), np.empty(0)
     for i in range(count):
         way = ways[i]
         cut = Cut(np.empty((groups, 4), np.int64), np.empty(factors, np.int64), np.empty(factors, np.int64))
@@ -55,31 +58,33 @@ def settled(form, ranges, lies, ways, blocks, extents, cut_range, g, width, out)
                 cut.fan[fans] = a
                 fans += 1
         cut = Cut(cut.groups, cut.axes, cut.fan[:fans])
-        table, axes, n = np.empty((len(lies), 5), np.int64), np.empty(factors, np.int64), 0
-        for k in range(len(lies)):
-            first, shares = n, np.int64(1)
-            if lies[k, 2] != -2:
-                for turn in range(2):  # factors of the cut first: a core then owns of what it reads
-                    for a in range(factors):
-                        mine = way[a] == lies[k, 2]
-                        if lies[k, 2] == -1 and way[a] < parts:
-                            mine = way[a] == cut_range or not uses[way[a]]
-                        if mine and (turn == 0) == (way[a] == cut_range) and shares * g.size[a] <= 2 * total[k]:
-                            axes[n] = a
-                            shares *= g.size[a]
-                            n += 1
-            block = (total[k] + shares - 1) // shares
-            table[k, 0], table[k, 1], table[k, 2] = lies[k, 0], lies[k, 1], block if n > first else 0
-            table[k, 3], table[k, 4] = first, n
-        source = Source(table, axes, axes[:0])
-        rows = row_shares(source, total, g, np.int64(MOST))  # typed: what is called is compiled again for literals
-        out[i] = _cycles(form, cut, source, total, g, width, ints, weights, np.int64(EVERY), np.int64(MOST), rows)
+        if i == 0 or np.any(way != ways[i - 1]):
+            n = 0
+            for k in range(len(lies)):
+                first, shares = n, np.int64(1)
+                if lies[k, 2] != -2:
+                    for turn in range(2):  # factors of the cut first: a core then owns of what it reads
+                        for a in range(factors):
+                            mine = way[a] == lies[k, 2]
+                            if lies[k, 2] == -1 and way[a] < parts:
+                                mine = way[a] == cut_range or not uses[way[a]]
+                            if mine and (turn == 0) == (way[a] == cut_range) and shares * g.size[a] <= 2 * total[k]:
+                                axes[n] = a
+                                shares *= g.size[a]
+                                n += 1
+                block = (total[k] + shares - 1) // shares
+                table[k, 0], table[k, 1], table[k, 2] = lies[k, 0], lies[k, 1], block if n > first else 0
+                table[k, 3], table[k, 4] = first, n
+            rows = row_shares(source, total, g, np.int64(MOST))  # typed: what is called is compiled again for literals
+        out[i] = _cycles(
+            form, cut, source, total, g, width, ints, weights, np.int64(EVERY), np.int64(MOST), known, rows
+        )
 
 
 @njit(nogil=True)  # type: ignore[misc, unused-ignore]
-def _cycles(form, cut, source, extents, g, width, ints, weights, every, most, rows):  # type: ignore[no-untyped-def]
-    """Cycles of one movement. `extents`: of the source's groups; `rows`: see `row_shares`."""
-    samples, window, whole = receive(form, cut, g, ints, weights, every)
+def _cycles(form, cut, source, extents, g, width, ints, weights, every, most, known, rows):  # type: ignore[no-untyped-def]
+    """Cycles of one movement. `extents`: of the source's groups; `known`: see `receive`; `rows`: see `row_shares`."""
+    samples, window, whole = receive(form, cut, g, ints, weights, every, known)
     if samples == 0:
         return 0.0
     columns = column_shares(cut, g, most)
@@ -133,6 +138,7 @@ def joined(extents, ranges, ways, blocks, after, cuts, slots, same, g, width, ou
             p += 1
         form.components[d, 6] = p
     rows = np.empty(0)
+    known = np.zeros((parts, KNOWN, 2), np.int64)
     for i in range(count):
         total[0] = form.dims[0, 0] = form.dims[0, 2] = form.dims[0, 3] = slots[i]
         form.components[0, 4] = slots[i] - 1
@@ -163,5 +169,6 @@ def joined(extents, ranges, ways, blocks, after, cuts, slots, same, g, width, ou
         if not same[i]:
             rows = row_shares(source, total, g, np.int64(CLOSE[1]))
         out[i] = _cycles(
-            form, cut, source, total, g, width, ints, weights, np.int64(CLOSE[0]), np.int64(CLOSE[1]), rows
+            form, cut, source, total, g, width, ints, weights, np.int64(CLOSE[0]), np.int64(CLOSE[1]),
+            known, rows,
         )  # fmt: skip
