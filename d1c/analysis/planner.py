@@ -25,7 +25,7 @@ from d1c.analysis.homes import Home, homes, hull, rate, resting
 from d1c.analysis.layers import Layer, Stored
 from d1c.analysis.plans import inherited, spread
 from d1c.analysis.pools import Pool, pool_of
-from d1c.analysis.price import Places, moves
+from d1c.analysis.price import Places, all_moves
 from d1c.errors import DoesNotFit
 from d1c.ir.layout import Need
 from d1c.target.mesh import Layout, LayoutError
@@ -155,16 +155,19 @@ class Planner:
         return self.picked[like, byte]
 
     def moves(
-        self, sources: Sequence[Layout], need: Need, shape: tuple[int, ...], width: int
-    ) -> list[tuple[float, bool]]:
-        """Per source the cycles of the movement, and whether there is one."""
-        known = self.moved.setdefault((need, width), {})
-        new = [s for s in dict.fromkeys(sources) if s not in known]
+        self, asked: Sequence[tuple[Need, Sequence[Layout]]], shape: tuple[int, ...], width: int
+    ) -> list[list[tuple[float, bool]]]:
+        """Per need and source the cycles of the movement, and whether there is one."""
+        new = list[tuple[Need, list[Layout]]]()
+        for need, sources in asked:
+            known = self.moved.setdefault((need, width), {})
+            if missing := [s for s in dict.fromkeys(sources) if s not in known]:
+                new.append((need, missing))
         if new:
-            found = moves(new, need, shape, width, self.where)
-            for s, c, still in zip(new, found.cycles, found.in_place, strict=True):
-                known[s] = float(c), not still
-        return [known[s] for s in sources]
+            for (need, missing), found in zip(new, all_moves(new, shape, width, self.where), strict=True):
+                told = zip(found.cycles.tolist(), (found.in_place == 0).tolist(), strict=True)
+                self.moved[need, width].update(zip(missing, told, strict=True))
+        return [[self.moved[need, width][s] for s in sources] for need, sources in asked]
 
     def homes(self, o: Stored, need: Need) -> tuple[Home, ...]:
         """The ways to keep a constant that are worth it, from that with most bytes on a core to that with least."""
@@ -172,7 +175,7 @@ class Planner:
         if key not in self.gathers:
             mesh, width = self.where.mesh, o.dtype.bytes
             layouts = homes(o.shape, need, mesh)
-            found = self.moves(layouts, need, o.shape, width)
+            found = self.moves([(need, layouts)], o.shape, width)[0]
             ways = [Home(self.whole(o, need), 0.0, None)]
             ways += [
                 Home(math.prod(x.local_shape(o.shape)) * width, c * CROWDED, x)
@@ -299,7 +302,7 @@ class _Graph:
         """Cycles of the movement to candidate `i`, with the launch of a reader that would not wait otherwise."""
         assert reader.layer is not None
         need, o = reader.pool[i].needs[read.number], read.operand
-        cycles, moved = self.planner.moves([source], need, o.shape, o.dtype.bytes)[0]
+        [[(cycles, moved)]] = self.planner.moves([(need, [source])], o.shape, o.dtype.bytes)
         return cycles + self.launch(reader) * moved
 
     def launch(self, reader: _Variable) -> int:
@@ -316,10 +319,9 @@ class _Graph:
         )  # fmt: skip
         if key not in self.planner.tables:
             layouts = [before.pool[s].result for s in sources]
-            columns: dict[Need, list[float]] = {}
-            for need in dict.fromkeys(v.pool[i].needs[read.number] for i in picks):
-                found = self.planner.moves(layouts, need, o.shape, o.dtype.bytes)
-                columns[need] = [c + launch * moved for c, moved in found]
+            needs = dict.fromkeys(v.pool[i].needs[read.number] for i in picks)
+            found = self.planner.moves([(need, layouts) for need in needs], o.shape, o.dtype.bytes)
+            columns = {n: [c + launch * moved for c, moved in x] for n, x in zip(needs, found, strict=True)}
             self.planner.tables[key] = np.array([columns[v.pool[i].needs[read.number]] for i in picks]).T
         return self.planner.tables[key]
 

@@ -109,25 +109,63 @@ def _table(rows: Sequence[Sequence[int]], columns: int) -> np.ndarray:
     return np.array(rows, np.int64).reshape(-1, columns)
 
 
-def form_of(need: Need, shape: Sequence[int] = ()) -> tuple[Form, list[tuple[tuple[str, ...], int, int]]]:
-    """A need as the loops want it, and the (axes, block, extent) of the plan's groups that its parts name. `shape`: of
-    the tensor; without it, it is taken to have those elements only that the need is about."""
-    dims, components, parts, terms = list[list[int]](), list[list[int]](), list[list[int]](), list[list[int]]()
-    groups: dict[tuple[tuple[str, ...], int, int], int] = {}
-    for c in need.components:
-        lined = c.span > 1 and any(p != (0, n) for p, n in zip(c.pads, c.shape, strict=True))
-        components.append([len(dims), len(dims) + c.span, lined, c.rest_lo, c.rest_hi, len(parts),
-                           len(parts) + len(c.parts)])  # fmt: skip
-        k, rows = len(dims), zip(c.shape, c.pads, strict=True)
-        dims += [[n, before, extent, n, 0, 1] for n, (before, extent) in rows]
-        if shape and c.every:
-            for row, n, (first, step) in zip(dims[k:], shape[k : k + c.span], c.every, strict=True):
-                row[3:] = n, first, step
-        for p in c.parts:
-            key = p.axes, p.block, math.prod(p.extents)
-            parts.append([groups.setdefault(key, len(groups)), len(terms), len(terms) + len(p.extents)])
-            terms += [list(t) for t in zip(p.extents, p.coefs, strict=True)]
-    return Form(_table(dims, 6), _table(components, 7), _table(parts, 3), _table(terms, 2)), list(groups)
+_Group = tuple[tuple[str, ...], int, int]
+"""Axes, block and extent of a plan's group."""
+
+
+class _Forms:
+    """Needs as the loops want them, behind each other, and how they are cut."""
+
+    def __init__(self) -> None:
+        self.form: tuple[list[list[int]], ...] = [], [], [], []
+        self.groups, self.axes, self.fan = list[list[int]](), list[int](), list[int]()
+        self.ends: list[list[int]] = []
+
+    def add(self, need: Need, shape: Sequence[int]) -> list[_Group]:
+        """The groups of the plan that the parts of a need name. `shape`: of the tensor; without it, it is taken to
+        have those elements only that the need is about."""
+        dims, components, parts, terms = self.form
+        d0, p0, t0 = len(dims), len(parts), len(terms)
+        groups: dict[_Group, int] = {}
+        for c in need.components:
+            k = len(dims) - d0
+            lined = c.span > 1 and any(p != (0, n) for p, n in zip(c.pads, c.shape, strict=True))
+            at = len(parts) - p0
+            components.append([k, k + c.span, lined, c.rest_lo, c.rest_hi, at, at + len(c.parts)])
+            if shape and c.every:
+                rows = zip(c.shape, c.pads, shape[k : k + c.span], c.every, strict=True)
+                dims += [[n, before, extent, m, first, step] for n, (before, extent), m, (first, step) in rows]
+            else:
+                dims += [[n, before, extent, n, 0, 1] for n, (before, extent) in zip(c.shape, c.pads, strict=True)]
+            for p in c.parts:
+                key = p.axes, p.block, math.prod(p.extents)
+                at = len(terms) - t0
+                parts.append([groups.setdefault(key, len(groups)), at, at + len(p.extents)])
+                terms += [list(t) for t in zip(p.extents, p.coefs, strict=True)]
+        return list(groups)
+
+    def cut(self, groups: Sequence[_Group], fan: Sequence[str], mesh: Mesh) -> None:
+        """The need that was added is cut so; `fan`: factors along which contents are the same."""
+        a0 = len(self.axes)
+        for names, block, extent in groups:
+            _fits(names, block, extent, mesh)
+            at = len(self.axes) - a0
+            self.groups.append([at, at + len(names), block, extent])
+            self.axes += [mesh.index[a] for a in names]
+        self.fan += [mesh.index[a] for a in fan]
+        self.ends.append([*(len(x) for x in self.form), len(self.groups), len(self.axes), len(self.fan)])
+
+    def tables(self) -> tuple[Form, Cut]:
+        """Of all needs."""
+        form = Form(*(_table(x, columns) for x, columns in zip(self.form, (6, 7, 3, 2), strict=True)))
+        return form, Cut(_table(self.groups, 4), np.array(self.axes, np.int64), np.array(self.fan, np.int64))
+
+
+def form_of(need: Need) -> tuple[Form, list[_Group]]:
+    """A need as the loops want it, and the groups of the plan that its parts name."""
+    forms = _Forms()
+    groups = forms.add(need, ())
+    return forms.tables()[0], groups
 
 
 def _fits(axes: Sequence[str], block: int, extent: int, mesh: Mesh) -> None:
@@ -136,23 +174,14 @@ def _fits(axes: Sequence[str], block: int, extent: int, mesh: Mesh) -> None:
         raise ValueError(f"{extent} elements in blocks of {block} are more than {' '.join(axes)} has places for")
 
 
-def cut_of(groups: Sequence[tuple[tuple[str, ...], int, int]], fan: Sequence[str], mesh: Mesh) -> Cut:
-    """Groups (axes, block, extent), and the factors along which contents are the same."""
-    table, axes = list[list[int]](), list[int]()
-    for names, block, extent in groups:
-        _fits(names, block, extent, mesh)
-        table.append([len(axes), len(axes) + len(names), block, extent])
-        axes += [mesh.index[a] for a in names]
-    return Cut(_table(table, 4), np.array(axes, np.int64), np.array([mesh.index[a] for a in fan], np.int64))
-
-
 @lru_cache(maxsize=1 << 13)
 def _column_shares(groups: tuple[tuple[tuple[str, ...], int], ...], fan: tuple[str, ...], where: Places) -> np.ndarray:
     """Per column of dies the share of all ways down to the receivers that the busiest column of sites takes. `groups`:
     axes and how many of their positions are used."""
-    cut = cut_of([(axes, 1, used) for axes, used in groups], fan, where.mesh)
+    forms = _Forms()
+    forms.cut([(axes, 1, used) for axes, used in groups], fan, where.mesh)
     out = np.empty(where.machine.die_cols)
-    _columns(cut, where.grid, MOST, out)
+    _columns(forms.tables()[1], where.grid, MOST, out)
     return out
 
 
@@ -201,41 +230,60 @@ class Moves:
 def moves(sources: Sequence[Layout], need: Need, shape: tuple[int, ...], width: int, where: Places) -> Moves:
     """The estimate for all `sources` of a tensor of `shape` and `width` bytes an element: of what `need` has `thin`, if
     it has, unless everything is in place."""
-    same = [a for a in where.mesh.names if a in need.plan_axes and a not in need.axes]
-    parted: dict[tuple[str, ...], list[int]] = {}
-    for k, s in enumerate(sources):  # copies along factors with equal windows: each sends to those beside it only
-        parted.setdefault(tuple(a for a in same if a not in s.axes and a not in s.held), []).append(k)
-    out = np.empty((len(sources), 6))
-    for apart, at in parted.items():
-        out[at] = _moves([sources[k] for k in at], need, shape, width, where, apart)
-    return Moves(*out.T)
+    return all_moves([(need, sources)], shape, width, where)[0]
 
 
-def _moves(
-    sources: Sequence[Layout], need: Need, shape: tuple[int, ...], width: int, where: Places, apart: tuple[str, ...]
-) -> np.ndarray:
-    """[sources, 6] what `Moves` names. `apart`: factors along which windows are equal and every source has copies."""
-    mesh, m = where.mesh, where.machine
-    form, groups = form_of(need.moved, shape)
-    mine = {a for axes, _, _ in groups for a in axes}
-    fan = tuple(a for a in mesh.names if a in need.plan_axes and a not in mine and a not in apart)
-    if apart:
-        groups.append((apart, 1, mesh.parts(apart)))
-    columns = _column_shares(tuple((axes, -(-n // block)) for axes, block, n in groups), fan, where)
-    known = [_source(s, shape, where) for s in sources]
+def all_moves(
+    asked: Sequence[tuple[Need, Sequence[Layout]]], shape: tuple[int, ...], width: int, where: Places
+) -> list[Moves]:
+    """`moves` of several needs of one tensor."""
+    mesh, m, forms = where.mesh, where.machine, _Forms()
+    number: dict[Layout, int] = {}
+    for _, sources in asked:
+        for s in sources:
+            number.setdefault(s, len(number))
+    known = [_source(s, shape, where) for s in number]
+    columns, pairs, ends, places_ = list[np.ndarray](), list[tuple[int, int]](), list[int](), list[int]()
+    for need, sources in asked:
+        same = [a for a in mesh.names if a in need.plan_axes and a not in need.axes]
+        parted: dict[tuple[str, ...], list[int]] = {}
+        for k, s in enumerate(sources):  # copies along factors with equal windows: each sends to those beside it only
+            parted.setdefault(tuple(a for a in same if a not in s.axes and a not in s.held), []).append(k)
+        first = len(pairs)
+        for apart, at in parted.items():
+            groups = forms.add(need.moved, shape)
+            mine = {a for axes, _, _ in groups for a in axes}
+            fan = tuple(a for a in mesh.names if a in need.plan_axes and a not in mine and a not in apart)
+            if apart:
+                groups.append((apart, 1, mesh.parts(apart)))
+            forms.cut(groups, fan, mesh)
+            columns.append(_column_shares(tuple((axes, -(-n // block)) for axes, block, n in groups), fan, where))
+            for k in at:
+                j = number[sources[k]]
+                _, _, owners, copies = known[j]
+                pairs.append((j, owners * mesh.parts(tuple(a for a in copies if a not in need.held))))
+                places_.append(first + k)
+            ends.append(len(pairs))
+    form, cut = forms.tables()
     parts = [x[0] for x in known]
-    ends = np.cumsum([[len(p.groups), len(p.axes), len(p.copies)] for p in parts], axis=0)
-    senders = [x[2] * mesh.parts(tuple(a for a in x[3] if a not in need.held)) for x in known]
-    out = np.empty((len(known), 6))
+    every = Source(*(np.concatenate(x) for x in zip(*parts, strict=True)))
+    found = np.empty((len(pairs), 6))
     _estimates(
-        form, cut_of(groups, fan, mesh), where.grid, np.concatenate([p.groups for p in parts]),
-        np.concatenate([p.axes for p in parts]), np.concatenate([p.copies for p in parts]), ends,
-        np.array([x[1] for x in known]), np.array(senders, np.int64), columns, width, out,
+        form, cut, np.array(forms.ends), where.grid, every,
+        np.cumsum([[len(p.groups), len(p.axes), len(p.copies)] for p in parts], axis=0),
+        np.array([x[1] for x in known]), np.array(columns), np.array(pairs), np.array(ends), width, found,
     )  # fmt: skip
-    out[:, 4] += m.inject_cycles + m.eject_cycles
-    for k in np.flatnonzero(out[:, 5]).tolist():
-        out[k, 5] = stays(sources[k], shape, need, mesh)
-    return out
+    found[:, 4] += m.inject_cycles + m.eject_cycles
+    out = np.empty_like(found)
+    out[places_] = found
+    told, k = list[Moves](), 0
+    for need, sources in asked:
+        mine_ = out[k : k + len(sources)]
+        for i in np.flatnonzero(mine_[:, 5]).tolist():
+            mine_[i, 5] = stays(sources[i], shape, need, mesh)
+        told.append(Moves(*mine_.T))
+        k += len(sources)
+    return told
 
 
 @lru_cache(maxsize=1 << 12)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from d1c.analysis.price_forms import BITS, CORNERS, SPREAD, Source
+from d1c.analysis.price_forms import BITS, CORNERS, SPREAD, Cut, Form, Source
 from d1c.analysis.price_lines import core_of
 
 TARGET, TOP, BOTTOM, LEFT, RIGHT, EACH, FIELDS = range(7)
@@ -372,36 +372,43 @@ def add_up(  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)  # type: ignore[misc, unused-ignore]
-def estimates(  # type: ignore[no-untyped-def]
-    form, cut, g, table, axes, copies, ends, rows, owners, columns, width, out
-):
-    """`out` [sources, 6] of one need: cycles of the busiest port, row link, column link and die edge, longest way,
-    and 1 where nothing moves. Of source k `table`, `axes` and `copies` (see Source) are those up to `ends[k]`;
-    `rows` [sources, rows of dies], `columns` [columns of dies]: see add_up; `owners` [sources]: cores that own
-    anything."""
+def estimates(form, cut, needs, g, source, sources, rows, columns, pairs, ends, width, out):  # type: ignore[no-untyped-def]
+    """`out` [pairs, 6]: cycles of the busiest port, row link, column link and die edge, longest way, and 1 where
+    nothing moves. `form`, `cut`: of all needs, each up to `needs` [needs, arrays]; `source`: all of them, each up to
+    `sources` [sources, arrays]. `pairs` [pairs, 2]: the source and how many cores own anything, those of need k up to
+    `ends[k]`; `rows` [sources, rows of dies], `columns` [needs, columns of dies]: see add_up."""
     out[:] = 0
-    ints = np.empty((SPREAD + CORNERS, FIELDS + len(form.dims) + WINDOW * len(form.components)), np.int64)
     weights = np.empty(SPREAD + CORNERS)
-    known = np.zeros((len(form.parts), KNOWN, 2), np.int64)
-    samples, window, whole = receive(form, cut, g, ints, weights, np.int64(1), known)
-    if samples == 0:
-        out[:, 5] = 1
-        return
-    elements, fan = max(weights[:samples].sum(), 1e-9), np.int64(1)
-    for a in cut.fan:
-        fan *= g.size[a]
-    many = np.int64(1) if g.tree else fan
-    t0, a0, c0 = 0, 0, 0
-    for k in range(len(ends)):
-        t1, a1, c1 = ends[k]
-        source = Source(table[t0:t1], axes[a0:a1], copies[c0:c1])
-        accesses, row, column, edge, way, still = add_up(
-            form, cut, g, ints, weights, samples, whole, source, width, many, rows[k], columns
-        )
-        out[k, 0] = max(accesses * many / owners[k], accesses / elements * window)
-        out[k, 1], out[k, 2], out[k, 3] = row * g.link, column * g.link, edge * g.edge
-        out[k, 4], out[k, 5] = way, still and fan == 1
-        t0, a0, c0 = t1, a1, c1
+    begin, first, pair = np.zeros(needs.shape[1], np.int64), np.zeros(sources.shape[1], np.int64), 0
+    for k in range(len(needs)):
+        end = needs[k]
+        one = Form(
+            form.dims[begin[0] : end[0]], form.components[begin[1] : end[1]], form.parts[begin[2] : end[2]],
+            form.terms[begin[3] : end[3]],
+        )  # fmt: skip
+        how = Cut(cut.groups[begin[4] : end[4]], cut.axes[begin[5] : end[5]], cut.fan[begin[6] : end[6]])
+        begin = end
+        ints = np.empty((SPREAD + CORNERS, FIELDS + len(one.dims) + WINDOW * len(one.components)), np.int64)
+        known = np.zeros((len(one.parts), KNOWN, 2), np.int64)
+        samples, window, whole = receive(one, how, g, ints, weights, np.int64(1), known)
+        elements, fan = max(weights[:samples].sum(), 1e-9), np.int64(1)
+        for a in how.fan:
+            fan *= g.size[a]
+        many = np.int64(1) if g.tree else fan
+        while pair < ends[k]:
+            j, owners = pairs[pair]
+            s0, s1 = sources[j - 1] if j else first, sources[j]
+            lies = Source(source.groups[s0[0] : s1[0]], source.axes[s0[1] : s1[1]], source.copies[s0[2] : s1[2]])
+            if samples == 0:
+                out[pair, 5] = 1
+            else:
+                accesses, row, column, edge, way, still = add_up(
+                    one, how, g, ints, weights, samples, whole, lies, width, many, rows[j], columns[k]
+                )
+                out[pair, 0] = max(accesses * many / owners, accesses / elements * window)
+                out[pair, 1], out[pair, 2], out[pair, 3] = row * g.link, column * g.link, edge * g.edge
+                out[pair, 4], out[pair, 5] = way, still and fan == 1
+            pair += 1
 
 
 @njit(nogil=True)  # type: ignore[misc, unused-ignore]
