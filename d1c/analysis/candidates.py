@@ -13,7 +13,7 @@ import numpy as np
 from d1c.analysis.attention import Calls
 from d1c.analysis.layers import Layer, Stored
 from d1c.analysis.plans import operand_need, stages
-from d1c.analysis.price import Places, window_elements
+from d1c.analysis.price import Places
 from d1c.analysis.shares import Read, call_of
 from d1c.ir.core import Block
 from d1c.ir.layout import Need, need_of
@@ -117,7 +117,7 @@ def priced(layer: Layer, plan: Layout, where: Places) -> Candidate:
             trips[0, b - 1] = g.block
     kernel, dims = kernel_of(Like(signature(layer), layer))
     cycles = float(cycles_of(kernel, dims, trips, where)[0])
-    sizes = window_bytes(layer.operands, needs, mesh)
+    sizes = window_bytes(layer.operands, needs)
     result = _result(nest, plan, layer.result.dtype.name).layout
     assert result is not None
     return made(layer, plan, None, needs, result, cycles, [*sizes, _own(layer, plan) * layer.result.dtype.bytes])
@@ -134,7 +134,7 @@ def split(layer: Layer, plan: Layout, combine: Layout, cycles: float, where: Pla
         extents = tuple(d.extent for d in stage.nest.dims)
         p.check(extents, mesh)
         mine = needs_of(stage.operands, stage.nest, p)
-        bytes_ = window_bytes(stage.operands, mine, mesh)
+        bytes_ = window_bytes(stage.operands, mine)
         results += sum(bytes_[:k]) + _own(stage, p) * stage.result.dtype.bytes
         needs, sizes = [*needs, *mine[k:]], [*sizes, *bytes_[k:]]
     result = _result(second.nest, combine, layer.result.dtype.name).layout
@@ -149,7 +149,7 @@ def _split_keys(layer: Layer, plan: Layout, combine: Layout, cycles: float, wher
     plan.check(extents, mesh)
     combine.check((*extents[: nest.parallel], 1), mesh)
     needs = needs_of(layer.operands, nest, plan)
-    sizes = window_bytes(layer.operands, needs, mesh)
+    sizes = window_bytes(layer.operands, needs)
     slots = _result(nest, plan, "f32").shape[0]
     local = [p.local_shape((*extents[: nest.parallel], *x))[: nest.parallel]
              for p, x in ((plan, extents[nest.parallel :]), (combine, (1,)))]  # fmt: skip
@@ -166,9 +166,9 @@ def needs_of(operands: Sequence[Stored], nest: Structured, plan: Layout) -> tupl
     return tuple(operand_need(extents, m, o, plan) for m, o in pairs)
 
 
-def window_bytes(operands: Sequence[Stored], needs: Sequence[Need], mesh: Mesh) -> list[int]:
+def window_bytes(operands: Sequence[Stored], needs: Sequence[Need]) -> list[int]:
     """Per operand the bytes of its window on every core."""
-    return [window_elements(n.moved, mesh) * o.dtype.bytes for n, o in zip(needs, operands, strict=True)]
+    return [math.prod(n.moved.local_shape()) * o.dtype.bytes for n, o in zip(needs, operands, strict=True)]
 
 
 def idle_price(cycles: np.ndarray | float, used: np.ndarray | int, where: Places) -> np.ndarray:

@@ -49,7 +49,7 @@ def homes(shape: tuple[int, ...], need: Need, mesh: Mesh) -> list[Layout]:
     if cuts is None:
         return [last]
     free = [a for a in mesh.names if a not in need.axes]
-    window, out, before = need.local_shape(mesh), list[Layout](), 1
+    window, out, before = need.local_shape(), list[Layout](), 1
     for k in reversed(range(len(free))):
         over = tuple(free[k:])
         parts = mesh.parts(over)

@@ -186,7 +186,7 @@ class Planner:
 
     def whole(self, o: Stored, need: Need) -> int:
         """Bytes of a constant's window."""
-        return math.prod(need.local_shape(self.where.mesh)) * o.dtype.bytes
+        return math.prod(need.local_shape()) * o.dtype.bytes
 
     def stream_cycles(self, o: Stored, need: Need) -> float:
         """For how long the memories outside are busy with a constant's windows."""

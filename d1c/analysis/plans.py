@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 
 import numpy as np
 
 from d1c.analysis.layers import Layer, Stored
 from d1c.ir.core import Block, Value
-from d1c.ir.layout import Need, need_of, reading
+from d1c.ir.layout import Need, need_of, reach, reading
 from d1c.ir.structured import Dim, Entry, Map, Structured
 from d1c.ir.types import TensorType
 from d1c.target.dtypes import DType, dtype
@@ -172,7 +171,7 @@ def windows(
         for part in comp.parts:
             block = np.minimum(blocks[:, int(part.axes[0][1:])], math.prod(part.extents))
             different, which = distinct(block)
-            length += np.array([_reach(part.extents, part.coefs, int(b)) for b in different])[which]
+            length += np.array([reach(part.extents, part.coefs, int(b)) for b in different])[which]
         size *= np.minimum(length, math.prod(x for _, x in comp.pads)) if comp.span > 1 else length
     return size
 
@@ -186,22 +185,6 @@ def distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     found = np.flatnonzero(number)
     number[found] = np.arange(len(found))
     return found, number[values]
-
-
-@cache
-def _reach(extents: tuple[int, ...], coefs: tuple[int, ...], block: int) -> int:
-    """How far apart the first and the last element of a share of `block` are in the component, at most."""
-    n = math.prod(extents)
-    start = np.arange(-(-n // block)) * block
-    stop = np.minimum(start + block, n) - 1
-
-    def value(x: np.ndarray) -> np.ndarray:
-        out, rest = np.zeros_like(x), x
-        for e, c in zip(reversed(extents), reversed(coefs), strict=True):
-            out, rest = out + c * (rest % e), rest // e
-        return out
-
-    return int(np.abs(value(stop) - value(start)).max())
 
 
 def spread(shape: tuple[int, ...], mesh: Mesh) -> Layout:

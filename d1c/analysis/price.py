@@ -96,15 +96,6 @@ def _intervals(c: Component, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
     return c.intervals(mesh)
 
 
-def window_elements(need: Need, mesh: Mesh) -> int:
-    """Elements of the window that every core holds for a need."""
-    out = 1
-    for c in need.components:
-        lo, hi = _intervals(c, mesh)
-        out *= int((hi - lo).max())
-    return out
-
-
 def _table(rows: Sequence[Sequence[int]], columns: int) -> np.ndarray:
     return np.array(rows, np.int64).reshape(-1, columns)
 

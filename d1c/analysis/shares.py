@@ -166,7 +166,7 @@ def _accumulator(nest: Structured, term: Block, kinds: list[str]) -> str:
 def window_of(read: Read, mesh: Mesh) -> list[int]:
     """Elements per component of the buffer that the kernel reads: the window, or the owned buffer itself."""
     if read.in_place is None:
-        return list(read.need.local_shape(mesh))
+        return list(read.need.local_shape())
     return list(read.in_place.local_shape(read.shape))
 
 

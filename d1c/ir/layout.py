@@ -69,6 +69,11 @@ class Component:
         """Factors that the interval depends on, in the order of its positions."""
         return tuple(a for p in self.parts for a in p.axes)
 
+    @property
+    def widest(self) -> int:
+        """The longest interval."""
+        return self.rest_hi - self.rest_lo + 1 + sum(reach(p.extents, p.coefs, p.block) for p in self.parts)
+
     def intervals(self, mesh: Mesh) -> tuple[np.ndarray, np.ndarray]:
         """(lo, hi) at every joint position along `axes`; empty ones are (0, 0)."""
         lo, hi = np.array([self.rest_lo]), np.array([self.rest_hi + 1])
@@ -135,9 +140,9 @@ class Need:
         """The factors that the content depends on; along the plan's other factors it is the same (multicast)."""
         return tuple(dict.fromkeys(a for c in self.components for a in c.axes))
 
-    def local_shape(self, mesh: Mesh) -> tuple[int, ...]:
+    def local_shape(self) -> tuple[int, ...]:
         """The longest interval per component: the window's dims on every core."""
-        return tuple(int((hi - lo).max()) for lo, hi in (c.intervals(mesh) for c in self.components))
+        return tuple(c.widest for c in self.components)
 
     def __str__(self) -> str:
         held = f" held {axes_text(self.held)}" if self.held else ""
@@ -151,6 +156,17 @@ class Need:
         comps, _, tail = body[1:-1].partition("|")
         axes, _, held = tail.partition("held")
         return cls(tuple(Component.parse(c) for c in comps.split(",") if c.strip()), parse_axes(axes), parse_axes(held))
+
+
+@lru_cache(maxsize=1 << 14)
+def reach(extents: tuple[int, ...], coefs: tuple[int, ...], block: int) -> int:
+    """How far apart the first and the last element of a share of `block` are in the component, at most."""
+    n = math.prod(extents)
+    if len(extents) == 1:
+        return (min(block, n) - 1) * abs(coefs[0])
+    start = np.arange(-(-n // block)) * block
+    share = Part(extents, coefs, (), block)
+    return int(np.abs(share.value(np.minimum(start + block, n) - 1) - share.value(start)).max())
 
 
 def need_of(dims: tuple[int, ...], index: Map, shape: tuple[int, ...], plan: Layout) -> Need:

@@ -270,7 +270,7 @@ class _Distributor:
         key = (o.name, o.constant, need, fill)
         if key in self.windows:
             return self.windows[key]
-        size = math.prod(need.local_shape(self.mesh)) * o.dtype.bytes
+        size = math.prod(need.local_shape()) * o.dtype.bytes
         if self.whole.resident + size <= self.whole.budget and (o.name, need) not in self.away:
             self.whole.resident += size
             return self.window(o, need, fill, origin)

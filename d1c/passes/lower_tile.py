@@ -173,7 +173,7 @@ class _Lowering:
     def add(self, v: Value, kind: str) -> int:
         t = v.type
         if isinstance(t, WindowType):
-            elements = math.prod(t.need.local_shape(self.mesh))
+            elements = math.prod(t.need.local_shape())
         else:
             assert isinstance(t, TensorType) and t.layout is not None
             elements = math.prod(t.layout.local_shape(t.shape))

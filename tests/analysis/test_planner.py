@@ -42,7 +42,7 @@ def _chosen(budget: float) -> tuple[Chosen, list[int]]:
         stay.append(0)
         for o, need in zip(layer.operands, c.needs, strict=True):
             if o.constant and (o.name, need) not in chosen.gathered:
-                stay[-1] += 4 * int(np.prod(need.local_shape(mesh)))
+                stay[-1] += 4 * int(np.prod(need.local_shape()))
     return chosen, stay
 
 

@@ -51,7 +51,7 @@ def share(dims, plan, mesh, core):
 def address(need: Need, mesh: Mesh, core: int, index, point) -> int:
     """Where the window of `core` holds the element that `point` reads (row-major over component intervals)."""
     out, k, e = 0, 0, 0
-    for c, w in zip(need.components, need.local_shape(mesh), strict=True):
+    for c, w in zip(need.components, need.local_shape(), strict=True):
         lo, _ = c.intervals(mesh)
         pos = int(mesh.position(c.axes, np.array([core]))[0]) if c.axes else 0
         lin, covered, entries = 0, 0, []
