@@ -10,12 +10,12 @@ layers would all change their plans at one price, only some of them do.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 
@@ -26,6 +26,7 @@ from d1c.analysis.layers import Layer, Stored
 from d1c.analysis.plans import inherited, spread
 from d1c.analysis.pools import Pool, pool_of
 from d1c.analysis.price import Places, all_moves
+from d1c.analysis.threads import at_a_time
 from d1c.errors import DoesNotFit
 from d1c.ir.layout import Need
 from d1c.target.mesh import Layout, LayoutError
@@ -40,8 +41,6 @@ CROWDED = 2.0
 """How many times as long as its estimate the gathering of constants counts: all cores of a neighbourhood send to all
 others at once, beside what else moves, and trees wait for each other (a layer of gpt2: 16,900 cycles by events for
 8,500)."""
-THREADS = 4
-"""Pools that are made at a time at most: what needs the lock has to wait."""
 SMALL = 2048
 """Bytes of a constant's window that always stays: gathering it would cost its distance and save nothing."""
 
@@ -111,7 +110,7 @@ class Planner:
             graph.spare(prices)
             prices, chosen = graph.affordable(budget)
         for _ in range(ROUNDS):
-            if not any([graph.widen(j, chosen[0], price) for j, price in enumerate(prices.tolist())]):
+            if not graph.widened(chosen[0], prices.tolist()):
                 break
             prices, found = graph.affordable(budget)
             better = found[1] < chosen[1] - 1
@@ -122,17 +121,16 @@ class Planner:
         return graph.result(*chosen, budget)
 
     def prepare(self, layers: Sequence[Layer]) -> None:
-        """Make the pools of all layers, some at a time: most of the work is done outside the interpreter's lock."""
+        """Make the pools of all layers, and their candidates where bytes cost nothing."""
+
+        def make(like: Like) -> None:
+            with contextlib.suppress(LayoutError):  # `pool` tells which
+                pool = pool_of(like.layer, self.where, self.room)
+                self.picked[like, 0.0] = pool.at(0.0)
+                self.pools[like] = pool
+
         new = {like: None for x in layers if (like := Like(signature(x), x)) not in self.pools}
-        mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        workers = min(mine, len(new), THREADS)
-        if workers > 1:
-            with ThreadPoolExecutor(workers) as threads:
-                made = {like: threads.submit(pool_of, like.layer, self.where, self.room) for like in new}
-                try:
-                    self.pools |= {like: pool.result() for like, pool in made.items()}
-                except LayoutError:  # `pool` tells which
-                    threads.shutdown(cancel_futures=True)
+        at_a_time([partial(make, like) for like in new])
 
     def pool(self, layer: Layer, byte: float = 0.0) -> list[Candidate]:
         """The candidates of a layer where a byte of constants counts `byte` cycles."""
@@ -352,13 +350,14 @@ class _Graph:
         """[variables] the least price of a byte at which what stays fits, and the choice at that price. Equal layers
         change their plans at one price, and what stays can drop to little: then as many of the first layers as there is
         room for pay the highest price at which all would not fit."""
+        edges = [(j, read) for j, v in enumerate(self.variables) for read in v.reads if read.source >= 0]
+        made = at_a_time(
+            [partial(self.table, j, x, self.variables[x.source].use, self.variables[j].use) for j, x in edges]
+        )
         tables: dict[tuple[int, int], np.ndarray] = {}
-        for j, v in enumerate(self.variables):
-            for read in v.reads:
-                if read.source >= 0:
-                    table = self.table(j, read, self.variables[read.source].use, v.use)
-                    key = (read.source, j)
-                    tables[key] = tables[key] + table if key in tables else table
+        for (j, read), table in zip(edges, made, strict=True):
+            key = (read.source, j)
+            tables[key] = tables[key] + table if key in tables else table
         count = len(self.variables)
 
         def choose(prices: np.ndarray) -> tuple[bool, tuple[list[int], float, bool]]:
@@ -397,6 +396,12 @@ class _Graph:
             else:
                 over = middle
         return prices, chosen
+
+    def widened(self, picks: Sequence[int], prices: Sequence[float]) -> bool:
+        """`widen` all variables: first the inputs, which look at what their readers have."""
+        inputs = [self.widen(j, picks, prices[j]) for j in range(len(self.free))]
+        layers = range(len(self.free), len(self.variables))
+        return any(inputs + at_a_time([partial(self.widen, j, picks, prices[j]) for j in layers]))
 
     def widen(self, j: int, picks: Sequence[int], price: float) -> bool:
         """Take in the candidates of a variable that would cost no more than its choice, its neighbours staying as they
