@@ -13,7 +13,7 @@ from typing import NoReturn
 import numpy as np
 
 from d1c.errors import LoadError, UsageError
-from d1c.target import arrivals, loops, numerics
+from d1c.target import arrivals, loops, numerics, record_check
 from d1c.target.barrier import barrier_axes
 from d1c.target.dtypes import DType, dtype
 from d1c.target.machine import Machine
@@ -127,6 +127,9 @@ class _Check:
                 f"numerics version {version!r}, this runtime computes version {numerics.VERSION}",
                 rule="results keep their bits only under the version that the program was compiled for",
             )
+        if wrong := record_check.broken(self.p):
+            self.at = wrong[0]
+            self.bad(wrong[1], rule="reports read numbers, names and shapes there")
 
     def dtype(self, name: str) -> DType:
         try:

@@ -223,6 +223,12 @@ BAD: dict[str, tuple[Callable[[Program], Program], str]] = {
     "port dtype": (lambda p: replace(p, inputs=(replace(p.inputs[0], dtype="i32"),)), "is i32, its buffer x f32"),
     "port twice": (lambda p: replace(p, outputs=p.outputs * 2), "output 'y': occurs twice"),
     "mesh": (lambda p: replace(p, mesh=Mesh((("nr", 2), ("nc", 3)))), "another mesh"),
+    "bounds": (lambda p: replace(p, info={"bounds": {"hbm": "x"}}), "info: bounds is {'hbm': 'x'}"),
+    "bound": (lambda p: replace(p, info={"bounds": {"cycles": float("nan")}}), "info: bounds is"),
+    "batch": (lambda p: replace(p, info={"batch": -1}), "info: batch is -1"),
+    "lists": (lambda p: replace(p, info={"lists": [["y", 10**9]]}), "info: lists is"),
+    "without elements": (lambda p: replace(p, info={"empty_inputs": [["x", "f32", 2**40]]}), "info: empty_inputs is"),
+    "record": (lambda p: replace(p, layers=({}, {"shape": 4})), "layer 1: shape is 4"),
 }  # fmt: skip
 
 
