@@ -12,7 +12,8 @@ from numba import njit
 
 from d1c.analysis.price_forms import CORNERS, SPREAD, Cut, Form, Source
 from d1c.analysis.price_lines import column_shares, row_shares
-from d1c.analysis.price_loop import FIELDS, KNOWN, WINDOW, add_up, receive
+from d1c.analysis.price_loop import add_up
+from d1c.analysis.price_samples import FIELDS, KNOWN, WINDOW, receive
 
 EVERY, MOST = 3, 128
 """One of so many samples is taken; receivers and owners that are counted to find the fullest lines of sites."""
@@ -28,7 +29,7 @@ def settled(form, ranges, lies, ways, blocks, extents, cut_range, g, width, out)
     `cut_range`: that of the reduction (-1: none)."""
     count, factors = ways.shape
     groups, parts = len(ranges), blocks.shape[1]
-    ints = np.empty((SPREAD + CORNERS, FIELDS + len(form.dims) + WINDOW * len(form.components)), np.int64)
+    ints = np.empty((FIELDS + len(form.dims) + WINDOW * len(form.components), SPREAD + CORNERS), np.int64)
     weights = np.empty(SPREAD + CORNERS)
     known = np.zeros((len(form.parts), KNOWN, 2), np.int64)
     uses = np.zeros(parts, np.bool_)
@@ -114,7 +115,7 @@ def joined(extents, ranges, ways, blocks, after, cuts, slots, same, g, width, ou
     node."""
     count, factors = ways.shape
     cut_range, rank = blocks.shape[1] - 1, len(extents) + 1
-    ints = np.empty((SPREAD + CORNERS, FIELDS + rank + WINDOW * rank), np.int64)
+    ints = np.empty((FIELDS + rank + WINDOW * rank, SPREAD + CORNERS), np.int64)
     weights = np.empty(SPREAD + CORNERS)
     parts = 0
     for r in ranges:
