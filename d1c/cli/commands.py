@@ -1,14 +1,12 @@
 """The commands and their options. Each one hands over to a module beside this one, imported when it runs."""
 
 # no postponed annotations: typer would evaluate their text again for every --help
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from d1c.cli.shell import guarded
-from d1c.errors import EXIT_INTERRUPTED
 
 HELP = """Compile neural networks (ONNX) for a Tesla Dojo D1 training tile, and run them on an emulator, core by core.
 
@@ -314,12 +312,3 @@ def ops_command(
     from d1c.cli.lists import print_ops
 
     print_ops(names or [])
-
-
-def main() -> None:
-    """The entry point of `d1c`."""
-    try:
-        app()
-    except KeyboardInterrupt:  # before or after a command
-        print("interrupted", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)

@@ -37,7 +37,7 @@ def _chosen(budget: float) -> tuple[Chosen, list[int]]:
     target = machine("d1-die")
     where = places(target)
     chosen = Planner(where, 0.55 * target.data_bytes).plan(layers.layers, {}, layers.inputs, budget)
-    mesh, stay = where.mesh, []
+    stay = []
     for layer, c in zip(layers.layers, chosen.plans, strict=True):
         stay.append(0)
         for o, need in zip(layer.operands, c.needs, strict=True):

@@ -11,7 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from typer.testing import CliRunner, Result
 
-from d1c.cli import app
+from d1c.cli.commands import app
 
 
 @pytest.fixture

@@ -264,6 +264,22 @@ def test_ctrl_c_leaves_no_partial_file(tmp_path: Path, model: Path, after: float
         assert child.returncode == 130 and "interrupted" in errors and "Traceback" not in errors
 
 
+def test_ctrl_c_while_the_command_line_is_imported() -> None:
+    script = (
+        "import builtins\n"
+        "real = builtins.__import__\n"
+        "def pressed(name, *args, **kwargs):\n"
+        "    if name == 'typer':\n"
+        "        raise KeyboardInterrupt\n"
+        "    return real(name, *args, **kwargs)\n"
+        "builtins.__import__ = pressed\n"
+        "from d1c.cli import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env=ENVIRONMENT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
 def test_ops_tells_all_about_an_op(cli: Cli) -> None:
     done = cli("ops", "TopK", "Attention", "SequenceAt")
     assert done.exit_code == 0

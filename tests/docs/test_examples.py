@@ -21,7 +21,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from d1c.cli import app
+from d1c.cli.commands import app
 from d1c.ir.attributes import ATTRIBUTES
 from d1c.ir.text import parse_modules
 from d1c.ir.verify import verify

@@ -15,7 +15,7 @@ from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
 import d1c
-from d1c.cli import app
+from d1c.cli.commands import app
 from d1c.errors import D1Error, DoesNotFit, ImportFailed, NotStatic, ShapeUnbound, TypeMismatch, UnsupportedOp
 from d1c.frontend.importer import Importer
 
