@@ -123,21 +123,22 @@ def priced(layer: Layer, plan: Layout, where: Places) -> Candidate:
     return made(layer, plan, None, needs, result, cycles, [*sizes, _own(layer, plan) * layer.result.dtype.bytes])
 
 
-def split(layer: Layer, plan: Layout, combine: Layout, cycles: float, where: Places) -> Candidate:
-    """The candidate of a split reduction that takes `cycles`."""
-    nest, mesh = layer.nest, where.mesh
-    if nest.kind == "attention":
+def split(
+    layer: Layer, plan: Layout, combine: Layout, cycles: float, where: Places, both: tuple[Layer, Layer] | None
+) -> Candidate:
+    """The candidate of a split reduction that takes `cycles`. `both`: its stages; an attention has none."""
+    mesh = where.mesh
+    if both is None:
         return _split_keys(layer, plan, combine, cycles, where)
-    first, second = stages(layer, _result(nest, plan, "f32").shape[0])
     needs, sizes, results = list[Need](), list[int](), 0
-    for k, (stage, p) in enumerate(((first, plan), (second, combine))):
+    for k, (stage, p) in enumerate(zip(both, (plan, combine), strict=True)):
         extents = tuple(d.extent for d in stage.nest.dims)
         p.check(extents, mesh)
         mine = needs_of(stage.operands, stage.nest, p)
         bytes_ = window_bytes(stage.operands, mine)
         results += sum(bytes_[:k]) + _own(stage, p) * stage.result.dtype.bytes
         needs, sizes = [*needs, *mine[k:]], [*sizes, *bytes_[k:]]
-    result = _result(second.nest, combine, layer.result.dtype.name).layout
+    result = _result(both[1].nest, combine, layer.result.dtype.name).layout
     assert result is not None
     return made(layer, plan, combine, tuple(needs), result, cycles, [*sizes, results])
 

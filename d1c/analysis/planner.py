@@ -92,7 +92,9 @@ class Planner:
         self.picked: dict[tuple[Like, float], list[Candidate]] = {}
         self.settled: dict[int, float] = {}
         self.held: dict[int, list[tuple[Home, ...]]] = {}
-        self.moved: dict[tuple[Need, int], dict[Layout, tuple[float, bool]]] = {}
+        self.layouts: dict[Layout, int] = {}
+        self.count = itertools.count()  # layouts are numbered by several threads
+        self.moved: dict[tuple[Need, int], dict[int, tuple[float, bool]]] = {}
         self.gathers: dict[tuple[Need, int], tuple[Home, ...]] = {}
         self.tables: dict[tuple[object, ...], np.ndarray] = {}
         self.priced: list[Candidate] = []  # tables name candidates by their ids: all stay alive
@@ -153,19 +155,21 @@ class Planner:
         return self.picked[like, byte]
 
     def moves(
-        self, asked: Sequence[tuple[Need, Sequence[Layout]]], shape: tuple[int, ...], width: int
+        self, sources: Sequence[Layout], needs: Sequence[Need], shape: tuple[int, ...], width: int
     ) -> list[list[tuple[float, bool]]]:
         """Per need and source the cycles of the movement, and whether there is one."""
-        new = list[tuple[Need, list[Layout]]]()
-        for need, sources in asked:
-            known = self.moved.setdefault((need, width), {})
-            if missing := [s for s in dict.fromkeys(sources) if s not in known]:
-                new.append((need, missing))
-        if new:
-            for (need, missing), found in zip(new, all_moves(new, shape, width, self.where), strict=True):
-                told = zip(found.cycles.tolist(), (found.in_place == 0).tolist(), strict=True)
-                self.moved[need, width].update(zip(missing, told, strict=True))
-        return [[self.moved[need, width][s] for s in sources] for need, sources in asked]
+        numbers = [self.layouts.setdefault(s, next(self.count)) for s in sources]
+        known = [self.moved.setdefault((need, width), {}) for need in needs]
+        asked = list[tuple[Need, list[int]]]()
+        for need, mine in zip(needs, known, strict=True):
+            if missing := {n: k for k, n in enumerate(numbers) if n not in mine}:
+                asked.append((need, list(missing.values())))
+        if asked:
+            found = all_moves(sources, asked, shape, width, self.where)
+            told = zip(found.cycles.tolist(), (found.in_place == 0).tolist(), strict=True)
+            for need, new in asked:
+                self.moved[need, width].update((numbers[k], x) for k, x in zip(new, told, strict=False))
+        return [[mine[n] for n in numbers] for mine in known]
 
     def homes(self, o: Stored, need: Need) -> tuple[Home, ...]:
         """The ways to keep a constant that are worth it, from that with most bytes on a core to that with least."""
@@ -173,7 +177,7 @@ class Planner:
         if key not in self.gathers:
             mesh, width = self.where.mesh, o.dtype.bytes
             layouts = homes(o.shape, need, mesh)
-            found = self.moves([(need, layouts)], o.shape, width)[0]
+            found = self.moves(layouts, [need], o.shape, width)[0]
             ways = [Home(self.whole(o, need), 0.0, None)]
             ways += [
                 Home(math.prod(x.local_shape(o.shape)) * width, c * CROWDED, x)
@@ -300,7 +304,7 @@ class _Graph:
         """Cycles of the movement to candidate `i`, with the launch of a reader that would not wait otherwise."""
         assert reader.layer is not None
         need, o = reader.pool[i].needs[read.number], read.operand
-        [[(cycles, moved)]] = self.planner.moves([(need, [source])], o.shape, o.dtype.bytes)
+        [[(cycles, moved)]] = self.planner.moves([source], [need], o.shape, o.dtype.bytes)
         return cycles + self.launch(reader) * moved
 
     def launch(self, reader: _Variable) -> int:
@@ -317,10 +321,11 @@ class _Graph:
         )  # fmt: skip
         if key not in self.planner.tables:
             layouts = [before.pool[s].result for s in sources]
-            needs = dict.fromkeys(v.pool[i].needs[read.number] for i in picks)
-            found = self.planner.moves([(need, layouts) for need in needs], o.shape, o.dtype.bytes)
-            columns = {n: [c + launch * moved for c, moved in x] for n, x in zip(needs, found, strict=True)}
-            self.planner.tables[key] = np.array([columns[v.pool[i].needs[read.number]] for i in picks]).T
+            needs = [v.pool[i].needs[read.number] for i in picks]
+            different = list(dict.fromkeys(needs))
+            found = self.planner.moves(layouts, different, o.shape, o.dtype.bytes)
+            columns = {n: [c + launch * moved for c, moved in x] for n, x in zip(different, found, strict=True)}
+            self.planner.tables[key] = np.array([columns[n] for n in needs]).T
         return self.planner.tables[key]
 
     def costs(self, v: _Variable, picks: Sequence[int], price: float) -> np.ndarray:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -30,7 +30,7 @@ from d1c.analysis.candidates import (
 )  # fmt: skip
 from d1c.analysis.layers import Layer
 from d1c.analysis.native import Native
-from d1c.analysis.plans import accumulator_type, combine_layout, combined, dim_ranges, layout_from, windows
+from d1c.analysis.plans import accumulator_type, combine_layout, combined, dim_ranges, layout_from, stages, windows
 from d1c.analysis.price import Places, form_of
 from d1c.analysis.ways import Ways, families, product, trips_of, ways_of
 from d1c.ir.layout import reading
@@ -98,6 +98,7 @@ class Pool:
     where: Places
     rows: list[_Row]
     made: dict[int, Candidate | None] = field(default_factory=dict)
+    stages: dict[int, tuple[Layer, Layer]] = field(default_factory=dict)
 
     def at(self, byte: float) -> list[Candidate]:
         """Those worth considering where a byte of constants counts `byte` cycles."""
@@ -107,7 +108,7 @@ class Pool:
         joins = _joins(self.layer, new, self.where)
         for r in new:
             try:
-                self.made[id(r)] = _candidate(self.layer, r, joins.get(id(r)), self.where)
+                self.made[id(r)] = self.candidate(r, joins.get(id(r)))
             except LayoutError:  # an operand does not go with the combining stage
                 self.made[id(r)] = None
         for r in picked:
@@ -115,6 +116,25 @@ class Pool:
             if c is not None:
                 found.setdefault((c.plan, c.combine), c)
         return list(found.values())
+
+    def candidate(self, row: _Row, join: tuple[list[int], list[int]] | None) -> Candidate:
+        """The candidate of a row; `join`: see _joins. Raises LayoutError where an operand does not allow its plan."""
+        layer, nest, w, mesh = self.layer, self.layer.nest, row.ways, self.where.mesh
+        way, kind = w.way[row.number].tolist(), w.kind[row.number]
+        axes = [[a for a, t in zip(mesh.names, way, strict=True) if t == k] for k in range(len(w.ranges))]
+        held = [a for a, t in zip(mesh.names, way, strict=True) if t == len(w.ranges)]
+        blocks = w.blocks[kind].tolist()
+        plan = layout_from(nest, w.ranges, axes, blocks, held)
+        if join is None:
+            needs = needs_of(layer.operands, nest, plan)
+            sizes = [int(x[kind]) for x in row.figures.sizes]
+            result = Layout(plan.groups[: parallel_groups(nest, plan)], plan.held)
+            return made(layer, plan, None, needs, result, row.cycles, sizes)
+        combine = combine_layout(nest, w.ranges[:-1], axes, held, *join, mesh)
+        slots = int(w.used[kind, -1])
+        if nest.kind != "attention" and slots not in self.stages:
+            self.stages[slots] = stages(layer, slots)
+        return split(layer, plan, combine, row.cycles, self.where, self.stages.get(slots))
 
 
 def _looked(layer: Layer, where: Places, room: float, most: int, loose: bool) -> list[_Row]:
@@ -173,7 +193,7 @@ def _looked(layer: Layer, where: Places, room: float, most: int, loose: bool) ->
         if cut:
             for to, more in enumerate(_joined(layer, w, np.array([r.number for r in cut]), where)):
                 made = ((r, c) for r, c in zip(cut, more.tolist(), strict=True) if c < math.inf)
-                rows += [replace(r, price=r.price + c, cycles=r.cycles + c, to=to) for r, c in made]
+                rows += [_Row(r.price + c, r.held, r.use, w, r.number, to, r.cycles + c, figures) for r, c in made]
     return rows
 
 
@@ -335,20 +355,3 @@ def _joins(layer: Layer, rows: Sequence[_Row], where: Places) -> dict[int, tuple
         after, cuts = combined(sizes, w.way[at], w.blocks[kind], to, where.mesh)
         out |= {id(r): (x, y) for r, x, y in zip(alike, after.tolist(), cuts.tolist(), strict=True)}
     return out
-
-
-def _candidate(layer: Layer, row: _Row, join: tuple[list[int], list[int]] | None, where: Places) -> Candidate:
-    """The candidate of a row; `join`: see _joins. Raises LayoutError where an operand does not allow its plan."""
-    nest, w, mesh = layer.nest, row.ways, where.mesh
-    way, kind = w.way[row.number].tolist(), w.kind[row.number]
-    axes = [[a for a, t in zip(mesh.names, way, strict=True) if t == k] for k in range(len(w.ranges))]
-    held = [a for a, t in zip(mesh.names, way, strict=True) if t == len(w.ranges)]
-    blocks = w.blocks[kind].tolist()
-    plan = layout_from(nest, w.ranges, axes, blocks, held)
-    if join is None:
-        needs = needs_of(layer.operands, nest, plan)
-        sizes = [int(x[kind]) for x in row.figures.sizes]
-        result = Layout(plan.groups[: parallel_groups(nest, plan)], plan.held)
-        return made(layer, plan, None, needs, result, row.cycles, sizes)
-    combine = combine_layout(nest, w.ranges[:-1], axes, held, *join, mesh)
-    return split(layer, plan, combine, row.cycles, where)

@@ -221,26 +221,24 @@ class Moves:
 def moves(sources: Sequence[Layout], need: Need, shape: tuple[int, ...], width: int, where: Places) -> Moves:
     """The estimate for all `sources` of a tensor of `shape` and `width` bytes an element: of what `need` has `thin`, if
     it has, unless everything is in place."""
-    return all_moves([(need, sources)], shape, width, where)[0]
+    return all_moves(sources, [(need, range(len(sources)))], shape, width, where)
 
 
 def all_moves(
-    asked: Sequence[tuple[Need, Sequence[Layout]]], shape: tuple[int, ...], width: int, where: Places
-) -> list[Moves]:
-    """`moves` of several needs of one tensor."""
+    sources: Sequence[Layout], asked: Sequence[tuple[Need, Sequence[int]]], shape: tuple[int, ...], width: int,
+    where: Places,
+) -> Moves:  # fmt: skip
+    """`moves` of several needs of one tensor, each from those of `sources` that it names, behind each other."""
     mesh, m, forms = where.mesh, where.machine, _Forms()
-    number: dict[Layout, int] = {}
-    for _, sources in asked:
-        for s in sources:
-            number.setdefault(s, len(number))
-    known = [_source(s, shape, where) for s in number]
-    columns, pairs, ends, places_ = list[np.ndarray](), list[tuple[int, int]](), list[int](), list[int]()
-    for need, sources in asked:
-        same = [a for a in mesh.names if a in need.plan_axes and a not in need.axes]
+    known = [_source(s, shape, where) for s in sources]
+    named = [{*s.axes, *s.held} for s in sources]
+    columns, pairs, ends, to, first = list[np.ndarray](), list[tuple[int, int]](), list[int](), list[int](), 0
+    for need, numbers in asked:
+        uses = {*need.axes}
+        same = [a for a in mesh.names if a in need.plan_axes and a not in uses]
         parted: dict[tuple[str, ...], list[int]] = {}
-        for k, s in enumerate(sources):  # copies along factors with equal windows: each sends to those beside it only
-            parted.setdefault(tuple(a for a in same if a not in s.axes and a not in s.held), []).append(k)
-        first = len(pairs)
+        for k, j in enumerate(numbers):  # copies along factors with equal windows: each sends to those beside it only
+            parted.setdefault(tuple(a for a in same if a not in named[j]), []).append(k)
         for apart, at in parted.items():
             groups = forms.add(need.moved, shape)
             mine = {a for axes, _, _ in groups for a in axes}
@@ -250,31 +248,27 @@ def all_moves(
             forms.cut(groups, fan, mesh)
             columns.append(_column_shares(tuple((axes, -(-n // block)) for axes, block, n in groups), fan, where))
             for k in at:
-                j = number[sources[k]]
-                _, _, owners, copies = known[j]
-                pairs.append((j, owners * mesh.parts(tuple(a for a in copies if a not in need.held))))
-                places_.append(first + k)
+                _, _, owners, copies = known[numbers[k]]
+                pairs.append((numbers[k], owners * mesh.parts(tuple(a for a in copies if a not in need.held))))
+                to.append(first + k)
             ends.append(len(pairs))
+        first += len(numbers)
     form, cut = forms.tables()
     parts = [x[0] for x in known]
-    every = Source(*(np.concatenate(x) for x in zip(*parts, strict=True)))
     found = np.empty((len(pairs), 6))
     _estimates(
-        form, cut, np.array(forms.ends), where.grid, every,
+        form, cut, np.array(forms.ends), where.grid, Source(*(np.concatenate(x) for x in zip(*parts, strict=True))),
         np.cumsum([[len(p.groups), len(p.axes), len(p.copies)] for p in parts], axis=0),
         np.array([x[1] for x in known]), np.array(columns), np.array(pairs), np.array(ends), width, found,
     )  # fmt: skip
     found[:, 4] += m.inject_cycles + m.eject_cycles
     out = np.empty_like(found)
-    out[places_] = found
-    told, k = list[Moves](), 0
-    for need, sources in asked:
-        mine_ = out[k : k + len(sources)]
-        for i in np.flatnonzero(mine_[:, 5]).tolist():
-            mine_[i, 5] = stays(sources[i], shape, need, mesh)
-        told.append(Moves(*mine_.T))
-        k += len(sources)
-    return told
+    out[to] = found
+    if out[:, 5].any():
+        which = [(need, j) for need, numbers in asked for j in numbers]
+        for i in np.flatnonzero(out[:, 5]).tolist():
+            out[i, 5] = stays(sources[which[i][1]], shape, which[i][0], mesh)
+    return Moves(*out.T)
 
 
 @lru_cache(maxsize=1 << 12)
