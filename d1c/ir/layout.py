@@ -11,14 +11,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 
 import numpy as np
 
 from d1c.ir.structured import Entry, Map
 from d1c.target.keys import hashed_once
-from d1c.target.mesh import Layout, LayoutError, Mesh, axes_text, parse_axes
+from d1c.target.mesh import Group, Layout, LayoutError, Mesh, axes_text, parse_axes
 
 
 @hashed_once
@@ -64,12 +64,12 @@ class Component:
     def span(self) -> int:
         return len(self.shape)
 
-    @property
+    @cached_property
     def axes(self) -> tuple[str, ...]:
         """Factors that the interval depends on, in the order of its positions."""
         return tuple(a for p in self.parts for a in p.axes)
 
-    @property
+    @cached_property
     def widest(self) -> int:
         """The longest interval."""
         return self.rest_hi - self.rest_lo + 1 + sum(reach(p.extents, p.coefs, p.block) for p in self.parts)
@@ -175,12 +175,8 @@ def need_of(dims: tuple[int, ...], index: Map, shape: tuple[int, ...], plan: Lay
     Raises LayoutError where the plan's flat group is not monotone in the operand (its hull would not be an interval).
     """
     groups = [(a, b, g) for a, b, g, _ in plan.spans(dims) if g.axes]
-    outlines = _outlines(dims, index, shape, tuple((a, b) for a, b, _ in groups))
-    components = (
-        Component(part, pads, tuple(Part(n, c, groups[k][2].axes, groups[k][2].block) for k, n, c in parts), lo, hi)
-        for part, pads, parts, lo, hi in outlines
-    )
-    return Need(tuple(components), plan.axes, plan.held)
+    outlines = _outlines(dims, index, shape, tuple([(a, b) for a, b, _ in groups]))
+    return Need(tuple([x.component([g for _, _, g in groups]) for x in outlines]), plan.axes, plan.held)
 
 
 def thin_of(dims: tuple[int, ...], index: Map, shape: tuple[int, ...], plan: Layout) -> Need | None:
@@ -199,7 +195,8 @@ def thin_of(dims: tuple[int, ...], index: Map, shape: tuple[int, ...], plan: Lay
 
 def reading(dims: tuple[int, ...], index: Map, shape: tuple[int, ...], plan: Layout) -> Need:
     """The need of an operand that may be moved: `need_of` with what a movement brings in its place."""
-    return replace(need_of(dims, index, shape, plan), thin=thin_of(dims, index, shape, plan))
+    need, thin = need_of(dims, index, shape, plan), thin_of(dims, index, shape, plan)
+    return need if thin is None else replace(need, thin=thin)
 
 
 @lru_cache(maxsize=1 << 12)
@@ -226,10 +223,25 @@ def thinned(
     return (tuple(entries), tuple(extents), tuple(every)) if any(step > 1 for _, step in every) else None
 
 
-_Outline = tuple[
-    tuple[int, ...], tuple[tuple[int, int], ...], tuple[tuple[int, tuple[int, ...], tuple[int, ...]], ...], int, int
-]
-"""Of a component shape, pads, parts (number of the group, extents, coefficients) and the bounds of the rest."""
+@dataclass(frozen=True)
+class _Outline:
+    """A component whose groups have no factors yet. `parts`: number of the group, extents, coefficients. `made`: the
+    components that came of it, by how the groups of its parts are cut; plans share most of them."""
+
+    shape: tuple[int, ...]
+    pads: tuple[tuple[int, int], ...]
+    parts: tuple[tuple[int, tuple[int, ...], tuple[int, ...]], ...]
+    rest_lo: int
+    rest_hi: int
+    made: dict[tuple[tuple[tuple[str, ...], int], ...], Component] = field(default_factory=dict, compare=False)
+
+    def component(self, groups: Sequence[Group]) -> Component:
+        cuts = tuple([(groups[k].axes, groups[k].block) for k, _, _ in self.parts])
+        known = self.made.get(cuts)
+        if known is None:
+            parts = tuple(Part(n, c, *cut) for (_, n, c), cut in zip(self.parts, cuts, strict=True))
+            known = self.made[cuts] = Component(self.shape, self.pads, parts, self.rest_lo, self.rest_hi)
+        return known
 
 
 @lru_cache(maxsize=1 << 12)
@@ -312,4 +324,4 @@ def _outline(
         if d not in group_of:
             lo += min(0, c * (dims[d] - 1))
             hi += max(0, c * (dims[d] - 1))
-    return shape, tuple(pads), tuple(parts), lo, hi
+    return _Outline(shape, tuple(pads), tuple(parts), lo, hi)

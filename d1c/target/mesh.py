@@ -117,13 +117,21 @@ class Layout:
         named = {*self.axes, *self.held}
         return tuple(a for a in mesh.names if a not in named)
 
-    def spans(self, shape: tuple[int, ...]) -> list[tuple[int, int, Group, int]]:
+    def spans(self, shape: tuple[int, ...]) -> tuple[tuple[int, int, Group, int], ...]:
         """Per group: first dim, last dim + 1, the group, its extent in elements."""
-        out, k = [], 0
-        for g in self.groups:
-            out.append((k, k + g.span, g, math.prod(shape[k : k + g.span])))
-            k += g.span
-        return out
+        known = self._spans.get(shape)
+        if known is None:
+            out, k = [], 0
+            for g in self.groups:
+                out.append((k, k + g.span, g, math.prod(shape[k : k + g.span])))
+                k += g.span
+            known = self._spans[shape] = tuple(out)
+        return known
+
+    @cached_property
+    def _spans(self) -> dict[tuple[int, ...], tuple[tuple[int, int, Group, int], ...]]:
+        """Those of the few shapes that have been asked for."""
+        return {}
 
     def local_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Elements per group that the largest share takes: the buffer's dims on every core."""
