@@ -9,16 +9,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from d1c.api import Program, compile, import_onnx, lower, parse
+    from d1c.api import Program, compile, import_onnx, lower
+    from d1c.ir.text import parse
 
 __version__ = "0.1.0"
 __all__ = ["Program", "__version__", "compile", "import_onnx", "lower", "parse"]
 
 
 def __getattr__(name: str) -> Any:
-    """The public functions, from d1c.api, at their first use."""
+    """The public functions at their first use; compiling needs no parser."""
     if name in __all__:
-        value = getattr(importlib.import_module("d1c.api"), name)
+        value = getattr(importlib.import_module("d1c.ir.text" if name == "parse" else "d1c.api"), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module 'd1c' has no attribute {name!r}")

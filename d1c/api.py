@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from d1c.errors import DoesNotFit, UsageError
 from d1c.ir.core import LEVELS, Module
-from d1c.ir.text import parse
 from d1c.ir.verify import verify
 from d1c.pipeline import GRAPH_PASSES, LOWERINGS, PASSES, PIPELINE, Lowered, run_pipeline
 from d1c.target.machine import Machine, machine
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from d1c.emit.tile_program import TileProgram
     from d1rt.loader import Loaded
 
-__all__ = ["STAGES", "Program", "compile", "import_onnx", "lower", "parse"]
+__all__ = ["STAGES", "Program", "compile", "import_onnx", "lower"]
 
 STAGES = ("import", *PIPELINE)
 """What `compile` does, in order: names for `stop_after` and `print_after`."""
