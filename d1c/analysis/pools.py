@@ -30,7 +30,15 @@ from d1c.analysis.candidates import (
 )  # fmt: skip
 from d1c.analysis.layers import Layer
 from d1c.analysis.native import Native
-from d1c.analysis.plans import accumulator_type, combine_layout, combined, dim_ranges, layout_from, stages, windows
+from d1c.analysis.plans import (
+    accumulator_type,
+    combine_layout,
+    combined,
+    dim_ranges,
+    layout_from,
+    stages,
+    windows,
+)
 from d1c.analysis.price import Places, form_of
 from d1c.analysis.ways import Ways, families, product, trips_of, ways_of
 from d1c.ir.layout import reading
@@ -64,7 +72,7 @@ class _Figures:
     sizes: list[np.ndarray]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: there are thousands
 class _Row:
     """A plan that is looked at: `price` with the movements that plans alike would cause; bytes of constants that it
     holds; its `use` of dies; which of the ways; `to`: the range of `combined`, None: nothing is split; its
@@ -180,10 +188,13 @@ def _looked(layer: Layer, where: Places, room: float, most: int, loose: bool) ->
         fits = _worth(price, held, fits, w, dies, LOOKED * kept, where)
         kind = w.kind[fits]
         price = cycles[kind] + idle[kind] + _settled(layer, w, fits, where)
-        parts = []
+        parts, uses = list[_Row](), dict[tuple[int, ...], list[int]]()
         columns = (fits, price, held[kind], cycles[kind], w.way[fits][:, dies], w.used[kind])
         for i, cost, bytes_, own, by, used in zip(*(x.tolist() for x in columns), strict=True):
-            use = (family, *by, *(used[j] for j in sorted({t for t in by if t < len(family)})))
+            of = tuple(by)
+            if of not in uses:
+                uses[of] = sorted({t for t in by if t < len(family)})
+            use = (family, *by, *[used[j] for j in uses[of]])
             parts.append(_Row(cost, bytes_, use, w, i, None, own, figures))
         whole = ~divided[kind]
         rows += [r for r, x in zip(parts, whole.tolist(), strict=True) if x]
@@ -204,9 +215,9 @@ def _worth(
     equally many parts, and by the same of the factors `dies`. `price`, `held`: by kind."""
     slack = 2 * (where.across + 2 * where.machine.launch_cycles)
     bytes_ = BYTES if held.any() else BYTES[:1]
-    out = []
+    out, kind = [], w.kind[fits]
     for byte in bytes_:
-        cost = (price + held * byte)[w.kind[fits]]
+        cost = (price + held * byte)[kind]
         close = np.flatnonzero(cost <= DEAR * cost.min() + slack)
         near, cost = fits[close], cost[close]
         if len(near) > FEW * count:

@@ -88,7 +88,7 @@ def assignments(axes: _Axes, targets: int) -> tuple[np.ndarray, np.ndarray]:
     for (_, n), column in zip(axes, table.T, strict=True):
         for i in range(targets):
             parts[i][column == i] *= n
-    return table, np.searchsorted(part_counts(axes), parts)
+    return table, np.searchsorted(part_counts(axes), parts).astype(np.int16)
 
 
 def ways_of(layer: Layer, ranges: tuple[tuple[int, int], ...], where: Places, loose: bool) -> Ways:
@@ -151,21 +151,21 @@ def _kinds(axes: _Axes, most: np.ndarray, targets: int) -> tuple[np.ndarray, np.
     for level, most_of in zip(levels, room, strict=True):
         fits &= level < most_of
     rows = np.flatnonzero(fits)
-    found = [(rows, levels[:, rows])]
+    found = [(rows, levels.take(rows, axis=1))]
     for factor, (name, n) in enumerate(axes):
         if name not in ("dr", "dc"):
             continue
-        so_far, goes = list(found), table[:, factor]
+        so_far, goes = list(found), table[:, factor].astype(np.int64)
         leads = goes < targets
         for before in table.T[:factor]:
             leads &= before != goes
         for fewer in range(2, n):
-            less = np.searchsorted(counts, counts // n * fewer)
+            less = np.searchsorted(counts, counts // n * fewer).astype(np.int16)
             for rows, level in so_far:
-                at = np.flatnonzero(leads[rows])
-                rows, level, k = rows[at], level[:, at], np.arange(len(at))
-                dim = goes[rows]
-                level[dim, k] = less[level[dim, k]]
+                at = np.flatnonzero(leads.take(rows))
+                rows, level = rows.take(at), level.take(at, axis=1)
+                flat, mine = level.reshape(-1), goes.take(rows) * len(at) + np.arange(len(at))
+                flat[mine] = less.take(flat.take(mine))
                 found.append((rows, level))
     code = np.zeros(sum(len(rows) for rows, _ in found), np.int64)
     for column, most_of in zip(np.concatenate([level for _, level in found], axis=1), room.tolist(), strict=True):
