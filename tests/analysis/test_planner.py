@@ -57,6 +57,14 @@ def test_equal_layers_share_sram_unequally() -> None:
     assert all(a < b for a, b in itertools.pairwise(cycles))
 
 
+def test_threads_choose_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, most = [], sum(_chosen(1e9)[1])
+    for processors in (1, 8):
+        monkeypatch.setattr("os.sched_getaffinity", lambda _, n=processors: set(range(n)), raising=False)
+        chosen.append(_chosen(0.4 * most)[0])
+    assert chosen[0] == chosen[1] and chosen[0].gathered
+
+
 def product(batch: int, rows: int, columns: int) -> Structured:
     return Structured.parse(
         f"mac (b {batch}, m {rows}, n {columns} | k 5, e 1) cut k / 8 term 2 [b, m, k+e : 0.0] [b, k, n, e]"

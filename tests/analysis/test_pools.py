@@ -99,6 +99,25 @@ def test_combining_stages(name: str, target: str) -> None:
     _near(got, want, 0.8)
 
 
+@pytest.mark.parametrize("target", ["d1-node", "test", "d1-die", "d1-tile"])
+@pytest.mark.parametrize("loose", [False, True])
+def test_kinds_are_those_of_their_ways(target: str, loose: bool) -> None:
+    """The parts of a range are as many as its factors have places, or fewer lines of dies; they cover it."""
+    where, rng = places(machine(target)), np.random.default_rng(5)
+    for layer in LAYERS.values():
+        for family in families(layer):
+            w = ways_of(layer, family, where, loose)
+            assert sorted(set(w.kind.tolist())) == list(range(len(w.blocks)))
+            for i in rng.permutation(len(w.way))[:WAYS].tolist():
+                axes, _ = _axes(w, i, where)
+                for (a, b), names, block, used in zip(
+                    w.ranges, axes, w.blocks[w.kind[i]].tolist(), w.used[w.kind[i]].tolist(), strict=True
+                ):
+                    extent = math.prod(d.extent for d in layer.nest.dims[a:b])
+                    assert -(-extent // block) == used <= where.mesh.parts(tuple(names))
+                    assert used > 1 or block == extent
+
+
 @pytest.mark.parametrize("target", ["test", "d1-die", "d1-tile"])
 def test_operands_that_lie_alike(target: str) -> None:
     """The first operand's rows are cut as the layer's, its columns by the factors of the cut, then by those of the
