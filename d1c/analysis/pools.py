@@ -286,7 +286,8 @@ def _joined(layer: Layer, w: Ways, which: np.ndarray, where: Places) -> Iterator
     out[new] = found[inverse]
     for to, (_, mine) in enumerate(stages):
         cycles = out[to]
-        waits = 1 + (nest.kind == "attention" and to == len(ranges) - 1)  # for the weights, from where column 0 is
+        columns = to < len(ranges) and ranges[to][1] == nest.parallel
+        waits = 1 + (nest.kind == "attention" and columns)  # for the weights, from where column 0 is
         cycles += np.where(cycles > 0, waits * m.launch_cycles + m.inject_cycles + m.eject_cycles, 0)
         trips = trips_of(nest, ranges, mine, -(-np.array(extents) // mine))
         trips = np.concatenate([trips[:, : nest.parallel], slots[:, None]], axis=1)

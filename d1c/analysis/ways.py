@@ -20,7 +20,8 @@ from d1c.analysis.price import Places
 from d1c.ir.structured import Structured
 
 NARROW = 8
-"""With fewer columns all three rows may be cut: there is nothing to gain from cutting the columns of an image."""
+"""With fewer columns all three rows may be cut: there is nothing to gain from cutting the columns of an image. So may
+images, queries and heads of an attention, whose columns are no work of their own."""
 _Axes = tuple[tuple[str, int], ...]
 
 
@@ -49,7 +50,7 @@ def families(layer: Layer, most: int = 3) -> Iterator[tuple[tuple[int, int], ...
         yield tuple(flat)
         if len(rows) == 3 and rows[0][1] == rows[1][0] and rows[1][1] == rows[2][0]:
             yield ((rows[0][0], rows[1][1]), rows[2], last)
-    if len(rows) == 3 and nest.dims[last[0]].extent < NARROW:
+    if len(rows) == 3 and (nest.dims[last[0]].extent < NARROW or nest.kind == "attention"):
         yield tuple(rows)
     if len(rows) <= 2:
         yield (*rows, last)
@@ -112,7 +113,7 @@ def ways_of(layer: Layer, ranges: tuple[tuple[int, int], ...], where: Places, lo
     blocks = -(-size // parts)
     last = targets - 1
     step = machine.mma_n if nest.kind in ("mac", "attention") else machine.f32_lanes
-    several = (parts[:, last] > 1) & (blocks[:, last] > step // 2)
+    several = (parts[:, last] > 1) & (blocks[:, last] > step // 2) & (ranges[last][1] == nest.parallel)
     blocks[:, last] = np.where(several, -(-blocks[:, last] // step) * step, blocks[:, last])
     full = max(1, machine.packet_bytes // layer.result.dtype.bytes)
     more = np.flatnonzero(several & (blocks[:, last] % full != 0) & (size[last] > full))

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from d1c.analysis.candidates import priced
+from d1c.analysis.candidates import priced, used_cores
 from d1c.analysis.layers import Layer, layers_of
 from d1c.analysis.plans import combine_plan, layout_from, stages
-from d1c.analysis.pools import _joined, _settled
+from d1c.analysis.pools import _joined, _settled, pool_of
 from d1c.analysis.price import Places, moves, places
 from d1c.analysis.ways import Ways, families, ways_of
 from d1c.frontend.importer import import_onnx
@@ -143,3 +143,20 @@ def test_operands_that_lie_alike(target: str) -> None:
             found = moves([lies], need, x.shape, x.dtype.bytes, where)
             want.append(0.0 if found.in_place[0] else float(found.cycles[0]))
     _near(got, want, 0.6)
+
+
+def test_images_queries_and_heads_are_cut_together() -> None:
+    """Four images of 64 tokens and twelve heads on 352 cores: no two of them are enough for all."""
+    f = Net(2)
+    q, k, v = (f("Transpose", f("Reshape", name, f.ints(4, 64, 12, 64)), perm=[0, 2, 1, 3]) for name in "qkv")
+    scores = f("Softmax", f("MatMul", q, f("Transpose", k, perm=[0, 1, 3, 2])))
+    data = {name: np.zeros((4, 64, 768), np.float32) for name in "qkv"}
+    proto, _ = f.model(data, f("Transpose", f("MatMul", scores, v), perm=[0, 2, 1, 3]))
+    found = layers_of(run_pipeline(import_onnx(proto), GRAPH, options={"policy": "bf16"}).module).layers
+    (attention,) = (x for x in found if x.nest.kind == "attention")
+    where = places(machine("d1-die"))
+    made = pool_of(attention, where, 0.5 * where.machine.data_bytes).at(0.0)
+    extents = [d.extent for d in attention.nest.dims]
+    assert extents[:3] == [4, 64, 12]
+    used = [used_cores(attention, c.plan) for c in made]
+    assert max(used) > 4 * 64 and any(sum(bool(g.axes) for g in c.plan.groups[:3]) == 3 for c in made)
