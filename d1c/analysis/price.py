@@ -6,6 +6,8 @@ message with a sender (the element's owner), a set of receivers (those that need
 over them give the traffic through ports, over every column of row links of each row of dies (spread over the rows of
 sites that send), likewise over column links, and over die edges; a part of the samples is taken from the corners of
 windows at the borders of dies, where ways are longest. Tests hold the estimate to the exact load.
+
+A movement may go along columns first: then rows and columns change places in all of this.
 """
 
 from __future__ import annotations
@@ -30,6 +32,10 @@ _STEPS = np.modf(np.sqrt(np.array([2.0, 3.0, 5.0, 7.0, 11.0, 13.0, 17.0, 19.0, 2
 
 MOST = 1 << 12
 """Receivers and owners that are counted to find the fullest lines of sites."""
+
+NEAR = 0.1
+"""Ways along columns first are looked at where links take longer than ports by this part of all that a movement
+takes."""
 
 _columns, _rows = Native("price_lines", "columns_to"), Native("price_lines", "rows_to")
 _estimates = Native("price_loop", "estimates")
@@ -74,6 +80,23 @@ class Places:
             snake=m.die_order == "snake",
             tree=m.multicast == "tree",
         )
+
+    @cached_property
+    def turned(self) -> Grid:
+        """`grid` with rows for columns."""
+        g = self.grid
+        return g._replace(
+            row=g.col, col=g.row, down=g.right, right=g.down, die_rows=g.die_cols, die_cols=g.die_rows,
+            site_rows=g.site_cols, site_cols=g.site_rows, kind=g.kind ^ 1,
+        )  # fmt: skip
+
+    def order(self, by_columns: bool) -> Grid:
+        return self.turned if by_columns else self.grid
+
+    @property
+    def either(self) -> bool:
+        """Whether movements may go along columns first, and the price of that is known."""
+        return self.machine.routing == "either" and self.machine.die_order != "snake"
 
     @cached_property
     def across(self) -> float:
@@ -166,20 +189,39 @@ def _fits(axes: Sequence[str], block: int, extent: int, mesh: Mesh) -> None:
 
 
 @lru_cache(maxsize=1 << 13)
-def _column_shares(groups: tuple[tuple[tuple[str, ...], int], ...], fan: tuple[str, ...], where: Places) -> np.ndarray:
+def _column_shares(
+    groups: tuple[tuple[tuple[str, ...], int], ...], fan: tuple[str, ...], where: Places, by_columns: bool
+) -> np.ndarray:
     """Per column of dies the share of all ways down to the receivers that the busiest column of sites takes. `groups`:
-    axes and how many of their positions are used."""
+    axes and how many of their positions are used. `by_columns`: with rows for columns."""
     forms = _Forms()
     forms.cut([(axes, 1, used) for axes, used in groups], fan, where.mesh)
-    out = np.empty(where.machine.die_cols)
-    _columns(forms.tables()[1], where.grid, MOST, out)
+    grid = where.order(by_columns)
+    out = np.empty(grid.die_cols)
+    _columns(forms.tables()[1], grid, MOST, out)
     return out
 
 
+@lru_cache(maxsize=1 << 10)
+def _lines(fan: tuple[str, ...], where: Places, by_columns: bool) -> np.ndarray:
+    """[cores] in how many columns of sites of its die those are that differ from a core along `fan` only: the grid's
+    rows and columns are bent round dead sites. `by_columns`: in how many rows."""
+    mesh, grid = where.mesh, where.order(by_columns)
+    first = np.arange(mesh.cores)
+    for a in fan:
+        if _KINDS[a.split(".")[0]] >= 2:
+            first = first - mesh.coords[:, mesh.index[a]] * mesh.stride[a]
+    sites = grid.die_cols * grid.site_cols
+    return np.bincount(np.unique(first * sites + grid.col) // sites, minlength=mesh.cores)[first]
+
+
 @lru_cache(maxsize=1 << 13)
-def _source(layout: Layout, shape: tuple[int, ...], where: Places) -> tuple[Source, np.ndarray, int, tuple[str, ...]]:
+def _source(
+    layout: Layout, shape: tuple[int, ...], where: Places, by_columns: bool
+) -> tuple[Source, np.ndarray, int, tuple[str, ...]]:
     """A layout as the loop wants it; of every row of dies, the share of the tensor's elements there that the busiest
-    row of sites owns; how many cores own anything, copies apart; the factors along which there are copies."""
+    row of sites owns; how many cores own anything, copies apart; the factors along which there are copies.
+    `by_columns`: with rows for columns."""
     mesh, owners = where.mesh, 1
     table, axes, extents = list[list[int]](), list[int](), list[int]()
     for a, b, g, n in layout.spans(shape):
@@ -195,15 +237,16 @@ def _source(layout: Layout, shape: tuple[int, ...], where: Places) -> tuple[Sour
     table.append([0, 0, 1, len(axes), len(axes) + len(copies)])  # each copy by itself
     each = Source(_table(table, 5), np.array(axes + numbers, np.int64), source.copies)
     extents.append(mesh.parts(copies))
-    rows = np.empty(where.machine.die_rows)
-    _rows(each, np.array(extents, np.int64), where.grid, MOST, rows)
+    grid = where.order(by_columns)
+    rows = np.empty(grid.die_rows)
+    _rows(each, np.array(extents, np.int64), grid, MOST, rows)
     return source, rows, owners, copies
 
 
 @dataclass(frozen=True, slots=True)
 class Moves:
     """Of one need from several layouts [sources]: cycles of the busiest port, row link, column link and die edge, the
-    longest way, and whether nothing moves at all."""
+    longest way, whether nothing moves at all, and whether all this is of ways along columns first."""
 
     port: np.ndarray
     row: np.ndarray
@@ -211,6 +254,7 @@ class Moves:
     edge: np.ndarray
     distance: np.ndarray
     in_place: np.ndarray
+    by_columns: np.ndarray
 
     @property
     def cycles(self) -> np.ndarray:
@@ -220,7 +264,7 @@ class Moves:
 
 def moves(sources: Sequence[Layout], need: Need, shape: tuple[int, ...], width: int, where: Places) -> Moves:
     """The estimate for all `sources` of a tensor of `shape` and `width` bytes an element: of what `need` has `thin`, if
-    it has, unless everything is in place."""
+    it has, unless everything is in place; along columns first where that is better."""
     return all_moves(sources, [(need, range(len(sources)))], shape, width, where)
 
 
@@ -229,10 +273,29 @@ def all_moves(
     where: Places,
 ) -> Moves:  # fmt: skip
     """`moves` of several needs of one tensor, each from those of `sources` that it names, behind each other."""
+    found = _priced(sources, asked, shape, width, where, False)
+    bound = found[:, 1:4].max(1) > found[:, 0] + NEAR * (found[:, 0] + found[:, 4])
+    if where.either and bound.any():
+        left = iter(bound.tolist())
+        again = [(need, mine) for need, numbers in asked if (mine := [j for j in numbers if next(left)])]
+        used = {j: i for i, j in enumerate(sorted({j for _, mine in again for j in mine}))}
+        some = [(need, [used[j] for j in mine]) for need, mine in again]
+        other, at = _priced([sources[j] for j in used], some, shape, width, where, True), np.flatnonzero(bound)
+        better = other[:, :4].max(1) < found[at, :4].max(1)
+        found[at[better]] = other[better]
+    return Moves(*found.T)
+
+
+def _priced(
+    sources: Sequence[Layout], asked: Sequence[tuple[Need, Sequence[int]]], shape: tuple[int, ...], width: int,
+    where: Places, by_columns: bool,
+) -> np.ndarray:  # fmt: skip
+    """[movements, 7] what `Moves` names."""
     mesh, m, forms = where.mesh, where.machine, _Forms()
-    known = [_source(s, shape, where) for s in sources]
+    known = [_source(s, shape, where, by_columns) for s in sources]
     named = [{*s.axes, *s.held} for s in sources]
-    columns, pairs, ends, to, first = list[np.ndarray](), list[tuple[int, int]](), list[int](), list[int](), 0
+    columns, lines, first = list[np.ndarray](), list[np.ndarray](), 0
+    pairs, ends, to = list[tuple[int, int]](), list[int](), list[int]()
     for need, numbers in asked:
         uses = {*need.axes}
         same = [a for a in mesh.names if a in need.plan_axes and a not in uses]
@@ -246,7 +309,9 @@ def all_moves(
             if apart:
                 groups.append((apart, 1, mesh.parts(apart)))
             forms.cut(groups, fan, mesh)
-            columns.append(_column_shares(tuple((axes, -(-n // block)) for axes, block, n in groups), fan, where))
+            used = tuple((axes, -(-n // block)) for axes, block, n in groups)
+            columns.append(_column_shares(used, fan, where, by_columns))
+            lines.append(_lines(fan, where, by_columns))
             for k in at:
                 _, _, owners, copies = known[numbers[k]]
                 pairs.append((numbers[k], owners * mesh.parts(tuple(a for a in copies if a not in need.held))))
@@ -257,18 +322,22 @@ def all_moves(
     parts = [x[0] for x in known]
     found = np.empty((len(pairs), 6))
     _estimates(
-        form, cut, np.array(forms.ends), where.grid, Source(*(np.concatenate(x) for x in zip(*parts, strict=True))),
+        form, cut, np.array(forms.ends), where.order(by_columns),
+        Source(*(np.concatenate(x) for x in zip(*parts, strict=True))),
         np.cumsum([[len(p.groups), len(p.axes), len(p.copies)] for p in parts], axis=0),
-        np.array([x[1] for x in known]), np.array(columns), np.array(pairs), np.array(ends), width, found,
+        np.array([x[1] for x in known]), np.array(columns), np.array(lines), np.array(pairs), np.array(ends), width,
+        found,
     )  # fmt: skip
     found[:, 4] += m.inject_cycles + m.eject_cycles
-    out = np.empty_like(found)
-    out[to] = found
+    if by_columns:
+        found[:, [1, 2]] = found[:, [2, 1]]
+    out = np.full((len(pairs), 7), float(by_columns))
+    out[to, :6] = found
     if out[:, 5].any():
         which = [(need, j) for need, numbers in asked for j in numbers]
         for i in np.flatnonzero(out[:, 5]).tolist():
             out[i, 5] = stays(sources[which[i][1]], shape, which[i][0], mesh)
-    return Moves(*out.T)
+    return out
 
 
 @lru_cache(maxsize=1 << 12)

@@ -218,11 +218,14 @@ def add_up(  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)  # type: ignore[misc, unused-ignore]
-def estimates(form, cut, needs, g, source, sources, rows, columns, pairs, ends, width, out):  # type: ignore[no-untyped-def]
+def estimates(  # type: ignore[no-untyped-def]
+    form, cut, needs, g, source, sources, rows, columns, lines, pairs, ends, width, out
+):
     """`out` [pairs, 6]: cycles of the busiest port, row link, column link and die edge, longest way, and 1 where
     nothing moves. `form`, `cut`: of all needs, each up to `needs` [needs, arrays]; `source`: all of them, each up to
     `sources` [sources, arrays]. `pairs` [pairs, 2]: the source and how many cores own anything, those of need k up to
-    `ends[k]`; `rows` [sources, rows of dies], `columns` [needs, columns of dies]: see add_up."""
+    `ends[k]`; `rows` [sources, rows of dies], `columns` [needs, columns of dies]: see add_up. `lines` [needs, cores]:
+    in how many columns of sites of a die the receivers are that need what a core needs."""
     out[:] = 0
     weights = np.empty(SPREAD + CORNERS)
     begin, first, pair = np.zeros(needs.shape[1], np.int64), np.zeros(sources.shape[1], np.int64), 0
@@ -237,6 +240,8 @@ def estimates(form, cut, needs, g, source, sources, rows, columns, pairs, ends, 
         ints = np.empty((FIELDS + len(one.dims) + WINDOW * len(one.components), SPREAD + CORNERS), np.int64)
         known = np.zeros((len(one.parts), KNOWN, 2), np.int64)
         samples, window, whole = receive(one, how, g, ints, weights, np.int64(1), known)
+        for s in range(samples):
+            ints[EACH, s] = lines[k, ints[TARGET, s]]
         elements, fan = max(weights[:samples].sum(), 1e-9), np.int64(1)
         for a in how.fan:
             fan *= g.size[a]

@@ -147,6 +147,7 @@ def _command(program: Program, c: Command, core: int) -> str:
             mine = np.flatnonzero(m.src == core)
             size = int(m.elements[mine].sum())
             what = f"m{c.exchange}: {len(mine)} messages, {size:,} elements; semaphore {c.semaphore}"
+            what += "; columns first" if c.by_columns else ""
             return f"push {name(c.source)} -> {name(c.target)} {what}"
         case Arrive():
             count = _arrivals(program.exchanges[c.exchange], core)

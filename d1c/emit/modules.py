@@ -117,7 +117,7 @@ def _command_op(x: Command, values: list[Value], p: Program) -> Op:
             )  # fmt: skip
         case Push():
             used = (x.source, x.target)
-            attrs = c.MovementAttrs(f"m{x.exchange}", x.semaphore, x.layer)
+            attrs = c.PushAttrs(f"m{x.exchange}", x.semaphore, x.layer, x.by_columns)
         case Arrive():
             attrs = c.MovementAttrs(f"m{x.exchange}", x.semaphore, x.layer)
         case Send():
@@ -293,7 +293,8 @@ class _Reader:
             case "tile.call":
                 return self.call(op, used)
             case "tile.push":
-                return Push(used[0], used[1], self.movement(op, a.movement), a.semaphore, **end)
+                movement = self.movement(op, a.movement)
+                return Push(used[0], used[1], movement, a.semaphore, **end, by_columns=a.by_columns)
             case "tile.arrive":
                 return Arrive(self.movement(op, a.movement), a.semaphore, **end)
             case "tile.send":

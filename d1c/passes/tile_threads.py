@@ -237,7 +237,7 @@ class Threads:
         x, w = f.operands[0], f.result
         for movement, after, before in self.p.parts[w]:
             semaphore = self.at.arrival + (self.arrival + before) % self.pool
-            push = Push(self.p.of[x], self.p.of[w], movement, semaphore, s.layer, s.op.origin)
+            push = Push(self.p.of[x], self.p.of[w], movement, semaphore, s.layer, s.op.origin, f.attrs.by_columns)
             if self.by_fetch(f):
                 self.fetch.wait(self.at.stock, self.credit, s)
                 self.fetch.commands.append(push)

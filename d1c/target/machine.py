@@ -158,6 +158,9 @@ class Machine:
     virtual_channels: int = _n(3, "", "Tesla Transport Protocol specification 2.0", "virtual channels of a link")
     channel_packets: int = _n(8, "packets", "assumed", "buffer of one virtual channel of one input")
     multicast: str = _n("tree", "", "assumed: none, row or tree", "how one packet reaches several nodes")
+    routing: str = _n(
+        "either", "", "assumed: rows or either", "ways: rows first; or either first, on as many virtual channels again"
+    )
     dead_router_forwards: bool = _n(
         True, "", "assumed: harvesting is stated, its grain not", "a dead site's router still routes"
     )
@@ -213,6 +216,8 @@ class Machine:
             )
         if self.multicast not in ("none", "row", "tree"):
             _fail(f"machine {self.name}: multicast is {self.multicast!r}; choose none, row or tree")
+        if self.routing not in ("rows", "either"):
+            _fail(f"machine {self.name}: routing is {self.routing!r}; choose rows or either")
         if self.die_order not in ("any", "rows", "snake"):
             _fail(f"machine {self.name}: die_order is {self.die_order!r}; choose any, rows or snake")
         if any(self.dead) and not self.dead_router_forwards:

@@ -75,7 +75,8 @@ class Call:
 @dataclass(frozen=True, slots=True)
 class Push:
     """Send this core's part of movement `exchange` from buffer `source` to buffer `target` of the cores that need it;
-    each message, when wholly written, adds 1 to `semaphore` of every core it reaches."""
+    each message, when wholly written, adds 1 to `semaphore` of every core it reaches. `by_columns`: its way is along
+    the column first, then along the row."""
 
     source: int
     target: int
@@ -83,6 +84,7 @@ class Push:
     semaphore: int
     layer: int = -1
     origin: str = ""
+    by_columns: bool = False
 
 
 @dataclass(frozen=True, slots=True)

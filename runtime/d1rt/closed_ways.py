@@ -30,9 +30,9 @@ MOST = (1 << TAKEN) - 1
 
 
 class Ways(NamedTuple):
-    """`slots` [links and, behind them, die edges; SLOTS; TIME, PLACES]; `routers` [n, 4] that a tree has still to go
-    to: how it comes there, coordinate, cursor, the link; `heads` [n, 2]: when it is there, since when it holds that
-    link's buffer."""
+    """`slots` [links and, behind them, die edges; SLOTS; TIME, PLACES and those for columns first]; `routers` [n, 4]
+    that a tree has still to go to: how it comes there, coordinate, cursor, the link; `heads` [n, 2]: when it is there,
+    since when it holds that link's buffer."""
 
     slots: np.ndarray
     routers: np.ndarray
@@ -42,7 +42,7 @@ class Ways(NamedTuple):
 def idle(net: Net) -> Ways:
     """Nothing is taken."""
     most = 4 * int(net.shape[0] * net.shape[1]) + 4
-    slots = np.zeros((len(net.links) + len(net.edges), SLOTS, 2), np.int32)
+    slots = np.zeros((len(net.links) // 2 + len(net.edges), SLOTS, 3), np.int32)
     return Ways(slots, np.zeros((most, 4), np.int64), np.zeros((most, 2)))
 
 
@@ -69,27 +69,27 @@ def _take(slots: np.ndarray, time: float, cycles: float) -> float:
 
 
 @inline
-def _room(slots: np.ndarray, time: float, packets: float, size: float) -> float:
+def _room(slots: np.ndarray, places: int, time: float, packets: float, size: float) -> float:
     """When a train that is there at `time` finds room in the buffer."""
     slot, most = int(time) // SLOT, (size - packets) * SLOT
     while True:
-        seen = int(slots[slot % SLOTS, PLACES])
+        seen = int(slots[slot % SLOTS, places])
         if seen >> TAKEN != slot // SLOTS % ROUNDS or (seen & MOST) <= most:
             return max(time, float(slot * SLOT))
         slot += 1
 
 
 @inline
-def _hold(slots: np.ndarray, begin: float, end: float, packets: float) -> None:
+def _hold(slots: np.ndarray, places: int, begin: float, end: float, packets: float) -> None:
     """A train is in the buffer from `begin` to `end`."""
     slot = int(begin) // SLOT
     while slot * SLOT < end:
         i, round_ = slot % SLOTS, slot // SLOTS % ROUNDS
-        used, seen = 0, int(slots[i, PLACES])
+        used, seen = 0, int(slots[i, places])
         if seen >> TAKEN == round_:
             used = seen & MOST
         used += int(packets * (min(end, slot * SLOT + SLOT) - max(begin, slot * SLOT)) + 0.5)
-        slots[i, PLACES] = round_ << TAKEN | min(used, MOST)
+        slots[i, places] = round_ << TAKEN | min(used, MOST)
         slot += 1
 
 
@@ -102,17 +102,18 @@ def walk(
     (`known` [slots, cores], counted up) and the last of them (`when`); `left` [trains]: when each has
     left its core's SRAM. Returns the last of all."""
     cols = net.shape[1]
-    cells, links = net.shape[0] * cols, len(net.links)
+    cells, links = net.shape[0] * cols, len(net.links) >> 1
     slots, routers, heads, latest = ways.slots, ways.routers, ways.heads, 0.0
     for n in range(len(trains)):
         m, to = trains[n], slot[n]
         src, p, last = routes.message[m, 0], routes.message[m, 1], routes.message[m, 5]
+        places = PLACES + routes.message[m, 6]
         passing, accesses, share = p * net.rates[0], float(routes.message[m, 2]), p * net.rates[1]
         packets, time, behind = float(p), begin[n], -1
         if net.gate[src] == 0:
             behind = OUT_OF * cells + net.place[src, 0] * cols + net.place[src, 1]
             size = float(net.links[behind, SIZE])
-            time = _take(slots[behind], _room(slots[behind], time, min(packets, size), size), accesses)
+            time = _take(slots[behind], _room(slots[behind], places, time, min(packets, size), size), accesses)
             left[n] = time + accesses
         routers[0, 0], routers[0, 1], routers[0, 2], routers[0, 3] = SOURCE, 0, 0, behind
         heads[0, 0], heads[0, 1] = time + net.costs[2], time
@@ -137,7 +138,7 @@ def walk(
                     continue
                 link = i * cells + site
                 size = float(net.links[link, SIZE])
-                time = _take(slots[link], _room(slots[link], now, min(packets, size), size), passing)
+                time = _take(slots[link], _room(slots[link], places, now, min(packets, size), size), passing)
                 goes = max(goes, time)
                 head, edge = time + net.costs[0], net.links[link, EDGE]
                 if edge >= 0:
@@ -148,7 +149,7 @@ def walk(
                 heads[top, 0], heads[top, 1] = head, time
                 top += 1
             if behind >= 0:
-                _hold(slots[behind], since, goes, min(packets, float(net.links[behind, SIZE])))
+                _hold(slots[behind], places, since, goes, min(packets, float(net.links[behind, SIZE])))
     return latest
 
 

@@ -63,7 +63,11 @@ class Net(NamedTuple):
     whether one of them has been called, the die edge that it crosses or -1; `edges` [edges, 2] (PARTs), `dips` [dips,
     2]: when it is free, packets so far; `dip_of` [rows] a row's interface processor; `costs`: hop, crossing, inject,
     eject, HBM access, way between an interface processor and the edge; `parts`: PARTs of a packet on a link, on a die
-    edge; `rates`: cycles of these and of a packet of an interface processor; `shape`: rows, columns."""
+    edge; `rates`: cycles of these and of a packet of an interface processor; `shape`: rows, columns.
+
+    Behind the links come as many rows for the trains that go along columns first: these have the same link, but
+    buffers and a queue to themselves (at a core's ports a buffer only), or the two orders could wait for each other in
+    a circle."""
 
     place: np.ndarray
     gate: np.ndarray
@@ -78,11 +82,12 @@ class Net(NamedTuple):
 
 
 class Routes(NamedTuple):
-    """`message` [m, 6], a row per train: sender, packets, cycles at the ports, class of receivers, root of its tree or
-    -1, whether it is the last of its message. `first`
+    """`message` [m, 7], a row per train: sender, packets, cycles at the ports, class of receivers, root of its tree or
+    -1, whether it is the last of its message, whether it goes along the column first. `first`
     [classes + 1]: a class's columns. `column` [k + 1, 2]: the columns with receivers, ascending in a class, and each
     one's first receiver. `receiver` [t, 4]: row, column, core, and 1 for the first of its column, 2 the last, 3 both;
-    by row. `branch` [b, 6]: for messages with a tree of their own (past dead routers) a router, row by row, the
+    by row. For a class of trains that go along the column first rows and columns have changed places. `branch` [b, 6]:
+    for messages with a tree of their own (past dead routers) a router, row by row, the
     branches to its right, left, down, up, and the receiver here, -1 for none."""
 
     message: np.ndarray

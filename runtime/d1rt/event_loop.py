@@ -15,7 +15,7 @@ from d1rt.event_data import (
     START, TAIL, THREAD, WAIT, WAITED, WAKE, WINDOW, A, B, C, Code, Net, Queue, Routes,
 )  # fmt: skip
 from d1rt.event_queue import drop, finish, jit, log, nearer, schedule
-from d1rt.event_routers import fetch, inject, move, send, wake
+from d1rt.event_routers import fetch, inject, move, send, taken, wake
 
 
 # ---- threads -------------------------------------------------------------------------------------------------------
@@ -157,6 +157,8 @@ def run(q: Queue, net: Net, routes: Routes, code: Code, arrival: np.ndarray, eve
             inject(q, net, routes, code, now, node[n, 10], n)
             continue
         link, shared, since = node[n, 10], node[n, 9], node[n, 8]
+        if kind == WAKE and taken(q, net, now, n, link):
+            continue
         drop(q, n)
         if kind == THREAD:
             _thread(q, net, routes, code, now, cursor)

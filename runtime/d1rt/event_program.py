@@ -273,7 +273,7 @@ class _Translation:
 
     def pushed(self, c: Push) -> int:
         move, width = self.moves[c.exchange], dtype(self.program.buffers[c.source].dtype).bytes
-        key = id(move), width
+        key = id(move), width, c.by_columns
         if key not in self.send_rows:
             m = move.messages
             packets, accesses = m.packets(width, self.machine)
@@ -288,6 +288,7 @@ class _Translation:
                 np.maximum(accesses[order], 1),
                 first,
                 targets,
+                c.by_columns,
             )
         return self.send_rows[key]
 
@@ -328,10 +329,10 @@ class _Translation:
 
     def messages(
         self, src: np.ndarray, cls: np.ndarray, packets: np.ndarray, accesses: np.ndarray, first: np.ndarray,
-        targets: np.ndarray,
+        targets: np.ndarray, by_columns: bool = False,
     ) -> int:  # fmt: skip
         """Add messages, by ascending sender; their row of Code.sends."""
-        made, _, _ = routes(self.fabric, src, cls, packets, accesses, first, targets)
+        made, _, _ = routes(self.fabric, src, cls, packets, accesses, first, targets, by_columns)
         n, classes, columns, receivers, branches = self.sizes
         begin = np.searchsorted(made.message[:, 0], np.arange(self.mesh.cores + 1)) + n
         message, branch = made.message.copy(), made.branch.copy()
@@ -355,7 +356,7 @@ class _Translation:
             return np.concatenate([*(getattr(p, name) for p in self.parts), *more])
 
         return ev.Routes(
-            all_of("message", np.zeros((0, 6), np.int32)), all_of("first", np.array([columns], np.int64)),
+            all_of("message", np.zeros((0, 7), np.int32)), all_of("first", np.array([columns], np.int64)),
             all_of("column", end), all_of("receiver", np.zeros((0, 4), np.int32)),
             all_of("branch", np.zeros((0, 6), np.int32)),
         )  # fmt: skip

@@ -31,19 +31,35 @@ def _up(time: int) -> int:
 
 
 @inline
+def _behind(net: Net, routes: Routes, link: int, m: int) -> Any:
+    """The number of the buffer behind a link that train `m` goes into."""
+    return link + routes.message[m, 6] * (len(net.links) >> 1)
+
+
+@inline
+def _queue_of(net: Net, routes: Routes, link: int, m: int) -> Any:
+    """The number of the queue of a link that train `m` waits in: at ports all trains have the same."""
+    ports = INTO * net.shape[0] * net.shape[1]
+    return _behind(net, routes, link, m) if link < ports else link
+
+
+@inline
 def _fits(line: np.ndarray, packets: int) -> Any:
-    """Whether the buffer behind a link has room for a train; one longer than the buffer needs all of it."""
+    """Whether a buffer has room for a train; one longer than the buffer needs all of it."""
     return line[PLACES] >= min(packets, line[SIZE])
 
 
 @inline
-def _call_next(q: Queue, net: Net, routes: Routes, now: int, link: int) -> None:
+def _call_next(q: Queue, net: Net, routes: Routes, now: int, link: int, queue: int) -> None:
     """Let the first in a link's queue go as soon as the link is free, if there is room for it."""
-    line = net.links[link]
+    line = net.links[queue]
     n = line[FIRST]
-    if n >= 0 and line[CALLED] == 0 and _fits(line, routes.message[q.node[n, 2], 1]):
+    if n >= 0 and line[CALLED] == 0:
+        m = q.node[n, 2]
+        if not _fits(net.links[_behind(net, routes, link, m)], routes.message[m, 1]):
+            return
         line[CALLED], line[FIRST] = 1, q.node[n, 0]
-        time = max(now, _up(line[FREED]))
+        time = max(now, _up(net.links[link, FREED]))
         if time < q.state[NOW] + WINDOW:
             append(q, n, time)
         else:
@@ -51,13 +67,13 @@ def _call_next(q: Queue, net: Net, routes: Routes, now: int, link: int) -> None:
 
 
 @inline
-def _leaves(q: Queue, net: Net, routes: Routes, now: int, link: int, packets: int) -> None:
-    """A train begins to leave the buffer behind a link: as fast as its places get free another can come in."""
+def _leaves(q: Queue, net: Net, routes: Routes, now: int, link: int, m: int) -> None:
+    """Train `m` begins to leave the buffer behind a link: as fast as its places get free another can come in."""
     if link >= 0:
-        line = net.links[link]
-        line[PLACES] += min(packets, line[SIZE])
-        if line[FIRST] >= 0:
-            _call_next(q, net, routes, now, link)
+        line, queue = net.links[_behind(net, routes, link, m)], _queue_of(net, routes, link, m)
+        line[PLACES] += min(routes.message[m, 1], line[SIZE])
+        if net.links[queue, FIRST] >= 0:
+            _call_next(q, net, routes, now, link, queue)
 
 
 @inline
@@ -88,7 +104,8 @@ def _takes(
         return
     line[FREED] = begin + passing
     line[BUSY] += p
-    line[PLACES] -= min(p, line[SIZE])
+    buffer = net.links[_behind(net, routes, link, m)]
+    buffer[PLACES] -= min(p, buffer[SIZE])
     head, edge = now + net.costs[0], line[EDGE]
     if edge >= 0:  # it holds a train up only where it carries the packets later than the link does
         end = max(net.edges[edge, 0], now * PART) + p * net.parts[1]
@@ -104,8 +121,10 @@ def _takes(
 @inline
 def ahead(net: Net, routes: Routes, kind: int, at: int, m: int, cursor: int) -> Any:
     """Row and column of the router that a train is at, and the cursors of what lies to the right, left, down, up, and
-    of the receiver here; -1: nothing."""
-    tree, cols, src = routes.message[m, 4], net.shape[1], routes.message[m, 0]
+    of the receiver here; -1: nothing. Of a train that goes along the column first all of it with rows for columns."""
+    tree, cols, src, turned = routes.message[m, 4], net.shape[1], routes.message[m, 0], routes.message[m, 6]
+    if turned and kind != SOURCE:
+        kind ^= RIGHT ^ DOWN
     right = left = down = up = here = -1
     if tree >= 0:
         branch = routes.branch[tree if kind == SOURCE else cursor]
@@ -122,11 +141,11 @@ def ahead(net: Net, routes: Routes, kind: int, at: int, m: int, cursor: int) -> 
             elif kind == UP and routes.receiver[cursor, 3] % 2 == 0:
                 up = cursor - 1
     else:
-        r, cls = net.place[src, 0], routes.message[m, 3]
+        r, cls = net.place[src, turned], routes.message[m, 3]
         low, high = routes.first[cls], routes.first[cls + 1]
         c = at
         if kind == SOURCE:
-            c = net.place[src, 1]
+            c = net.place[src, 1 - turned]
             cursor = low
             while cursor < high and routes.column[cursor, 0] < c:
                 cursor += 1
@@ -147,6 +166,8 @@ def ahead(net: Net, routes: Routes, kind: int, at: int, m: int, cursor: int) -> 
                 here = t
                 t += 1
             down = t if t < end else -1
+    if turned:
+        return c, r, down, up, right, left, here
     return r, c, right, left, down, up, here
 
 
@@ -172,8 +193,9 @@ def move(
         if to < 0:
             continue
         link = way * cells + site
-        line = net.links[link]
-        if line[FIRST] < 0 and line[CALLED] == 0 and line[FREED] <= now * PART and _fits(line, p):
+        queue, line, room = _queue_of(net, routes, link, m), net.links[link], net.links[_behind(net, routes, link, m)]
+        called = line[CALLED] + net.links[link + (len(net.links) >> 1), CALLED]
+        if net.links[queue, FIRST] < 0 and called == 0 and line[FREED] <= now * PART and _fits(room, p):
             coordinate = c + 1 if i == 1 else c - 1 if i == 2 else r + 1 if i == 3 else r - 1
             _takes(q, net, routes, now, now * PART, link, way, coordinate, m, command, to, wait, sent)
             continue
@@ -189,10 +211,23 @@ def move(
         if shared >= 0:
             q.node[shared, 2] += 1
         waiting = n
-        _queue_up(q, line, n)
-        _call_next(q, net, routes, now, link)
+        _queue_up(q, net.links[queue], n)
+        _call_next(q, net, routes, now, link, queue)
     if waiting < 0:
-        _leaves(q, net, routes, now, came, p)
+        _leaves(q, net, routes, now, came, m)
+
+
+@inline
+def taken(q: Queue, net: Net, now: int, n: int, link: int) -> Any:
+    """Whether a train of the other order has gone over a link first: then its node is called again when that has."""
+    free = net.links[link, FREED]
+    if free <= now * PART:
+        return False
+    if _up(free) < q.state[NOW] + WINDOW:
+        append(q, n, _up(free))
+    else:
+        later(q, n, _up(free))
+    return True
 
 
 @inline
@@ -207,7 +242,8 @@ def wake(
     if way < 2:
         coordinate = link - way * cells - coordinate * cols
     coordinate += 1 if way == 0 or way == 2 else -1
-    line[CALLED] = 0
+    queue = _queue_of(net, routes, link, m)
+    net.links[queue, CALLED] = 0
     wait = _longer(wait, (now & 0x7FFFFFFF) - since, PORT if way == INTO else ROW if way < 2 else COLUMN)
     begin = max(line[FREED], (now - 1) * PART + 1)  # a link that gets free within a cycle goes on at once
     begin = begin if begin == line[FREED] else now * PART
@@ -215,10 +251,10 @@ def wake(
     if shared >= 0:
         q.node[shared, 2] -= 1
     if shared < 0 or q.node[shared, 2] == 0:
-        _leaves(q, net, routes, now, came, routes.message[m, 1])
+        _leaves(q, net, routes, now, came, m)
         if shared >= 0:
             drop(q, shared)
-    _call_next(q, net, routes, now, link)
+    _call_next(q, net, routes, now, link, queue)
 
 
 @inline
@@ -231,7 +267,8 @@ def inject(q: Queue, net: Net, routes: Routes, code: Code, now: int, link: int, 
     core, p, cycles = routes.message[m, 0], routes.message[m, 1], routes.message[m, 2]
     line[FREED] = (now + cycles) * PART
     line[BUSY] += cycles
-    line[PLACES] -= min(p, line[SIZE])
+    buffer = net.links[_behind(net, routes, link, m)]
+    buffer[PLACES] -= min(p, buffer[SIZE])
     schedule(q, now + net.costs[2], SOURCE, 0, m, command, 0, _longer(0, now - sent, PORT), sent)
     node[2] = m + 1
     if m + 1 < node[9]:  # still the first
@@ -246,7 +283,7 @@ def inject(q: Queue, net: Net, routes: Routes, code: Code, now: int, link: int, 
             finish(code, x, command, sent, end)
             code.context[x, PC] = command + 1
             schedule(q, end, THREAD, 0, 0, 0, x, 0, 0)
-    _call_next(q, net, routes, now, link)
+    _call_next(q, net, routes, now, link, link)
 
 
 @inline
@@ -258,7 +295,7 @@ def send(q: Queue, net: Net, routes: Routes, now: int, core: int, first: int, en
     node[1], node[2], node[3], node[4], node[9], node[10] = LEAVE, first, command, x, end, link
     node[6], node[7] = now & 0x7FFFFFFF, now >> 31
     _queue_up(q, net.links[link], n)
-    _call_next(q, net, routes, now, link)
+    _call_next(q, net, routes, now, link, link)
 
 
 @inline

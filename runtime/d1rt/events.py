@@ -224,7 +224,7 @@ class _Outcome:
     def resources(self) -> dict[str, dict[str, float]]:
         """Busy shares of the time that was simulated: mean and greatest."""
         net, m, (rows, cols) = self.net, self.machine, self.fabric.shape
-        links = net.links[:, ev.BUSY].reshape(6, rows, cols) * net.rates[0]
+        links = net.links[:, ev.BUSY].reshape(2, 6, rows, cols)[0] * net.rates[0]
         at = net.place[net.gate == 0]
         kinds = {name: self.made.busy[i] for i, name in enumerate(PIPES)}
         for name, way in (("SRAM port out", ev.OUT_OF), ("SRAM port in", ev.INTO)):

@@ -1,8 +1,8 @@
 """What a set of messages puts on the network: cycles of every core's ports, packets over every link and die edge.
 
-Routes go along the row first, then along the column, on physical coordinates. A message to several cores is one tree:
-the row of its sender as far as the outermost columns of the receivers, then each of those columns; every link carries
-it once. All of it is arithmetic on difference arrays: no route is ever walked.
+Routes go along the row first, then along the column, on physical coordinates; or all of them along the column first. A
+message to several cores is one tree: the row of its sender as far as the outermost columns of the receivers, then each
+of those columns; every link carries it once. All of it is arithmetic on difference arrays: no route is ever walked.
 """
 
 from __future__ import annotations
@@ -155,9 +155,9 @@ class Load:
         return max(self.port_cycles, self.row_cycles, self.column_cycles, self.edge_cycles) + self.distance
 
 
-def load(flows: Flows, fabric: Fabric) -> Load:
+def load(flows: Flows, fabric: Fabric, by_columns: bool = False) -> Load:
     """The load of all the messages at once. Where the machine's multicast is not `tree`, every receiver gets a message
-    of its own."""
+    of its own. `by_columns`: along columns first; past dead routers ways are what they are."""
     machine, cores = fabric.machine, len(fabric.row)
     tree = machine.multicast == "tree"
     src, cls, packets = flows.src, flows.cls, flows.packets
@@ -176,31 +176,36 @@ def load(flows: Flows, fabric: Fabric) -> Load:
         return Load(
             machine, sent, got, right, left, down, up, longest, len(src), int((packets * copies).sum()), payload
         )
-    tr, tc = fabric.row[flows.targets], fabric.col[flows.targets]
-    column = _columns(flows.classes, tr, tc, fabric.shape[1])
-    sr, sc = fabric.row[src], fabric.col[src]
+    row, col, shape = fabric.row, fabric.col, fabric.shape
+    if by_columns:
+        row, col, shape = col, row, shape[::-1]
+    tr, tc = row[flows.targets], col[flows.targets]
+    column = _columns(flows.classes, tr, tc, shape[1])
+    sr, sc = row[src], col[src]
     # Along the row of the sender.
     if tree:
         at, low, high, weight = np.arange(len(src)), *_extent(tc, first, cls), packets
     else:
         at, low, high, weight = _each(cls, column, packets)
     r, c = sr[at], sc[at]
-    right = _segments(fabric.shape, r, r + 1, c, np.maximum(high, c), weight)
-    left = _segments(fabric.shape, r, r + 1, np.minimum(low, c), c, weight)
+    right = _segments(shape, r, r + 1, c, np.maximum(high, c), weight)
+    left = _segments(shape, r, r + 1, np.minimum(low, c), c, weight)
     # Down and up the receivers' columns: all senders of one row look alike.
-    total = np.bincount(cls * fabric.shape[0] + sr, packets, count * fabric.shape[0])
+    total = np.bincount(cls * shape[0] + sr, packets, count * shape[0])
     key = np.flatnonzero(total)
     if tree:
         to = column
     else:
         to = _Columns(flows.classes, tc, tr, tr, np.ones(len(tr), np.int64))
     start = np.searchsorted(to.cls, np.arange(count + 1))
-    owner, i = ragged(np.diff(start)[key // fabric.shape[0]])
-    i += start[key // fabric.shape[0]][owner]
-    r, weight = (key % fabric.shape[0])[owner], total[key][owner]
-    col = to.col[i]
-    down = _segments(fabric.shape, r, np.maximum(to.high[i], r), col, col + 1, weight)
-    up = _segments(fabric.shape, np.minimum(to.low[i], r), r, col, col + 1, weight)
+    owner, i = ragged(np.diff(start)[key // shape[0]])
+    i += start[key // shape[0]][owner]
+    r, weight = (key % shape[0])[owner], total[key][owner]
+    c = to.col[i]
+    down = _segments(shape, r, np.maximum(to.high[i], r), c, c + 1, weight)
+    up = _segments(shape, np.minimum(to.low[i], r), r, c, c + 1, weight)
+    if by_columns:
+        right, left, down, up = down.T, up.T, right.T, left.T
     return Load(
         machine, sent, got, right, left, down, up, _longest(flows, fabric, first), len(src),
         int((packets * copies).sum()), payload,

@@ -1,8 +1,9 @@
 """The network between the cores at message level: who holds which port, link and die edge, and when messages arrive.
 
-A message goes in trains of as many packets as a router's input can hold. A train of p packets holds its sender's port,
-every link of its route or tree, and each receiver's port for p packets' time, and p places of the buffer behind each
-link, from when it takes that until its last copy begins to leave. It takes a link when that is free and the buffer
+Messages go along their row first, or all of a movement along their column first; the two orders have buffers of their
+own. A message goes in trains of as many packets as a router's input can hold. A train of p packets holds its sender's
+port, every link of its route or tree, and each receiver's port for p packets' time, and p places of the buffer behind
+each link, from when it takes that until its last copy begins to leave. It takes a link when that is free and the buffer
 behind it has room; whoever asks first is served first; the head goes on one hop later (cut-through). A die edge is one
 server for all its links: it delays a train where it carries the packets later than the link does.
 docs/timing.md says how far that is from a network of flits.
@@ -71,19 +72,21 @@ class Network:
         targets: np.ndarray,
         packets: np.ndarray,
         accesses: np.ndarray | None = None,
+        by_columns: bool = False,
     ) -> np.ndarray:
         """[targets] the cycle when each receiver has its whole message.
 
         Message m starts at cycle start[m] (whole cycles) on core src[m], has packets[m] packets and goes to the cores
         targets[first[m]:first[m + 1]], which differ. Messages that start in the same cycle start by their numbers. It
-        holds ports for accesses[m] cycles (default: a cycle a packet). What earlier calls have reserved stays so.
+        holds ports for accesses[m] cycles (default: a cycle a packet), and goes along its row first, or `by_columns`
+        along its column. What earlier calls have reserved stays so.
         """
         begin, size = np.asarray(start, np.int64), np.asarray(packets, np.int64)
         ports = size if accesses is None else np.asarray(accesses, np.int64)
         order = np.argsort(begin, kind="stable")
         made, owner, at = routes(
             self.fabric, np.asarray(src, np.int64)[order], order, size[order], ports[order],
-            np.asarray(first, np.int64), np.asarray(targets, np.int64),
+            np.asarray(first, np.int64), np.asarray(targets, np.int64), by_columns,
         )  # fmt: skip
         times = begin[order][owner]
         queue = new_queue(len(times) + 4096, int(times[0]) if len(times) else 0)
@@ -97,13 +100,13 @@ class Network:
     @property
     def links(self) -> np.ndarray:
         """[4, rows, columns] packets that have left each router to the right, left, down, up."""
-        return self.net.links[:, BUSY].reshape(6, *self.fabric.shape)[:4]
+        return self.net.links[:, BUSY].reshape(2, 6, *self.fabric.shape)[0, :4]
 
     @property
     def ports(self) -> tuple[np.ndarray, np.ndarray]:
         """[cores] cycles of each core's port out of SRAM, and of the one into it."""
         at = self.fabric.row * self.fabric.shape[1] + self.fabric.col
-        busy = self.net.links[:, BUSY].reshape(6, -1)
+        busy = self.net.links[:, BUSY].reshape(2, 6, -1)[0]
         return busy[OUT_OF, at], busy[INTO, at]
 
     @property
@@ -134,9 +137,8 @@ def empty(fabric: Fabric) -> Net:
     """The network with nothing on it."""
     m, (rows, cols) = fabric.machine, fabric.shape
     edge_of, edges = die_edges(fabric)
-    links = 6 * rows * cols
-    lines = np.zeros((links, 8), np.int64)
-    lines[:, SIZE] = lines[:, PLACES] = _buffers(fabric, edge_of)
+    lines = np.zeros((2 * 6 * rows * cols, 8), np.int64)
+    lines[:, SIZE] = lines[:, PLACES] = np.tile(_buffers(fabric, edge_of), 2)
     lines[:, [FIRST, EDGE]] = -1
     lines[: len(edge_of), EDGE] = edge_of
     rates = np.array([m.packet_bytes / x for x in (m.link_bytes_per_cycle, m.die_edge_bytes_per_cycle, rate(m))])
@@ -186,11 +188,12 @@ def trains(packets: np.ndarray, accesses: np.ndarray, machine: Machine) -> tuple
 
 def routes(
     fabric: Fabric, src: np.ndarray, cls: np.ndarray, packets: np.ndarray, accesses: np.ndarray, first: np.ndarray,
-    targets: np.ndarray,
+    targets: np.ndarray, by_columns: bool = False,
 ) -> tuple[Routes, np.ndarray, np.ndarray]:  # fmt: skip
     """Routes of messages to classes of receivers, class c being targets[first[c]:first[c + 1]]; with them per train the
     message it stands for (where the machine has no multicast tree every receiver gets its own), and the place in
-    `targets` of every receiver."""
+    `targets` of every receiver. `by_columns`: along the column first; past dead routers ways are what they are."""
+    by_columns = by_columns and fabric.detours is None
     owner = np.arange(len(src))
     if fabric.machine.multicast != "tree":
         owner, i = ragged(np.diff(first)[cls])
@@ -199,6 +202,8 @@ def routes(
     count = len(first) - 1
     of = np.repeat(np.arange(count), np.diff(first))
     row, col = fabric.row[targets], fabric.col[targets]
+    if by_columns:
+        row, col = col, row
     at = np.arange(len(targets)) if len(targets) == count else np.lexsort((row, col, of))
     row, col, of = row[at], col[at], of[at]
     new = (np.diff(of, prepend=-1) != 0) | (np.diff(col, prepend=-1) != 0)
@@ -209,7 +214,9 @@ def routes(
     of_train, size, ports, last = trains(packets, accesses, fabric.machine)
     owner = owner[of_train]
     made = Routes(
-        np.stack([src[of_train], size, ports, cls[of_train], tree[of_train], last], 1).astype(np.int32),
+        np.stack(
+            [src[of_train], size, ports, cls[of_train], tree[of_train], last, np.full(len(last), by_columns)], 1
+        ).astype(np.int32),
         np.searchsorted(of[begin], np.arange(count + 1)), columns.astype(np.int32),
         np.stack([row, col, targets[at], ends], 1).astype(np.int32), branch,
     )  # fmt: skip

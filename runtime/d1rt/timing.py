@@ -148,9 +148,9 @@ def _collect(program: Program, machine: Machine, fabric: Fabric) -> dict[int, _L
                 elif isinstance(command, Push):
                     width = dtype(program.buffers[command.source].dtype).bytes
                     exchange = program.exchanges[command.exchange]
-                    key = (*_fingerprint(exchange), width, cores.tobytes())
+                    key = (*_fingerprint(exchange), width, cores.tobytes(), command.by_columns)
                     if key not in loads:
-                        loads[key] = load(_pushed(exchange, width, cores, machine), fabric)
+                        loads[key] = load(_pushed(exchange, width, cores, machine), fabric, command.by_columns)
                     if not computes and not place.loops and program.buffers[command.source].kind == "constant":
                         layer.early = loads[key] if layer.early is None else layer.early + loads[key]
                     else:

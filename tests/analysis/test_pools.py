@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -121,8 +122,9 @@ def test_kinds_are_those_of_their_ways(target: str, loose: bool) -> None:
 @pytest.mark.parametrize("target", ["test", "d1-die", "d1-tile"])
 def test_operands_that_lie_alike(target: str) -> None:
     """The first operand's rows are cut as the layer's, its columns by the factors of the cut, then by those of the
-    layer's columns, of as many as there is room for."""
-    where, got, want = places(machine(target)), list[float](), list[float]()
+    layer's columns, of as many as there is room for. Plans are looked at by ways along rows first."""
+    where = places(dataclasses.replace(machine(target), routing="rows"))
+    got, want = list[float](), list[float]()
     mesh = where.mesh
     drawn = ((LAYERS[name], *x) for name in ("matmul", "rows") for x in _drawn(LAYERS[name], where, False))
     for layer, w, which in drawn:

@@ -65,15 +65,16 @@ class _Slow:
         return self.end
 
     def resume(self, g) -> None:
-        """A thread yields (cycle,) to sleep until then, (core, messages, semaphore) to send and to sleep until all have
-        left, or (core, semaphore, count) to wait."""
+        """A thread yields (cycle,) to sleep until then, (core, messages, semaphore, order) to send and to sleep until
+        all have left, or (core, semaphore, count) to wait."""
         self.end = max(self.end, self.now)
         for want in g:
             if len(want) == 1:
                 self.at(want[0], lambda: self.resume(g))
                 return
             if isinstance(want[1], list):
-                self.message(*want, then=lambda end: self.at(end, lambda: self.resume(g)))
+                core, messages, semaphore, order = want
+                self.message(core, messages, semaphore, lambda end: self.at(end, lambda: self.resume(g)), order)
                 return
             core, semaphore, count = want
             if self.counts[core, semaphore] < count:
@@ -90,8 +91,9 @@ class _Slow:
 
     # ---- messages ---------------------------------------------------------------------------------------------------
 
-    def message(self, src, messages, semaphore, then=None) -> None:
-        """`messages`: (targets, packets, accesses); `then` gets the cycle when the last of them has left."""
+    def message(self, src, messages, semaphore, then=None, order=0) -> None:
+        """`messages`: (targets, packets, accesses); `then` gets the cycle when the last of them has left. `order` 1:
+        along columns first."""
         place = int(self.fabric.row[src]), int(self.fabric.col[src])
         most = self.m.virtual_channels * self.m.channel_packets
         trains = []
@@ -106,52 +108,65 @@ class _Slow:
         def leave(rest=tuple(trains)) -> None:
             group, packets, accesses, last = rest[0]
             self.free[link] = self.now + accesses
-            self.held[link] += packets
+            self.held[link, order] += packets
             head = self.now + self.m.inject_cycles
-            self.at(head, lambda: self.router(place, link, group, packets, accesses, last, semaphore))
+            self.at(head, lambda: self.router(place, link, group, packets, accesses, last, semaphore, order))
             if len(rest) > 1:
-                self.queues[link].insert(0, (rest[1][1], lambda: leave(rest[1:])))
+                self.queues[link, 0].insert(0, (rest[1][1], order, lambda: leave(rest[1:])))
             elif then:
                 then(self.now + accesses)
 
-        self.queues[link].append((trains[0][1], leave))
-        self.call(link)
+        self.queues[link, 0].append((trains[0][1], order, leave))
+        self.call(link, order)
 
-    def room(self, link, packets) -> bool:
-        """All channels' places; what a link carries until a credit is back, if that is more; endless in SRAM."""
+    def queue(self, link, order):
+        """Each order has its own queues between routers; ports have one."""
+        return link, order if link[1] not in ("in", "out") else 0
+
+    def room(self, link, packets, order) -> bool:
+        """All channels' places of an order; what a link carries until a credit is back, if that is more; endless in
+        SRAM."""
         _, way = link
         if way == "in":
             return True
         cycles = self.m.inject_cycles if way == "out" else self.m.hop_cycles
         rate = self.m.packet_bytes / self.m.link_bytes_per_cycle
         size = max(self.m.virtual_channels * self.m.channel_packets, int(np.ceil(2 * cycles / rate)))
-        return self.held[link] + min(packets, size) <= size
+        return self.held[link, order] + min(packets, size) <= size
 
-    def call(self, link) -> None:
+    def call(self, link, order) -> None:
         """The first in the queue of a link goes when that is free, if there is room behind it."""
-        if self.queues[link] and link not in self.called and self.room(link, self.queues[link][0][0]):
-            self.called.add(link)
-            _, go = self.queues[link].pop(0)
+        queue = self.queue(link, order)
+        if self.queues[queue] and queue not in self.called and self.room(link, *self.queues[queue][0][:2]):
+            self.called.add(queue)
+            _, _, go = self.queues[queue].pop(0)
 
             def woken() -> None:
-                self.called.discard(link)
+                if self.free[link] > self.now:  # one of the other order was first
+                    self.at(int(np.ceil(self.free[link])), woken)
+                    return
+                self.called.discard(queue)
                 go()
-                self.call(link)
+                self.call(link, order)
 
             self.at(max(self.now, int(np.ceil(self.free[link]))), woken)
 
-    def router(self, here, came, targets, packets, accesses, last, semaphore) -> None:
+    def router(self, here, came, targets, packets, accesses, last, semaphore, order) -> None:
         """The head of a train that came over a link is at site `here` on its way to the targets."""
         ways: dict = defaultdict(list)
         for t in targets:
             r, c = int(self.fabric.row[t]), int(self.fabric.col[t])
-            way = (0, 1 if c > here[1] else -1) if c != here[1] else (1 if r > here[0] else -1, 0)
+            along, across = (0, 1 if c > here[1] else -1), (1 if r > here[0] else -1, 0)
+            if order:
+                way = across if r != here[0] else along
+            else:
+                way = along if c != here[1] else across
             ways["in" if (r, c) == here else way].append(t)
         waiting = []
 
         def leaves() -> None:
-            self.held[came] -= packets
-            self.call(came)
+            self.held[came, order] -= packets
+            self.call(came, order)
 
         def take(way, begin) -> None:
             link, group = (here, way), ways[way]
@@ -163,9 +178,9 @@ class _Slow:
                     self.at(tail, lambda: self.post(group[0], semaphore))
                 return
             self.free[link] = begin + packets * rate
-            self.held[link] += packets
+            self.held[link, order] += packets
             to, head = (here[0] + way[0], here[1] + way[1]), self.now + self.m.hop_cycles
-            self.at(head, lambda: self.router(to, link, group, packets, accesses, last, semaphore))
+            self.at(head, lambda: self.router(to, link, group, packets, accesses, last, semaphore, order))
 
         def later(way) -> None:
             free = self.free[here, way]
@@ -176,13 +191,15 @@ class _Slow:
 
         for way in [w for w in ("in", (0, 1), (0, -1), (1, 0), (-1, 0)) if w in ways]:
             link = here, way
-            idle = not self.queues[link] and link not in self.called and self.free[link] <= self.now
-            if idle and self.room(link, packets):
+            queue = self.queue(link, order)
+            called = queue in self.called or (link, 1 - order) in self.called
+            idle = not self.queues[queue] and not called and self.free[link] <= self.now
+            if idle and self.room(link, packets, order):
                 take(way, self.now)
                 continue
             waiting.append(way)
-            self.queues[link].append((packets, lambda way=way: later(way)))
-            self.call(link)
+            self.queues[queue].append((packets, order, lambda way=way: later(way)))
+            self.call(link, order)
         if not waiting:
             leaves()
 
@@ -201,13 +218,13 @@ class _Slow:
                     packets, accesses = move.messages.packets(width, self.m)
                     mine = [(move.reached(i), int(packets[i]), int(accesses[i])) for i in move.sent_by(core)]
                     if mine:
-                        yield core, mine, c.semaphore
+                        yield core, mine, c.semaphore, int(c.by_columns)
                 case Send():
                     targets = reach(self.mesh, core, c.to)
                     size = int(c.elements.of(self.mesh)[core]) * dtype(self.p.buffers[c.source].dtype).bytes
                     if targets:
                         packets = max(1, -(-size // self.m.packet_bytes))
-                        yield core, [(targets, packets, packets)], c.semaphore
+                        yield core, [(targets, packets, packets)], c.semaphore, 0
                 case Post():
                     yield from self.posts(core, reach(self.mesh, core, c.to), c.semaphore)
                 case Arrive():

@@ -69,7 +69,7 @@ def test_two_messages_on_one_link():
     )
     assert cycles(p) == 5 + 10 + 1 + 4 + 10
     net = Simulator(p)._simulate(SQUARE, False).net
-    assert net.links[:, 1].reshape(6, 4, 4)[0].tolist() == [[10, 20, 20, 0]] * 4
+    assert net.links[:, 1].reshape(2, 6, 4, 4)[0, 0].tolist() == [[10, 20, 20, 0]] * 4
 
 
 def test_a_multicast_arrives_by_distance():
@@ -154,6 +154,22 @@ def test_a_plain_simulation_of_the_same_rules_agrees():
         assert simulate(moved).total["cycles"] == slow_cycles(moved) == Simulator(p).cycles(machine)
 
 
+@pytest.mark.parametrize("places", [24, 3, 1])
+def test_two_orders_of_ways_share_links_but_no_buffers(places):
+    """A transpose by rows first and one by columns first at the same time, as messages of many packets and as trees."""
+    source = Layout((Group(1, ("nr",), 16), Group(1, ("nc",), 16)))
+    moves = tuple(movement((64, 64), source, needs, (64, 64), source) for needs in ((COL, ROW), (ROW, COL)))
+    machine = dataclasses.replace(SQUARE, virtual_channels=1, channel_packets=places)
+    for first, second in ((False, True), (True, True), (True, False)):
+        threads = (
+            (Push(0, 1, 0, 3, 0, by_columns=first), Arrive(0, 3, 0), product(), Push(0, 1, 1, 5, 1, by_columns=first),
+             Arrive(1, 5, 1)),
+            (Push(0, 1, 1, 4, 0, by_columns=second), Push(0, 1, 0, 6, 0, by_columns=second), Arrive(1, 4, 0)),
+        )  # fmt: skip
+        p = dataclasses.replace(roles(program(exchanges=moves, layers=2), threads), machine=machine.to_dict())
+        assert simulate(p).total["cycles"] == slow_cycles(p)
+
+
 def random_program(rng: np.random.Generator, products: float = 0.0):
     """Two threads that send, wait and compute three layers; `products`: how often the work is like a GEMM."""
     threads = []
@@ -204,6 +220,6 @@ def test_links_carry_what_the_closed_form_says():
     p = transposed()
     net = Simulator(p)._simulate(SQUARE, False).net
     want = load(_pushed(p.exchanges[0], 4, np.ones(16, bool), SQUARE), Fabric.of(SQUARE))
-    right = net.links[:, 1].reshape(6, 4, 4)[0]
+    right = net.links[:, 1].reshape(2, 6, 4, 4)[0, 0]
     # Besides the movement, twice: three posts along each row to column 2, and one tree.
     assert (right >= 2 * want.right).all() and (right - 2 * want.right).sum() <= 4 * 3 + 3

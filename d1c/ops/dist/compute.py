@@ -37,9 +37,10 @@ class DistConstAttrs:
 
 @dataclass(frozen=True, slots=True)
 class ExchangeAttrs:
-    """`fill`: what the window holds outside the tensor."""
+    """`fill`: what the window holds outside the tensor. `by_columns`: its messages go along columns first."""
 
     fill: float = 0.0
+    by_columns: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -87,6 +87,16 @@ class MovementAttrs:
 
 
 @dataclass(frozen=True, slots=True)
+class PushAttrs:
+    """As MovementAttrs; `by_columns`: the messages go along columns first, then along rows."""
+
+    movement: str
+    semaphore: int
+    layer: int = -1
+    by_columns: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class SendAttrs:
     """`to`: the receivers. `elements`: how many, from the offsets (elements) on."""
 
@@ -242,7 +252,7 @@ def _nothing(types: tuple[Type, ...], attrs: Any) -> tuple[Type, ...]:
 
 for _name, _attrs, _check, _doc in (
     ("call", CallAttrs, _check_call, "Run a kernel on this core's share."),
-    ("push", MovementAttrs, _check_pair, "Send this core's part of a movement."),
+    ("push", PushAttrs, _check_pair, "Send this core's part of a movement."),
     ("arrive", MovementAttrs, _check_none, "Wait for all messages of a movement to this core."),
     ("send", SendAttrs, _check_pair, "Send one message to other cores."),
     ("fetch", FetchAttrs, _check_fetch, "Read a constant's row from an interface processor's memory."),
