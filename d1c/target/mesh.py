@@ -57,7 +57,10 @@ class Mesh:
 
     def parts(self, axes: tuple[str, ...]) -> int:
         """How many positions an ordered factor list has."""
-        return math.prod(self.sizes[self.index[a]] for a in axes)
+        known = self._parts.get(axes)
+        if known is None:
+            known = self._parts[axes] = math.prod(self.sizes[self.index[a]] for a in axes)
+        return known
 
     def position(self, axes: tuple[str, ...], cores: np.ndarray | None = None) -> np.ndarray:
         """Mixed-radix position of each core (all, or those numbered `cores`) along `axes`. Read only."""
@@ -73,6 +76,11 @@ class Mesh:
     @cached_property
     def known(self) -> dict[CoreInt, np.ndarray]:
         """Per-core integers of this mesh that have been asked for."""
+        return {}
+
+    @cached_property
+    def _parts(self) -> dict[tuple[str, ...], int]:
+        """Those of the lists that have been asked for; a mesh has few factors."""
         return {}
 
     @cached_property
