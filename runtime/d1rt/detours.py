@@ -1,10 +1,11 @@
-"""Routes where routers are dead: shortest ways, row first where that is free, in an order of turns that cannot lock.
+"""Routes where routers are dead: short ways, row first where that is free, in an order of turns that cannot lock.
 
 A way has up to three stretches, each in a virtual channel of its own: west (and up and down columns), then east (and up
 and down columns), then by ranks of the routers, first to lower ones, then to higher ones. Inside a stretch no cycle of
 links can wait for each other: the first two never turn back along rows, and ranks only fall, then only rise. The
 channels are taken in that order. The ranks come from a search over the live routers, so that whatever is connected has
-a way; nearly all ways need one or two stretches, and a way that meets no dead router is row first, then column.
+a way; nearly all ways need one or two stretches, and a way that meets no dead router is row first, then column. Others
+come back to the row of their sender soon, by the side that the sender's place says.
 
 All ways from one sender make a tree of (router, channel): a multicast takes the branches to its receivers, each once.
 """
@@ -27,6 +28,9 @@ WEST, EAST, FALLING, RISING = range(4)
 CHANNELS = 3
 ROOM = 1 << 20
 """Branches made at a time."""
+AWAY = 1
+"""A step along another row than the sender's costs so much more: behind a dead router a multicast goes on in its own
+row, from where all columns take their branches, and not in the rows above and below as well."""
 _FAR = 1 << 60
 
 
@@ -146,54 +150,61 @@ def _sites(machine: Machine, shape: tuple[int, int]) -> Sites:
 
 
 @njit(cache=True)
-def _spread(sites: Sites, rows: int, cols: int, c: int, home: int, dist: np.ndarray, came: np.ndarray) -> None:
+def _spread(sites: Sites, rows: int, cols: int, c: int, sender: int, dist: np.ndarray, came: np.ndarray) -> None:
     """Up and down column `c` from what its routers have; a tie with the way along the row goes to the column's way from
-    row `home`."""
-    for r in range(1, rows):
-        i = r * cols + c
-        if sites.alive[i]:
-            d = dist[i - cols] + sites.along[r - 1]
-            if d < dist[i] or (d == dist[i] and r > home and came[i] <= LEFT):
-                dist[i], came[i] = d, DOWN
-    for r in range(rows - 2, -1, -1):
-        i = r * cols + c
-        if sites.alive[i]:
-            d = dist[i + cols] + sites.along[r]
-            if d < dist[i] or (d == dist[i] and r < home and came[i] <= LEFT):
-                dist[i], came[i] = d, UP
+    the sender's row. Of two ways that are alike every second sender takes the other."""
+    home = sender // cols
+    for half in range(2):
+        if (half + sender // cols + sender % cols) % 2 == 0:
+            for r in range(1, rows):
+                i = r * cols + c
+                if sites.alive[i]:
+                    d = dist[i - cols] + sites.along[r - 1]
+                    if d < dist[i] or (d == dist[i] and r > home and came[i] <= LEFT):
+                        dist[i], came[i] = d, DOWN
+        else:
+            for r in range(rows - 2, -1, -1):
+                i = r * cols + c
+                if sites.alive[i]:
+                    d = dist[i + cols] + sites.along[r]
+                    if d < dist[i] or (d == dist[i] and r < home and came[i] <= LEFT):
+                        dist[i], came[i] = d, UP
 
 
 @njit(cache=True)
-def _sweep(sites: Sites, rows: int, cols: int, home: int, east: bool, dist: np.ndarray, came: np.ndarray) -> None:
+def _sweep(sites: Sites, rows: int, cols: int, sender: int, east: bool, dist: np.ndarray, came: np.ndarray) -> None:
     """One of the first two stretches: column by column, from what `dist` and `came` say already."""
+    home = sender // cols
     for k in range(cols):
         c = k if east else cols - 1 - k
         if k > 0:
             back = -1 if east else 1
-            price = sites.across[c - 1] if east else sites.across[c]
+            ahead = sites.across[c - 1] if east else sites.across[c]
             for r in range(rows):
                 i = r * cols + c
+                price = ahead if r == home else ahead + AWAY
                 if sites.alive[i] and dist[i + back] + price < dist[i]:
                     dist[i], came[i] = dist[i + back] + price, RIGHT if east else LEFT
-        _spread(sites, rows, cols, c, home, dist, came)
+        _spread(sites, rows, cols, c, sender, dist, came)
 
 
 @njit(cache=True)
-def _climb(sites: Sites, rows: int, cols: int, falling: bool, dist: np.ndarray, came: np.ndarray) -> None:
-    """Along ranks that fall, or rise."""
+def _climb(sites: Sites, rows: int, cols: int, home: int, falling: bool, dist: np.ndarray, came: np.ndarray) -> None:
+    """Along ranks that fall, or rise. Prices are those of `_sweep`, or a link would be in two channels of a tree."""
     n = len(sites.order)
     for k in range(n):
         i = sites.order[n - 1 - k if falling else k]
         r, c = i // cols, i % cols
+        away = 0 if r == home else AWAY
         for way in range(4):
             if way == RIGHT:
                 if c == 0:
                     continue
-                j, price = i - 1, sites.across[c - 1]
+                j, price = i - 1, sites.across[c - 1] + away
             elif way == LEFT:
                 if c == cols - 1:
                     continue
-                j, price = i + 1, sites.across[c]
+                j, price = i + 1, sites.across[c] + away
             elif way == DOWN:
                 if r == 0:
                     continue
@@ -228,9 +239,9 @@ def _grow(sites: Sites, sender: int, ways: np.ndarray) -> None:
                 if dist[stretch - 1, i] < _FAR:
                     dist[stretch, i], came[stretch, i] = dist[stretch - 1, i], SAME
         if stretch < FALLING:
-            _sweep(sites, rows, cols, home, stretch == EAST, dist[stretch], came[stretch])
+            _sweep(sites, rows, cols, sender, stretch == EAST, dist[stretch], came[stretch])
         else:
-            _climb(sites, rows, cols, stretch == FALLING, dist[stretch], came[stretch])
+            _climb(sites, rows, cols, home, stretch == FALLING, dist[stretch], came[stretch])
     for i in range(cells):
         last = 0
         word = came[0, i]

@@ -123,6 +123,19 @@ def test_every_way_is_live_short_and_free_of_cycles(m: Machine) -> None:
     assert (lengths >= shortest).all() and (lengths == shortest).mean() > 0.75
 
 
+@pytest.mark.parametrize("m", MACHINES, ids=range(len(MACHINES)))
+def test_a_tree_leaves_no_place_twice_by_one_link(m: Machine) -> None:
+    """Whatever the channel: the network model has one branch a link there, and would lose a message."""
+    fabric = Fabric.of(m)
+    assert fabric.detours is not None
+    every = np.arange(m.cores)
+    cells = fabric.shape[0] * fabric.shape[1]
+    for _, made in fabric.detours.branches(every, np.zeros(m.cores, int), np.array([0, m.cores]), every):
+        for a, b in pairwise(made.first):
+            left = list(zip(made.parent[a:b].tolist(), (made.link[a:b] // cells).tolist(), strict=True))
+            assert len(set(left)) == len(left)
+
+
 def _shortest(fabric: Fabric, dead: set[tuple[int, int]]) -> np.ndarray:
     rows, cols = fabric.shape
     links = [
