@@ -72,6 +72,7 @@ def compiled(model: object, inputs: dict[str, np.ndarray], precision: str) -> d1
     summary = program.summary()
     assert summary["host_ops"] == []
     assert summary["sram_peak_bytes"] <= 1_310_720
+    assert summary["sram_data_bytes"] <= 1.05 * summary["sram_live_bytes"], "addresses near the bound of liveness"
     return program
 
 

@@ -144,5 +144,6 @@ def test_no_dead_node_is_used_and_sram_suffices(name: str) -> None:
         assert len(dead) == 6 and not set(dead) & {(int(r), int(c)) for r, c in sites[die]}
     assert max(b.address + b.bytes for b in program.buffers) <= program.info["sram_data_bytes"]
     assert program.info["sram_data_bytes"] + program.info["sram_code_bytes"] == program.info["sram_peak_bytes"]
+    assert program.info["sram_data_bytes"] <= 1.05 * program.info["sram_live_bytes"]
     print(f"{name}: SRAM peak {program.info['sram_peak_bytes']:,} B")
     assert program.info["sram_peak_bytes"] <= 1_310_720
