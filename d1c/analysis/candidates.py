@@ -26,7 +26,7 @@ from d1c.target.kernel import Nest
 from d1c.target.keys import hashed_once
 from d1c.target.mesh import Group, Layout, LayoutError, Mesh
 
-IDLE, BRIEF = 6.0, 4
+IDLE, BRIEF = 5.0, 4
 """Most work should be on most cores, as far as that costs little time: cycles beyond BRIEF launches count this much
 more on the share of cores that idle."""
 

@@ -19,6 +19,9 @@ from d1c.analysis.plans import dim_ranges, distinct
 from d1c.analysis.price import Places
 from d1c.ir.structured import Structured
 
+MANY = 0.9
+"""Columns are cut evenly too where whole ones leave less than this part of the cores any."""
+
 NARROW = 8
 """With fewer columns all three rows may be cut: there is nothing to gain from cutting the columns of an image. So may
 images, queries and heads of an attention, whose columns are no work of their own."""
@@ -94,7 +97,8 @@ def assignments(axes: _Axes, targets: int) -> tuple[np.ndarray, np.ndarray]:
 
 def ways_of(layer: Layer, ranges: tuple[tuple[int, int], ...], where: Places, loose: bool) -> Ways:
     """All assignments that leave few parts idle, and those that use fewer lines of dies. Columns are rounded up to
-    whole vectors or matrix steps where that takes no longer, and to whole packets. `loose`: however many are idle."""
+    whole vectors or matrix steps where that takes no longer, and to whole packets; or not, where that leaves many
+    cores without any. `loose`: however many are idle."""
     nest, mesh, machine = layer.nest, where.mesh, where.machine
     extents = tuple(d.extent for d in nest.dims)
     cut = nest.cut is not None and extents[nest.cut] > nest.slice
@@ -114,11 +118,14 @@ def ways_of(layer: Layer, ranges: tuple[tuple[int, int], ...], where: Places, lo
     last = targets - 1
     step = machine.mma_n if nest.kind in ("mac", "attention") else machine.f32_lanes
     several = (parts[:, last] > 1) & (blocks[:, last] > step // 2) & (ranges[last][1] == nest.parallel)
+    exact = blocks[:, last].copy()
     blocks[:, last] = np.where(several, -(-blocks[:, last] // step) * step, blocks[:, last])
     full = max(1, machine.packet_bytes // layer.result.dtype.bytes)
-    more = np.flatnonzero(several & (blocks[:, last] % full != 0) & (size[last] > full))
+    partly = several & (blocks[:, last] % full != 0) & (size[last] > full)
+    few = several & ~partly & (-(-size[last] // blocks[:, last]) < MANY * -(-size[last] // exact))
+    more = np.flatnonzero(partly | few)
     wide = blocks[more]
-    wide[:, last] = -(-wide[:, last] // full) * full
+    wide[:, last] = np.where(few[more], exact[more], -(-wide[:, last] // full) * full)
     twin = np.full(len(parts), -1)
     twin[more] = len(parts) + np.arange(len(more))
     again = np.flatnonzero(twin[kind] >= 0)
