@@ -157,7 +157,7 @@ def run(q: Queue, net: Net, routes: Routes, code: Code, arrival: np.ndarray, eve
             inject(q, net, routes, code, now, node[n, 10], n)
             continue
         link, shared, since = node[n, 10], node[n, 9], node[n, 8]
-        if kind == WAKE and taken(q, net, now, n, link):
+        if kind == WAKE and taken(q, net, now, n, link):  # by the other order, whose turn it was
             continue
         drop(q, n)
         if kind == THREAD:

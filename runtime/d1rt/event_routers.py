@@ -254,7 +254,12 @@ def wake(
         _leaves(q, net, routes, now, came, m)
         if shared >= 0:
             drop(q, shared)
-    _call_next(q, net, routes, now, link, queue)
+    half = len(net.links) >> 1
+    other = queue + half if queue < half else queue - half
+    if link < INTO * cells:  # the orders take turns
+        _call_next(q, net, routes, now, link, other)
+    if net.links[other, CALLED] == 0:
+        _call_next(q, net, routes, now, link, queue)
 
 
 @inline

@@ -147,7 +147,10 @@ class _Slow:
                     return
                 self.called.discard(queue)
                 go()
-                self.call(link, order)
+                if link[1] not in ("in", "out"):  # the orders take turns
+                    self.call(link, 1 - order)
+                if (link, 1 - order) not in self.called:
+                    self.call(link, order)
 
             self.at(max(self.now, int(np.ceil(self.free[link]))), woken)
 
