@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import sys
 import time
 from contextlib import nullcontext
@@ -47,7 +46,6 @@ class Options:
 def compile_model(o: Options) -> None:
     """Compile, write what was asked for, run where asked to, print the summary (or the IR that was asked for)."""
     _check(o)
-    gc.set_threshold(100_000, 50, 50)  # what a compilation makes lives to its end: cycles are rare
     inputs = read_npz(o.inputs) if o.inputs is not None else None
     printed = False
     sampler = Sampler() if o.profile else None
