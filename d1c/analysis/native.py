@@ -2,8 +2,8 @@
 
 The first call of a function on a machine compiles it with numba, with which its result is compared; the object is kept
 in the user's cache folder under a digest of all that decides it. Later processes link the object and call it through
-ctypes, outside the interpreter's lock. Where that cannot be done (numba's code is not what is expected here), numba's
-function is called. Functions write their results to their last argument and return nothing.
+ctypes, outside the interpreter's lock unless it is short. Where that cannot be done (numba's code is not what is
+expected here), numba's function is called. Functions write their results to their last argument and return nothing.
 """
 
 from __future__ import annotations
@@ -105,10 +105,11 @@ data is. The count is not atomic: a call's own arrays are of one thread, and tho
 
 
 class Native:
-    """A compiled function of a module of this package."""
+    """A compiled function of a module of this package. `short`: it takes less time than to get the interpreter's lock
+    back from another thread, and keeps it."""
 
-    def __init__(self, module: str, name: str) -> None:
-        self.module, self.name = module, name
+    def __init__(self, module: str, name: str, short: bool = False) -> None:
+        self.module, self.name, self.short = module, name, short
         self.call: Callable[[tuple[Any, ...]], int] | None = None
 
     def __call__(self, *args: Any) -> None:
@@ -126,10 +127,10 @@ class Native:
         key = hashlib.sha256(" ".join((_digest(), self.module, symbol, *told)).encode()).hexdigest()
         data = _read(key)
         if data is not None:
-            return partial(_called, _function(data, symbol, types))
+            return partial(_called, _function(data, symbol, types, self.short))
         try:
             data, expected = self._made(symbol, args)
-            call = partial(_called, _function(data, symbol, types))
+            call = partial(_called, _function(data, symbol, types, self.short))
             alone = call(args) == 0 and np.array_equal(args[-1], expected)
             if alone:
                 _write(key, data)
@@ -226,13 +227,14 @@ def _linker() -> Any:
     return llvm.create_lljit_compiler(_target())
 
 
-def _function(data: bytes, symbol: str, types: list[Any]) -> Callable[..., int]:
+def _function(data: bytes, symbol: str, types: list[Any], short: bool) -> Callable[..., int]:
     import llvmlite.binding as llvm
 
     builder = llvm.JITLibraryBuilder().add_object_img(data).add_current_process().export_symbol(symbol)
     tracker = builder.link(_linker(), f"{symbol}{len(_KEPT)}")
     _KEPT.append(tracker)
-    return ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *types)(tracker[symbol])
+    prototype = ctypes.PYFUNCTYPE if short else ctypes.CFUNCTYPE
+    return prototype(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, *types)(tracker[symbol])
 
 
 @cache

@@ -37,7 +37,7 @@ NEAR = 0.1
 """Ways along columns first are looked at where links take longer than ports by this part of all that a movement
 takes."""
 
-_columns, _rows = Native("price_lines", "columns_to"), Native("price_lines", "rows_to")
+_rows = Native("price_lines", "rows_to", short=True)
 _estimates = Native("price_loop", "estimates")
 _KINDS = {"dr": 0, "dc": 1, "nr": 2, "nc": 3}
 
@@ -188,20 +188,6 @@ def _fits(axes: Sequence[str], block: int, extent: int, mesh: Mesh) -> None:
         raise ValueError(f"{extent} elements in blocks of {block} are more than {' '.join(axes)} has places for")
 
 
-@lru_cache(maxsize=1 << 13)
-def _column_shares(
-    groups: tuple[tuple[tuple[str, ...], int], ...], fan: tuple[str, ...], where: Places, by_columns: bool
-) -> np.ndarray:
-    """Per column of dies the share of all ways down to the receivers that the busiest column of sites takes. `groups`:
-    axes and how many of their positions are used. `by_columns`: with rows for columns."""
-    forms = _Forms()
-    forms.cut([(axes, 1, used) for axes, used in groups], fan, where.mesh)
-    grid = where.order(by_columns)
-    out = np.empty(grid.die_cols)
-    _columns(forms.tables()[1], grid, MOST, out)
-    return out
-
-
 @lru_cache(maxsize=1 << 10)
 def _lines(fan: tuple[str, ...], where: Places, by_columns: bool) -> np.ndarray:
     """[cores] in how many columns of sites of its die those are that differ from a core along `fan` only: the grid's
@@ -294,7 +280,7 @@ def _priced(
     mesh, m, forms = where.mesh, where.machine, _Forms()
     known = [_source(s, shape, where, by_columns) for s in sources]
     named = [{*s.axes, *s.held} for s in sources]
-    columns, lines, first = list[np.ndarray](), list[np.ndarray](), 0
+    lines, first = list[np.ndarray](), 0
     pairs, ends, to = list[tuple[int, int]](), list[int](), list[int]()
     for need, numbers in asked:
         uses = {*need.axes}
@@ -309,8 +295,6 @@ def _priced(
             if apart:
                 groups.append((apart, 1, mesh.parts(apart)))
             forms.cut(groups, fan, mesh)
-            used = tuple((axes, -(-n // block)) for axes, block, n in groups)
-            columns.append(_column_shares(used, fan, where, by_columns))
             lines.append(_lines(fan, where, by_columns))
             for k in at:
                 _, _, owners, copies = known[numbers[k]]
@@ -325,8 +309,7 @@ def _priced(
         form, cut, np.array(forms.ends), where.order(by_columns),
         Source(*(np.concatenate(x) for x in zip(*parts, strict=True))),
         np.cumsum([[len(p.groups), len(p.axes), len(p.copies)] for p in parts], axis=0),
-        np.array([x[1] for x in known]), np.array(columns), np.array(lines), np.array(pairs), np.array(ends), width,
-        found,
+        np.array([x[1] for x in known]), np.array(lines), np.array(pairs), np.array(ends), MOST, width, found,
     )  # fmt: skip
     found[:, 4] += m.inject_cycles + m.eject_cycles
     if by_columns:

@@ -117,12 +117,6 @@ def row_shares(source, extents, g, most):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True)  # type: ignore[misc, unused-ignore]
-def columns_to(cut, g, most, out):  # type: ignore[no-untyped-def]
-    """`column_shares` in `out`."""
-    out[:] = column_shares(cut, g, most)
-
-
-@njit(nogil=True)  # type: ignore[misc, unused-ignore]
 def rows_to(source, extents, g, most, out):  # type: ignore[no-untyped-def]
     """`row_shares` in `out`."""
     out[:] = row_shares(source, extents, g, most)

@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 
 from d1c.analysis.price_forms import CORNERS, SPREAD, Cut, Form, Source
-from d1c.analysis.price_lines import add_cores
+from d1c.analysis.price_lines import add_cores, column_shares
 from d1c.analysis.price_samples import (
     BOTTOM,
     EACH,
@@ -219,13 +219,13 @@ def add_up(  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)  # type: ignore[misc, unused-ignore]
 def estimates(  # type: ignore[no-untyped-def]
-    form, cut, needs, g, source, sources, rows, columns, lines, pairs, ends, width, out
+    form, cut, needs, g, source, sources, rows, lines, pairs, ends, most, width, out
 ):
     """`out` [pairs, 6]: cycles of the busiest port, row link, column link and die edge, longest way, and 1 where
     nothing moves. `form`, `cut`: of all needs, each up to `needs` [needs, arrays]; `source`: all of them, each up to
     `sources` [sources, arrays]. `pairs` [pairs, 2]: the source and how many cores own anything, those of need k up to
-    `ends[k]`; `rows` [sources, rows of dies], `columns` [needs, columns of dies]: see add_up. `lines` [needs, cores]:
-    in how many columns of sites of a die the receivers are that need what a core needs."""
+    `ends[k]`; `rows` [sources, rows of dies]: see add_up. `lines` [needs, cores]: in how many columns of sites of a die
+    the receivers are that need what a core needs. `most`: receivers that are counted to find the fullest columns."""
     out[:] = 0
     weights = np.empty(SPREAD + CORNERS)
     begin, first, pair = np.zeros(needs.shape[1], np.int64), np.zeros(sources.shape[1], np.int64), 0
@@ -246,6 +246,7 @@ def estimates(  # type: ignore[no-untyped-def]
         for a in how.fan:
             fan *= g.size[a]
         many = np.int64(1) if g.tree else fan
+        columns = column_shares(how, g, most)
         while pair < ends[k]:
             j, owners = pairs[pair]
             s0, s1 = sources[j - 1] if j else first, sources[j]
@@ -254,7 +255,7 @@ def estimates(  # type: ignore[no-untyped-def]
                 out[pair, 5] = 1
             else:
                 accesses, row, column, edge, way, still = add_up(
-                    one, how, g, ints, weights, samples, whole, lies, width, many, rows[j], columns[k]
+                    one, how, g, ints, weights, samples, whole, lies, width, many, rows[j], columns
                 )
                 out[pair, 0] = max(accesses * many / owners, accesses / elements * window)
                 out[pair, 1], out[pair, 2], out[pair, 3] = row * g.link, column * g.link, edge * g.edge
