@@ -231,7 +231,7 @@ class _Graph:
         """Take in the candidates that are good at these prices of a byte of constants."""
         for v in self.variables:
             if v.layer is not None and any(o.constant for o in v.layer.operands):
-                for price in np.unique(prices).tolist():
+                for price in sorted({*prices.tolist()}):
                     pool = self.planner.pool(v.layer, price)
                     for i in _varied(pool, self.planner.where.first):
                         self.add(v, pool[i])

@@ -187,6 +187,13 @@ def distinct(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return found, number[values]
 
 
+def different(values: np.ndarray) -> np.ndarray:
+    """The values (0 or more) that occur, in order. To sort takes a fourth of the time of np.unique's hashes, which also
+    import numpy.ma."""
+    found = np.sort(values)
+    return found[np.diff(found, prepend=-1) > 0]
+
+
 def spread(shape: tuple[int, ...], mesh: Mesh) -> Layout:
     """How inputs and gathered constants are kept: all dims but the last, flat, over all factors."""
     if not shape:

@@ -34,6 +34,7 @@ from d1c.analysis.plans import (
     accumulator_type,
     combine_layout,
     combined,
+    different,
     dim_ranges,
     layout_from,
     stages,
@@ -226,7 +227,7 @@ def _worth(
         near = near[np.argsort(cost, kind="stable")]
         keys = np.concatenate([w.way[near][:, dies], w.used[w.kind[near]]], axis=1)
         out.append(near[_firsts(keys, LIKE)][: count // len(bytes_)])
-    return np.unique(np.concatenate(out))
+    return different(np.concatenate(out))
 
 
 def _cheapest(rows: Sequence[_Row], byte: float) -> list[_Row]:

@@ -20,6 +20,7 @@ from functools import cached_property, lru_cache
 import numpy as np
 
 from d1c.analysis.native import Native
+from d1c.analysis.plans import different
 from d1c.analysis.price_forms import BITS, CORNERS, SPREAD, Cut, Form, Grid, Source
 from d1c.ir.layout import Component, Need
 from d1c.target.embedding import global_position
@@ -198,7 +199,7 @@ def _lines(fan: tuple[str, ...], where: Places, by_columns: bool) -> np.ndarray:
         if _KINDS[a.split(".")[0]] >= 2:
             first = first - mesh.coords[:, mesh.index[a]] * mesh.stride[a]
     sites = grid.die_cols * grid.site_cols
-    return np.bincount(np.unique(first * sites + grid.col) // sites, minlength=mesh.cores)[first]
+    return np.bincount(different(first * sites + grid.col) // sites, minlength=mesh.cores)[first]
 
 
 @lru_cache(maxsize=1 << 13)
