@@ -25,7 +25,7 @@ from d1c.analysis.homes import Home, homes, hull, rate, resting
 from d1c.analysis.layers import Layer, Stored
 from d1c.analysis.plans import inherited, spread
 from d1c.analysis.pools import Pool, pool_of
-from d1c.analysis.price import Places, all_moves
+from d1c.analysis.price import Moved, Places, all_moves
 from d1c.analysis.threads import at_a_time
 from d1c.errors import DoesNotFit
 from d1c.ir.layout import Need
@@ -94,7 +94,7 @@ class Planner:
         self.held: dict[int, list[tuple[Home, ...]]] = {}
         self.layouts: dict[Layout, int] = {}
         self.count = itertools.count()  # layouts are numbered by several threads
-        self.moved: dict[tuple[Need, int], dict[int, tuple[float, bool]]] = {}
+        self.moved: dict[tuple[Need, int], dict[int, Moved]] = {}
         self.gathers: dict[tuple[Need, int], tuple[Home, ...]] = {}
         self.tables: dict[tuple[object, ...], np.ndarray] = {}
         self.priced: list[Candidate] = []  # tables name candidates by their ids: all stay alive
@@ -156,8 +156,8 @@ class Planner:
 
     def moves(
         self, sources: Sequence[Layout], needs: Sequence[Need], shape: tuple[int, ...], width: int
-    ) -> list[list[tuple[float, bool]]]:
-        """Per need and source the cycles of the movement, and whether there is one."""
+    ) -> list[list[Moved]]:
+        """Per need and source what the movement takes."""
         numbers = [self.layouts.setdefault(s, next(self.count)) for s in sources]
         known = [self.moved.setdefault((need, width), {}) for need in needs]
         asked = list[tuple[Need, list[int]]]()
@@ -166,7 +166,8 @@ class Planner:
                 asked.append((need, list(missing.values())))
         if asked:
             found = all_moves(sources, asked, shape, width, self.where)
-            told = zip(found.cycles.tolist(), (found.in_place == 0).tolist(), strict=True)
+            columns = found.cycles, found.in_place == 0, found.by_columns > 0
+            told = map(Moved, *(x.tolist() for x in columns))
             for need, new in asked:
                 self.moved[need, width].update((numbers[k], x) for k, x in zip(new, told, strict=False))
         return [[mine[n] for n in numbers] for mine in known]
@@ -181,7 +182,7 @@ class Planner:
             ways = [Home(self.whole(o, need), 0.0, None)]
             ways += [
                 Home(math.prod(x.local_shape(o.shape)) * width, c * CROWDED, x)
-                for x, (c, _) in zip(layouts, found, strict=True)
+                for x, (c, _, _) in zip(layouts, found, strict=True)
             ]
             self.gathers[key] = hull(ways)
         return self.gathers[key]
@@ -304,7 +305,7 @@ class _Graph:
         """Cycles of the movement to candidate `i`, with the launch of a reader that would not wait otherwise."""
         assert reader.layer is not None
         need, o = reader.pool[i].needs[read.number], read.operand
-        [[(cycles, moved)]] = self.planner.moves([source], [need], o.shape, o.dtype.bytes)
+        [[(cycles, moved, _)]] = self.planner.moves([source], [need], o.shape, o.dtype.bytes)
         return cycles + self.launch(reader) * moved
 
     def launch(self, reader: _Variable) -> int:
@@ -324,7 +325,7 @@ class _Graph:
             needs = [v.pool[i].needs[read.number] for i in picks]
             different = list(dict.fromkeys(needs))
             found = self.planner.moves(layouts, different, o.shape, o.dtype.bytes)
-            columns = {n: [c + launch * moved for c, moved in x] for n, x in zip(different, found, strict=True)}
+            columns = {n: [c + launch * moved for c, moved, _ in x] for n, x in zip(different, found, strict=True)}
             self.planner.tables[key] = np.array([columns[n] for n in needs]).T
         return self.planner.tables[key]
 

@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -247,6 +248,14 @@ class Moves:
     def cycles(self) -> np.ndarray:
         busiest = np.max([self.port, self.row, self.column, self.edge], axis=0)
         return np.where(self.in_place > 0, 0.0, busiest + self.distance)
+
+
+class Moved(NamedTuple):
+    """What one movement takes: cycles; whether anything moves at all; whether it goes along columns first."""
+
+    cycles: float
+    any: bool
+    by_columns: bool
 
 
 def moves(sources: Sequence[Layout], need: Need, shape: tuple[int, ...], width: int, where: Places) -> Moves:

@@ -46,7 +46,7 @@ from d1c.analysis.homes import homes
 from d1c.analysis.layers import Again, Layer, Layers, Stored, identity, layers_of
 from d1c.analysis.planner import Planner
 from d1c.analysis.plans import Plan, operand_need, spread, stages
-from d1c.analysis.price import moves, places
+from d1c.analysis.price import places
 from d1c.analysis.random_plans import random_plan
 from d1c.analysis.segments import segmented
 from d1c.ir.core import Block, Function, Module, Op, Value
@@ -259,8 +259,8 @@ class _Distributor:
         key = (o.name, o.constant, need, fill if x.padded else None)
         if key not in self.windows:
             w = Value(WindowType(o.shape, o.dtype, need), f"{o.name}.w")
-            way = moves([layout], need, o.shape, o.dtype.bytes, self.whole.planner.where).by_columns
-            attrs = ExchangeAttrs(fill if x.padded and fill is not None else 0.0, bool(way[0]))
+            [[way]] = self.whole.planner.moves([layout], [need], o.shape, o.dtype.bytes)
+            attrs = ExchangeAttrs(fill if x.padded and fill is not None else 0.0, way.by_columns)
             self.ops.append(Op("dist.exchange", (source,), attrs, (w,), (), origin))
             self.windows[key] = w
         return self.windows[key]
