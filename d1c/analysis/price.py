@@ -290,7 +290,7 @@ def _priced(
     mesh, m, forms = where.mesh, where.machine, _Forms()
     known = [_source(s, shape, where, by_columns) for s in sources]
     named = [{*s.axes, *s.held} for s in sources]
-    lines, first = list[np.ndarray](), 0
+    fans, fan_of, first = dict[tuple[str, ...], int](), list[int](), 0
     pairs, ends, to = list[tuple[int, int]](), list[int](), list[int]()
     for need, numbers in asked:
         uses = {*need.axes}
@@ -305,7 +305,7 @@ def _priced(
             if apart:
                 groups.append((apart, 1, mesh.parts(apart)))
             forms.cut(groups, fan, mesh)
-            lines.append(_lines(fan, where, by_columns))
+            fan_of.append(fans.setdefault(fan, len(fans)))
             for k in at:
                 _, _, owners, copies = known[numbers[k]]
                 pairs.append((numbers[k], owners * mesh.parts(tuple(a for a in copies if a not in need.held))))
@@ -319,7 +319,8 @@ def _priced(
         form, cut, np.array(forms.ends), where.order(by_columns),
         Source(*(np.concatenate(x) for x in zip(*parts, strict=True))),
         np.cumsum([[len(p.groups), len(p.axes), len(p.copies)] for p in parts], axis=0),
-        np.array([x[1] for x in known]), np.array(lines), np.array(pairs), np.array(ends), MOST, width, found,
+        np.array([x[1] for x in known]), np.array([_lines(fan, where, by_columns) for fan in fans]), np.array(fan_of),
+        np.array(pairs), np.array(ends), MOST, width, found,
     )  # fmt: skip
     found[:, 4] += m.inject_cycles + m.eject_cycles
     if by_columns:

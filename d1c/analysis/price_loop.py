@@ -219,13 +219,14 @@ def add_up(  # type: ignore[no-untyped-def]
 
 @njit(nogil=True)  # type: ignore[misc, unused-ignore]
 def estimates(  # type: ignore[no-untyped-def]
-    form, cut, needs, g, source, sources, rows, lines, pairs, ends, most, width, out
+    form, cut, needs, g, source, sources, rows, lines, fans, pairs, ends, most, width, out
 ):
     """`out` [pairs, 6]: cycles of the busiest port, row link, column link and die edge, longest way, and 1 where
     nothing moves. `form`, `cut`: of all needs, each up to `needs` [needs, arrays]; `source`: all of them, each up to
     `sources` [sources, arrays]. `pairs` [pairs, 2]: the source and how many cores own anything, those of need k up to
-    `ends[k]`; `rows` [sources, rows of dies]: see add_up. `lines` [needs, cores]: in how many columns of sites of a die
-    the receivers are that need what a core needs. `most`: receivers that are counted to find the fullest columns."""
+    `ends[k]`; `rows` [sources, rows of dies]: see add_up. `lines` [fans, cores]: in how many columns of sites of a die
+    the receivers are that need what a core needs; `fans` [needs]: which of them. `most`: receivers that are counted to
+    find the fullest columns."""
     out[:] = 0
     weights = np.empty(SPREAD + CORNERS)
     begin, first, pair = np.zeros(needs.shape[1], np.int64), np.zeros(sources.shape[1], np.int64), 0
@@ -241,7 +242,7 @@ def estimates(  # type: ignore[no-untyped-def]
         known = np.zeros((len(one.parts), KNOWN, 2), np.int64)
         samples, window, whole = receive(one, how, g, ints, weights, np.int64(1), known)
         for s in range(samples):
-            ints[EACH, s] = lines[k, ints[TARGET, s]]
+            ints[EACH, s] = lines[fans[k], ints[TARGET, s]]
         elements, fan = max(weights[:samples].sum(), 1e-9), np.int64(1)
         for a in how.fan:
             fan *= g.size[a]
