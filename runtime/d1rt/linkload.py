@@ -164,7 +164,8 @@ def load(flows: Flows, fabric: Fabric, by_columns: bool = False) -> Load:
     count = int(flows.classes[-1]) + 1 if len(flows.classes) else 0
     first = np.searchsorted(flows.classes, np.arange(count + 1))
     fan = np.diff(first)
-    own = np.isin(cls * cores + src, flows.classes * cores + flows.targets)
+    receivers, senders = np.sort(flows.classes * cores + flows.targets), cls * cores + src
+    own = np.append(receivers, -1)[np.searchsorted(receivers, senders)] == senders  # np.isin imports numpy.ma
     copies = np.ones(len(src), np.int64) if tree else fan[cls]
     leaving = np.minimum(copies, fan[cls] - own)
     received = np.bincount(cls, flows.accesses, count)[flows.classes]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from d1c.ops.opdef import Infer, OnnxRule, OpDef, register
 from d1c.target.dtypes import BOOL, F32, DType, dtype
 from d1c.target.kernel import COMPUTE_TYPE
 
-Case = Callable[[np.random.Generator], Any]
+Case: TypeAlias = "Callable[[np.random.Generator], Any]"  # text: numpy.random is imported where it is used
 
 
 def tensors(types: Sequence[Type], count: int | None = None) -> tuple[TensorType, ...]:
