@@ -19,7 +19,7 @@ from d1c.target.program import Call, Program
 from d1rt.engine_arguments import arguments
 from d1rt.engine_memory import Memory
 from d1rt.engine_schedule import Step
-from d1rt.jit_joint import (
+from d1rt.jit_joint_shape import (
     EXPAND_LANES,
     MOST_LANES,
     MOST_ROWS,
@@ -34,8 +34,11 @@ from d1rt.jit_joint import (
 )
 from d1rt.jit_vector import LANES
 
-PANEL_BYTES = 160 << 10
-"""Columns of a call are at most as many as make this many bytes, so that they stay in the host's second cache."""
+PANEL_BYTES, FULL_PANEL_BYTES = 160 << 10, 400 << 10
+"""Columns of a call are at most as many as make this many bytes, so that they stay in the host's second cache; of
+constants so many where fewer would leave panels largely empty."""
+WORTH = 0.9
+"""Share of the lanes, at most, for which that is worth while."""
 PIECE = 4 << 20
 """Words of packed columns that are allocated together."""
 FEW_ROWS = 24
@@ -179,22 +182,13 @@ class Joints:
         return out
 
     def _chunks(self, t: Together, g: Group) -> list[tuple[int, int]]:
-        """Segments of a group in runs of which each is one call's: full panels where there are such."""
-        j, out, lo = t.joint, [], 0
-        unit = LANES * j.vectors
-        limit = _limit(j.matrix, unit)
-        ends = np.cumsum(g.lanes)
-        while lo < len(ends):
-            before = int(ends[lo - 1]) if lo else 0
-            lanes = ends[lo:] - before
-            fits = max(1, int(np.searchsorted(lanes, limit, "right")))
-            if lo + fits == len(ends):
-                hi = len(ends)
-            else:
-                share = lanes[:fits] / (-(-lanes[:fits] // unit) * unit)
-                hi = lo + 1 + int(fits - 1 - np.argmax(share[::-1]))
-            out.append((lo, hi))
-            lo = hi
+        """Segments of a group in runs of which each is one call's."""
+        unit = LANES * t.joint.vectors
+        out, lanes = _runs(g.lanes, unit, _limit(t.joint.matrix, unit))
+        if t.constant is not None:  # else the scratch has no room for more
+            longer, fewer = _runs(g.lanes, unit, _limit(t.joint.matrix, unit, FULL_PANEL_BYTES))
+            if fewer <= WORTH * lanes:
+                return longer
         return out
 
     def _pack(self, buffer: int, j: Joint, columns: np.ndarray, lanes: np.ndarray, count: int) -> int:
@@ -231,9 +225,26 @@ class Joints:
         return out
 
 
-def _limit(m: Matrix, unit: int) -> int:
+def _limit(m: Matrix, unit: int, size: int = PANEL_BYTES) -> int:
     """Columns of a call, at most, unless one core has more."""
-    return min(MOST_LANES, max(unit, PANEL_BYTES // (4 * m.depth)))
+    return min(MOST_LANES, max(unit, size // (4 * m.depth)))
+
+
+def _runs(lanes: np.ndarray, unit: int, limit: int) -> tuple[list[tuple[int, int]], int]:
+    """Segments of so many lanes in runs of at most `limit` lanes, full panels where there are such; how many lanes the
+    panels have in all."""
+    out, lo, padded = [], 0, 0
+    ends = np.cumsum(lanes)
+    while lo < len(ends):
+        some = ends[lo:] - (int(ends[lo - 1]) if lo else 0)
+        many = max(1, int(np.searchsorted(some, limit, "right")))
+        whole = -(-some // unit) * unit
+        if lo + many < len(ends):
+            many -= int(np.argmax((some / whole)[:many][::-1]))
+        out.append((lo, lo + many))
+        padded += int(whole[many - 1])
+        lo += many
+    return out, padded
 
 
 def _without(o: Operand, loops: Collection[int]) -> Operand:

@@ -10,160 +10,20 @@ order does not change, and so no bit does.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from math import gcd, prod
+from dataclasses import replace
 
 from d1c.target.kernel import Nest
 from d1rt.jit_ir import Function, Module, Value, element, vec
+from d1rt.jit_joint_shape import MOST_LANES, MOST_ROWS, Joint, most_rows, row_columns, run_of
 from d1rt.jit_loops import Frame, Pointers, acc_type, levels
 from d1rt.jit_reduce import combine, reduce_order
-from d1rt.jit_vector import LANES, load_raw
+from d1rt.jit_vector import LANES, SIZE, load_raw
 
-WORDS = ("panels", "count", "segments", "sets", "arguments", "segment_stride", "set_stride")
-"""int64 words of a call: the packed columns, where there are, and how many panels; how many cores share a set
-of rows (segments), how many sets there are; the argument array of the first core, and the bytes to that of the next
-segment, and of the next set."""
-MOST_LANES = 512
-"""Columns of a call, at most."""
-MOST_ROWS = 128
-"""Rows of a call, at most, unless one core has more."""
-EXPAND_LANES = 16
-"""Columns from which on it is worth while to take rows to f32 first."""
-ALONE_ROWS, ALONE_PRODUCTS = 24, 1 << 14
-"""Rows and products (of pairs or of f32) of one core's block from which on it is worth while to pack its columns."""
-WASTE = 0.02
-"""Share of rows too many from which on blocks of two heights are worth their code."""
 _PITCH = 4 * (MOST_LANES + LANES)
 """Bytes between rows of accumulators."""
+_LINE = 64
 _PANEL = 4 * LANES
 """Bytes of a panel's row: 16 pairs of bf16, or 16 f32."""
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    """Operand 1 of a product as rows of words of 4 bytes, a pair of bf16 or an f32 each: `depth` rows, `pitch` words
-    apart; per loop how many rows an iteration of it goes on (`steps`, of reduce loops); `outer`: the other loops that
-    move it, but for the lanes: each of their iterations is a product by itself. `across`: words between columns, 1
-    unless each column lies by itself, its words side by side."""
-
-    depth: int
-    pitch: int
-    steps: tuple[int, ...]
-    outer: tuple[int, ...]
-    across: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Joint:
-    """A nest to be run for many cores: blocks of `rows` x `vectors` panels. `width`: lanes of a panel that are used;
-    `lanes`: 0, or how many columns a call has at most, which it then packs itself; `expand`: take the rows of a block
-    to f32 first; `whole`: every core has all columns that the nest may have; `dot`: use the host's bf16 dot product;
-    `alone`: of one core, called with its arguments instead of the words; `uneven`: blocks of one row less make up for
-    what the last one would have too many."""
-
-    nest: Nest
-    matrix: Matrix
-    rows: int
-    vectors: int
-    width: int
-    lanes: int
-    expand: bool
-    whole: bool
-    dot: bool
-    alone: bool = False
-    uneven: bool = False
-
-
-def registers(wide: bool, dot: bool, rows: int, lanes: int) -> tuple[int, int, int]:
-    """Of a block for products of so many rows and columns: its rows, panels, and lanes used of a panel. `wide`: for 32
-    registers of 64 bytes, else for 16 of 32."""
-    width = LANES if dot or lanes > 8 else 8 if lanes > 4 else 4
-    room = 24 if wide else 12 if width < LANES else 6  # for accumulators, of so many lanes
-    high, vectors = min(rows, 12 if width < LANES else 6), 1
-    while 2 * vectors * high <= room and 2 * vectors * LANES <= lanes:
-        vectors *= 2
-    return high, vectors, width
-
-
-def uneven(rows: int, high: int) -> bool:
-    """Whether blocks of `high` rows make up many more than so many."""
-    return high > 4 and rows > high * high and -rows % high >= WASTE * rows
-
-
-def alone(nest: Nest, wide: bool, dot: bool) -> Joint | None:
-    """How one core's block is run on panels that the call packs; None where it has too few rows for that, or cannot
-    be. The dot product takes its columns as they lie as fast."""
-    m = matrix(nest)
-    if m is None or m.outer or (dot and nest.operands[1].dtype == "bf16"):
-        return None
-    rows, lanes = most_rows(nest), nest.loops[nest.parallel - 1].extent
-    if rows < ALONE_ROWS or not LANES <= lanes <= MOST_LANES or rows * m.depth * lanes < ALONE_PRODUCTS:
-        return None
-    high, vectors, width = registers(wide, False, rows, lanes)
-    unit = LANES * vectors
-    expand, most = lanes >= EXPAND_LANES and expandable(nest, m), -(-lanes // unit) * unit
-    return Joint(nest, m, high, vectors, width, most, expand, False, False, True, uneven(rows, high))
-
-
-def matrix(nest: Nest) -> Matrix | None:
-    """The matrix of a product of bf16 pairs or of f32 whose columns can be packed in panels, else None."""
-    if nest.kind != "mac" or nest.n_term != 2:
-        return None
-    lane, last = nest.parallel - 1, len(nest.loops) - 1
-    a, b = nest.operands[:2]
-    pair = nest.loops[last].extent == 2 and b.dtype == "bf16"
-    e = 2 if pair else 1
-    if a.dtype != b.dtype or (b.dtype != "f32" and not pair) or any(t is not None for t in b.tables[lane:]):
-        return None
-    if pair and not a.strides[last] == b.strides[last] == 1:
-        return None
-    if a.strides[lane] != 0 or a.tables[lane] is not None:
-        return None
-    outer = tuple(i for i in range(lane) if b.tables[i] is not None or (b.strides[i] and nest.loops[i].extent > 1))
-    inner = [i for i in range(nest.parallel, last + (not pair)) if nest.loops[i].extent > 1]
-    if any(b.strides[i] < 0 for i in inner):
-        return None
-    pitch, across, lanes = gcd(*(b.strides[i] for i in inner)), b.strides[lane], nest.loops[lane].extent
-    if across == e:
-        pitch = pitch or lanes * e
-    steps = tuple(b.strides[i] // pitch if i in inner else 0 for i in range(len(nest.loops)))
-    depth = 1 + sum(s * (loop.extent - 1) for s, loop in zip(steps, nest.loops, strict=True))
-    by_rows = across == e and pitch % e == 0 and pitch >= lanes * e
-    if not by_rows and not (pitch == e and across % e == 0 and across >= depth * e):
-        return None
-    return Matrix(depth, pitch // e, steps, outer, across // e)
-
-
-def most_rows(nest: Nest) -> int:
-    """The most rows that one core has."""
-    return prod(nest.loops[i].extent for i in range(nest.parallel - 1))
-
-
-def _columns(nest: Nest) -> tuple[dict[int, int], int]:
-    """Columns of the row table by slot, for the output and the epilogue's operands, and how many there are: the first
-    two hold the address of the row and that of the core's arguments."""
-    known: dict[tuple[object, ...], int] = {}
-    slots = (nest.out, *nest.operands)
-    columns = {}
-    for s in (0, *range(1 + nest.n_term, len(slots))):
-        o = slots[s]
-        key = (o.dtype, *((o.strides[i], o.tables[i]) for i in range(nest.parallel - 1)))
-        columns[s] = known.setdefault(key, 2 + len(known))
-    return columns, 2 + len(known)
-
-
-def expandable(nest: Nest, m: Matrix) -> bool:
-    """Whether rows can be taken to f32 with some profit: pairs of bf16, long runs of which lie side by side."""
-    return nest.operands[0].dtype == "bf16" and m.depth <= 4096 and _run(nest, m) is not None
-
-
-def _run(nest: Nest, m: Matrix) -> int | None:
-    """The reduce loop over pairs that lie side by side, as the matrix' rows do; at least eight."""
-    a = nest.operands[0]
-    for i in range(nest.parallel, len(nest.loops) - 1):
-        if a.strides[i] == 2 and a.tables[i] is None and m.steps[i] == 1 and nest.loops[i].extent >= 8:
-            return i
-    return None
 
 
 def _row_pitch(j: Joint) -> int:
@@ -177,7 +37,7 @@ def joint_scratch(j: Joint) -> tuple[int, int, int, int]:
     stack = j.rows * _PITCH
     panels = _expanded(j) + j.rows * _row_pitch(j) * j.expand
     table = panels + -(-j.lanes // LANES) * j.matrix.depth * _PANEL
-    return stack, panels, table, table + 8 * _columns(j.nest)[1] * (max(most_rows(j.nest), MOST_ROWS) + j.rows)
+    return stack, panels, table, table + 8 * row_columns(j.nest)[1] * (max(most_rows(j.nest), MOST_ROWS) + 2 * j.rows)
 
 
 def _expanded(j: Joint) -> int:
@@ -204,17 +64,22 @@ def joint_text(j: Joint) -> str:
     if j.lanes:
         panels = scratch + at_panels
         _pack(fn, j, panels, segments, arguments, segment_stride)
-    table, entry = scratch + at_table, 8 * _columns(j.nest)[1]
+    table, entry = scratch + at_table, 8 * row_columns(j.nest)[1]
     end, rows = _fill_table(fn, j, table, sets, arguments, set_stride)
-    for i in range(entry // 8):  # a block may read beyond the last row
+    for i in range(entry // 8):  # a block may read beyond the last row, and brings the next block's near
         x = fn.load("i64", end + (8 * i - entry))
-        for k in range(j.rows - 1):
+        for k in range(2 * j.rows - 1):
             fn.store(x, end + (8 * i + k * entry))
+    rows_near, results_near = _emit_rows_near(module, j), _emit_results_near(module, j)
     epilogue = _emit_epilogue(module, j)
     expand = _emit_expand(module, j) if j.expand else None
 
     def turn(row: Value, high: int, block: str) -> None:
         entries = table + row * entry
+        if rows_near is not None:
+            fn.call("void", rows_near, arguments, scratch, entries + high * entry)
+        if results_near is not None:
+            fn.call("void", results_near, scratch, entries, fn.const("i64", high), segments, segment_stride)
         if expand is not None:
             fn.call("void", expand, arguments, scratch, entries, fn.const("i64", high))
 
@@ -291,7 +156,7 @@ def _fill_table(
     """Write an entry for every row of every set; where they end, and how many there are."""
     nest = j.nest
     loops = range(nest.parallel - 1)
-    columns, width = _columns(nest)
+    columns, width = row_columns(nest)
     slot_of = {column: s for s, column in reversed(columns.items())}
 
     def one(s: Value, cursor: Value, done: Value) -> Sequence[Value]:
@@ -323,14 +188,86 @@ def _fill_table(
     return end, rows
 
 
+def _near(fn: Function, start: Value, size: Value, write: bool = False) -> None:
+    """Ask for so many bytes to be brought to the second cache. Messages write and read them in runs too short for the
+    host to look ahead by itself, and there are more of them than its caches hold."""
+
+    def line(at: Value) -> None:
+        hints = (fn.const("i32", x) for x in (int(write), 2, 1))
+        fn.call("void", "llvm.prefetch.p0", start + at, *hints)
+
+    fn.loop(0, size, _LINE, [], line)
+
+
+def _emit_rows_near(module: Module, j: Joint) -> str | None:
+    """The function that brings the rows of a block near: (arguments of a core, scratch, table entries). None for rows
+    of short runs."""
+    nest, width = j.nest, 8 * row_columns(j.nest)[1]
+    a = nest.operands[0]
+    pair = 2 if a.dtype == "bf16" else 1
+    loops = range(nest.parallel, len(nest.loops) - (pair - 1))
+    run = next((i for i in loops if a.strides[i] == pair and a.tables[i] is None), None)
+    if run is None or nest.loops[run].extent < LANES // 2:
+        return None
+    fn = Function(module, "rows_near", ["ptr"] * 3, local=True)
+    args, scratch, entries = fn.args
+    frame = Frame(fn, nest, args, scratch)
+
+    def over(rest: Sequence[int], source: Value) -> None:
+        if rest:
+            fn.loop(0, frame.trips[rest[0]], 1, [], lambda i: over(rest[1:], source + frame.offset(1, rest[0], i)))
+        else:
+            _near(fn, source, frame.trips[run] * 4)
+
+    def row(i: Value) -> None:
+        over([k for k in loops if k != run and nest.loops[k].extent > 1], fn.load("ptr", entries + i * width))
+
+    fn.loop(0, j.rows, 1, [], row)
+    fn.raw("ret void")
+    return "rows_near"
+
+
+def _emit_results_near(module: Module, j: Joint) -> str | None:
+    """The function that brings near what the epilogue of a block reads and writes: (scratch, table entries, rows,
+    segments, segment stride). None where no lanes of it lie side by side."""
+    nest, lane = j.nest, j.nest.parallel - 1
+    columns, width = row_columns(nest)
+    slots = (nest.out, *nest.operands)
+    dense = [
+        k for k in columns
+        if slots[k].strides[lane] == 1 and slots[k].tables[lane] is None and any(slots[k].strides[:lane])
+    ]  # fmt: skip
+    if not dense:
+        return None
+    fn = Function(module, "results_near", ["ptr", "ptr", "i64", "i64", "i64"], local=True)
+    scratch, entries, rows, segments, stride = fn.args
+
+    def row(i: Value) -> None:
+        entry = entries + i * (8 * width)
+        own = fn.load("ptr", entry + 8)
+        offsets = {k: fn.load("i64", entry + 8 * columns[k]) for k in dense}
+
+        def segment(s: Value) -> None:
+            frame = Frame(fn, nest, own + s * stride, scratch)
+            for k in dense:
+                size = frame.trips[lane] * SIZE[slots[k].dtype]
+                _near(fn, frame.argument("ptr", k) + offsets[k], size, write=k == 0)
+
+        fn.loop(0, segments, 1, [], segment)
+
+    fn.loop(0, rows, 1, [], row)
+    fn.raw("ret void")
+    return "results_near"
+
+
 def _emit_expand(module: Module, j: Joint) -> str:
     """The function that writes the rows of a block in f32 as the panels have theirs: (arguments of a core, scratch,
     table entries, rows)."""
-    nest, m, width = j.nest, j.matrix, 8 * _columns(j.nest)[1]
+    nest, m, width = j.nest, j.matrix, 8 * row_columns(j.nest)[1]
     fn = Function(module, "expand", ["ptr"] * 3 + ["i64"], local=True)
     args, scratch, entries, high = fn.args
     frame = Frame(fn, nest, args, scratch)
-    run = _run(nest, m)
+    run = run_of(nest, m)
     assert run is not None
     loops = [i for i in range(nest.parallel, len(nest.loops) - 1) if i != run and nest.loops[i].extent > 1]
     w = 8 if nest.loops[run].extent % 8 == 0 or nest.loops[run].extent >= 32 else 4
@@ -374,7 +311,7 @@ def _packed(j: Joint) -> Nest:
 def _emit_block(module: Module, j: Joint, high: int) -> str:
     """The function that accumulates a block of `high` rows and stores it: (arguments of a core, scratch, table entries,
     panel, where the accumulators go)."""
-    nest, width = _packed(j), 8 * _columns(j.nest)[1]
+    nest, width = _packed(j), 8 * row_columns(j.nest)[1]
     name = f"block_{high}"
     fn = Function(module, name, ["ptr noalias"] * 5, local=True)
     args, scratch, entries, b, out = fn.args
@@ -441,7 +378,7 @@ def _emit_epilogue(module: Module, j: Joint) -> str:
     """The function that takes a block of accumulators to the cores' buffers: (scratch, table entries, rows, segments,
     segment stride)."""
     nest = j.nest
-    columns, width = _columns(nest)
+    columns, width = row_columns(nest)
     fn = Function(module, "epilogue", ["ptr", "ptr", "i64", "i64", "i64"], local=True)
     scratch, entries, rows, segments, stride = fn.args
     lane = nest.parallel - 1

@@ -17,7 +17,8 @@ import numpy as np
 from d1c.errors import UsageError
 from d1c.target.kernel import Nest
 from d1rt.jit_ir import Function, Module, Value, vec
-from d1rt.jit_joint import Joint, alone, joint_scratch, joint_text
+from d1rt.jit_joint import joint_scratch, joint_text
+from d1rt.jit_joint_shape import Joint, alone
 from d1rt.jit_loops import Frame, levels, unrolled
 from d1rt.jit_mac import Blocking, blocking, emit_mac, scratch_layout
 from d1rt.jit_map import emit_lookup, emit_map, emit_scatter

@@ -11,7 +11,7 @@ import pytest
 
 from d1c.target.kernel import Loop, Nest, Operand
 from d1c.target.numerics import Recorder
-from d1rt.jit_joint import alone, uneven
+from d1rt.jit_joint_shape import alone, uneven
 from d1rt.jit_loops import unrolled
 from d1rt.jit_nest import build
 from tests.runtime.test_jit_nests import check, fewer, matmul, random_reduce, rows_by_rows, run_all

@@ -19,7 +19,7 @@ from d1c.target.machine import machine
 from d1rt import engine_jit
 from d1rt.engine_jit import Engine
 from d1rt.engine_joint import _cuts, grouped, ranks
-from d1rt.jit_joint import Matrix, matrix
+from d1rt.jit_joint_shape import Matrix, matrix
 from tests import networks
 
 GRAPH = [n for n in PIPELINE if PASSES[n].level_out == "graph"]
