@@ -15,6 +15,7 @@ import math
 
 import numpy as np
 
+from d1c.target.linkload import Fabric
 from d1c.target.machine import Machine
 from d1c.target.movement import ragged
 from d1rt.dips import dip_of, rate
@@ -45,7 +46,7 @@ from d1rt.event_data import (
     Routes,
 )
 from d1rt.event_loop import run, start_all
-from d1rt.linkload import Fabric
+from d1rt.fabric import fabric_of
 
 EVENTS = 4_000_000
 """Events between two looks at signals: some tenths of a second."""
@@ -57,7 +58,7 @@ class Network:
     `fabric`: where its cores are. `net`: the state (see event_loop.Net), kept from call to call."""
 
     def __init__(self, machine: Machine) -> None:
-        self.machine, self.fabric = machine, Fabric.of(machine)
+        self.machine, self.fabric = machine, fabric_of(machine)
         self.net = empty(self.fabric)
 
     def reset(self) -> None:
