@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from d1rt.jit_ir import Function, Module, Value, vec
-from d1rt.jit_nest import FLUSHING
 from d1rt.jit_object import Library, ObjectCache, compile_made, default_folder, generator, host
+from d1rt.jit_state import ARCHITECTURE, FLUSHING, read_state, relax, write_state
 
 UNIT = 10
 """int64 words of a unit."""
@@ -28,29 +28,25 @@ LINE = 64
 WORDS = (1, 2, 4, 8, 16, 32, 64)
 
 
+def _name(w: int, many: bool, wide: bool) -> str:
+    return f"d1_copy_{w}_{'many' if many else 'one'}_{64 if wide else 32}"
+
+
+_COPIES = [(w, many, wide) for wide in (False, True) for w in WORDS for many in (False, True)]
+_NAMES = ["d1_calls", "d1_run", *(_name(*c) for c in _COPIES)]
+
+
 class Native:
     """The compiled loop. `copy(bytes, wide)`: the address of the copy function for runs of that many bytes, with
     offsets of 64 (wide) or 32 bits; `calls`: that of the one for kernel calls."""
 
     def __init__(self) -> None:
-        copies = [(w, many, wide) for wide in (False, True) for w in WORDS for many in (False, True)]
-        names = ["d1_calls", "d1_run", *(_name(*c) for c in copies)]
-
-        def text() -> str:
-            module = Module()
-            _calls(module, names[0])
-            for c in copies:
-                _copy(module, _name(*c), *c)
-            _run(module, names[1])
-            _table(module, names)
-            return str(module)
-
         told = f"native loop {generator()} {hashlib.sha256(Path(__file__).read_bytes()).hexdigest()}"
-        ((_, data),) = compile_made([(told, text)], host(), ObjectCache(default_folder()))
+        ((_, data),) = compile_made([(told, native_text)], host(), ObjectCache(default_folder()))
         self._library = Library({"table": ("d1_table", data)})  # holds the code
-        table = np.zeros(len(names), np.int64)
+        table = np.zeros(len(_NAMES), np.int64)
         ctypes.CFUNCTYPE(None, ctypes.c_void_p)(self._library.address("table"))(table.ctypes.data)
-        self._address = dict(zip(names, table.tolist(), strict=True))
+        self._address = dict(zip(_NAMES, table.tolist(), strict=True))
         self.calls = self._address["d1_calls"]
         self.run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64)(self._address["d1_run"])
 
@@ -59,16 +55,23 @@ class Native:
         return self._address[_name(w, size != w, wide)]
 
 
+def native_text(architecture: str = ARCHITECTURE) -> str:
+    """The LLVM module of the loop and of all copies."""
+    module = Module()
+    _calls(module, _NAMES[0])
+    for c in _COPIES:
+        _copy(module, _name(*c), *c)
+    _run(module, _NAMES[1], architecture)
+    _table(module, _NAMES)
+    return str(module)
+
+
 def _table(module: Module, names: Sequence[str]) -> None:
     """void d1_table(ptr out): the addresses of the other functions; a library exports one name an object."""
     fn = Function(module, "d1_table", ["ptr"])
     for i, n in enumerate(names):
         fn.store(Value(fn, "ptr", f"@{n}"), fn.args[0] + 8 * i)
     fn.raw("ret void")
-
-
-def _name(w: int, many: bool, wide: bool) -> str:
-    return f"d1_copy_{w}_{'many' if many else 'one'}_{64 if wide else 32}"
 
 
 def _words(fn: Function, count: int, pointers: Sequence[int]) -> list[Value]:
@@ -123,7 +126,7 @@ def _calls(module: Module, name: str) -> None:
     fn.raw("ret void")
 
 
-def _run(module: Module, name: str) -> None:
+def _run(module: Module, name: str, architecture: str) -> None:
     """void run(ptr job, i64 thread); job: see `Job`. Every thread of the job calls it once."""
     fn = Function(module, name, ["ptr", "i64"])
     job, me = fn.args
@@ -131,11 +134,8 @@ def _run(module: Module, name: str) -> None:
         fn.load(t, job + 8 * i) for i, t in enumerate(("ptr", "ptr", "i64", "i64", "ptr", "ptr", "i64"))
     )
     scratch = scratches + me * stride
-    saved = fn.op("ptr", "alloca i32")
-    fn.call("void", "llvm.x86.sse.stmxcsr", saved)
-    flushing = fn.op("ptr", "alloca i32")
-    fn.store(fn.const("i32", FLUSHING), flushing)
-    fn.call("void", "llvm.x86.sse.ldmxcsr", flushing)
+    saved = read_state(fn, architecture)
+    write_state(fn, fn.const("i64", FLUSHING[architecture]), architecture)
     row = (threads + fn.const("i64", 1)) * LINE
 
     def phase(p: Value) -> None:
@@ -166,7 +166,7 @@ def _run(module: Module, name: str) -> None:
         def spin(n: Value) -> tuple[Value, Sequence[Value]]:
             seen = fn.op("i64", f"load atomic i64, {done} acquire, align 8")
             waiting = seen.compare("slt", threads)
-            fn.call("void", "llvm.x86.sse2.pause")
+            relax(fn, architecture)
 
             def rest() -> None:  # the other thread may have lost its processor
                 fn.call("i32", "sched_yield")
@@ -177,7 +177,7 @@ def _run(module: Module, name: str) -> None:
         fn.while_(fn.const("i1", 1), [fn.const("i64", 0)], spin)
 
     fn.loop(0, phases, 1, [], phase)
-    fn.call("void", "llvm.x86.sse.ldmxcsr", saved)
+    write_state(fn, saved, architecture)
     fn.raw("ret void")
 
 

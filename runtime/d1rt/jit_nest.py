@@ -1,8 +1,8 @@
 """Nests to native functions `void k(ptr args, ptr scratch)`: the fast engine's kernels.
 
 `args` is an int64 array: the addresses of the output, the operands and the tables, then the trip counts of the loops,
-then the scalars (the order of d1c.target.kernel). `scratch` is a buffer of the calling thread. The caller's thread must
-have FTZ and DAZ set: `Kernels.enter` and `Kernels.leave` do so. d1c.target.numerics.run_nest gives the same bits.
+then the scalars (the order of d1c.target.kernel). `scratch` is a buffer of the calling thread, which must
+flush subnormal numbers: `Kernels.enter` and `Kernels.leave` see to it. d1c.target.numerics.run_nest has the same bits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 from d1c.errors import UsageError
 from d1c.target.kernel import Nest
-from d1rt.jit_ir import Function, Module, Value, vec
+from d1rt.jit_ir import Function, Module, vec
 from d1rt.jit_joint import joint_scratch, joint_text
 from d1rt.jit_joint_shape import Joint, alone
 from d1rt.jit_loops import Frame, levels, unrolled
@@ -24,12 +24,8 @@ from d1rt.jit_mac import Blocking, blocking, emit_mac, scratch_layout
 from d1rt.jit_map import emit_lookup, emit_map, emit_scatter
 from d1rt.jit_object import Host, Library, ObjectCache, compile_all, compile_made, default_folder, generator, host
 from d1rt.jit_reduce import WIDE, emit_reduce
+from d1rt.jit_state import ARCHITECTURE, FLUSHING, PLAIN, read_state, state_text, write_state
 from d1rt.jit_vector import LANES
-
-FLUSHING = 0x9FC0
-"""MXCSR with FTZ and DAZ, all exceptions masked, rounding to nearest."""
-PLAIN = 0x1F80
-"""The same without FTZ and DAZ."""
 
 
 class Kernels:
@@ -44,9 +40,8 @@ class Kernels:
         self._library, self._symbols = library, dict(symbols)
         self.scratch_bytes, self.dot = scratch_bytes, dot
         self.hits = self.misses = 0
-        void = ctypes.CFUNCTYPE(None, ctypes.c_uint32)
-        self._get = ctypes.CFUNCTYPE(ctypes.c_uint32)(library.address("mxcsr_get"))
-        self._set = void(library.address("mxcsr_set"))
+        self._get = ctypes.CFUNCTYPE(ctypes.c_uint64)(library.address("state_get"))
+        self._set = ctypes.CFUNCTYPE(None, ctypes.c_uint64)(library.address("state_set"))
         self._scratch = aligned(scratch_bytes)
 
     def address(self, name: str) -> int:
@@ -54,9 +49,9 @@ class Kernels:
         return self._library.address(self._symbols[name])
 
     def enter(self) -> int:
-        """Set FTZ and DAZ in this thread; returns the state for `leave`."""
+        """Flush subnormal numbers in this thread; returns the state for `leave`."""
         before: int = self._get()
-        self._set(FLUSHING)
+        self._set(FLUSHING[ARCHITECTURE])
         return before
 
     def leave(self, before: int) -> None:
@@ -64,7 +59,7 @@ class Kernels:
         self._set(before)
 
     def call(self, name: str, args: np.ndarray) -> None:
-        """Run one kernel with FTZ and DAZ set. Not for two threads at a time: the scratch is shared."""
+        """Run one kernel, subnormal numbers being flushed. Not for two threads at a time: the scratch is shared."""
         assert args.dtype == np.int64 and args.flags.c_contiguous
         run = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p)(self.address(name))
         before = self.enter()
@@ -88,7 +83,9 @@ def scratch_bytes(nest: Nest) -> int:
     return levels(nest) * WIDE * LANES * 8
 
 
-def nest_text(nest: Nest, blocks: Blocking, fixed: Collection[int] = ()) -> str:
+def nest_text(
+    nest: Nest, blocks: Blocking, fixed: Collection[int] = (), architecture: str = ARCHITECTURE
+) -> str:  # fmt: skip
     """The LLVM module of one nest; its function is called `kernel`. `fixed`: loops of which every call makes all
     iterations."""
     module = Module()
@@ -96,7 +93,9 @@ def nest_text(nest: Nest, blocks: Blocking, fixed: Collection[int] = ()) -> str:
     args, scratch = fn.args
     frame = Frame(fn, nest, args, scratch, fixed=fixed)
     if wide := computes_f64(nest):
-        before = _plain_arithmetic(fn)
+        before = read_state(fn, architecture)
+        write_state(fn, fn.const("i64", PLAIN[architecture]), architecture)
+        fn.block("start")
     if nest.kind == "map":
         emit_map(frame)
     elif nest.kind == "lookup":
@@ -111,7 +110,7 @@ def nest_text(nest: Nest, blocks: Blocking, fixed: Collection[int] = ()) -> str:
         raise ValueError(f"unknown kernel kind {nest.kind!r}")
     if wide:
         fn.block("done")
-        fn.call("void", "llvm.x86.sse.ldmxcsr", before)
+        write_state(fn, before, architecture)
     fn.raw("ret void")
     return str(module)
 
@@ -131,17 +130,6 @@ def computes_f64(nest: Nest) -> bool:
     bodies = [b for b in (nest.term, nest.epilogue) if b is not None]
     inside = (t for b in bodies for t in (*b.inputs, *(i.type for i in b.instrs)))
     return "f64" in inside or any(o.dtype == "f64" for o in (nest.out, *nest.operands))
-
-
-def _plain_arithmetic(fn: Function) -> Value:
-    """Neither FTZ nor DAZ from here on; returns where the caller's state is. The code that depends on it is in blocks
-    of its own: within a block LLVM may move it."""
-    before, plain = fn.op("ptr", "alloca i32"), fn.op("ptr", "alloca i32")
-    fn.call("void", "llvm.x86.sse.stmxcsr", before)
-    fn.store(fn.const("i32", PLAIN), plain)
-    fn.call("void", "llvm.x86.sse.ldmxcsr", plain)
-    fn.block("start")
-    return before
 
 
 def units_of(use_dot: bool | None = None, cpu: str | None = None, wide: bool | None = None) -> tuple[bool, bool]:
@@ -176,30 +164,16 @@ def build(
         whole = tuple(sorted((fixed or {}).get(n, ()))) if unrolls(x) else ()
         made[n] = repr((generator(), blocks, x, whole)), partial(nest_text, x, blocks, whole)
     made |= {n: (repr((generator(), x)), partial(joint_text, x)) for n, x in packed.items()}
-    made["mxcsr"] = _mxcsr_text(), _mxcsr_text
+    made["state"] = state_text(), state_text
     objects = dict(zip(made, compile_made(made.values(), target, cache_), strict=True))
-    state = objects.pop("mxcsr")[1]
+    state = objects.pop("state")[1]
     symbols = {name: f"kernel{key}" for name, (key, _) in objects.items()}
     exports = {symbols[name]: ("kernel", o) for name, (_, o) in objects.items()}
-    exports |= {s: (s, state) for s in ("mxcsr_get", "mxcsr_set")}
+    exports |= {s: (s, state) for s in ("state_get", "state_set")}
     scratch = [64, *map(scratch_bytes, plain.values()), *(joint_scratch(x)[3] for x in packed.values())]
     kernels = Kernels(Library(exports), symbols, max(scratch), dot)
     kernels.hits, kernels.misses = cache_.hits, cache_.misses
     return kernels
-
-
-def _mxcsr_text() -> str:
-    module = Module()
-    get = Function(module, "mxcsr_get", [], "i32")
-    p = get.op("ptr", "alloca i32")
-    get.call("void", "llvm.x86.sse.stmxcsr", p)
-    get.raw(f"ret {get.load('i32', p)}")
-    put = Function(module, "mxcsr_set", ["i32"])
-    p = put.op("ptr", "alloca i32")
-    put.store(put.args[0], p)
-    put.call("void", "llvm.x86.sse.ldmxcsr", p)
-    put.raw("ret void")
-    return str(module)
 
 
 # ---- the host's dot product -----------------------------------------------------------------------------------------
@@ -234,11 +208,11 @@ def dot_works() -> bool:
 
 def dot_agrees(text: str) -> bool:
     """Whether a module's `dot` gives the defined bits on random, subnormal, cancelling and special values."""
-    texts = [text, dot_text("odd first"), _mxcsr_text()]
+    texts = [text, dot_text("odd first"), state_text()]
     objects = compile_all(texts, host(), ObjectCache(None))
     library = Library(
         {"tested": ("dot", objects[0]), "defined": ("dot", objects[1])}
-        | {s: (s, objects[2]) for s in ("mxcsr_get", "mxcsr_set")}
+        | {s: (s, objects[2]) for s in ("state_get", "state_set")}
     )
     kernels = Kernels(library, {}, 64, False)
     proto = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)

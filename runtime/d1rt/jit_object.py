@@ -52,8 +52,10 @@ def target_machine(target: Host, opt: int = 2) -> Any:
     """An LLVM target machine."""
     _initialize()
     triple = llvm.Target.from_default_triple()
+    # aarch64: constants may come to lie farther from the code than its short addresses reach.
+    reloc, model = ("static", "large") if triple.name.startswith("aarch64") else ("pic", "default")
     return triple.create_target_machine(
-        cpu=target.cpu, features=target.features, opt=opt, reloc="pic", codemodel="default", jit=True
+        cpu=target.cpu, features=target.features, opt=opt, reloc=reloc, codemodel=model, jit=True
     )
 
 

@@ -463,13 +463,6 @@ def test_nothing_beyond_the_operands_is_touched(folder: Path) -> None:
         kernels.call(name, np.array([*pointers, *(loop.extent for loop in nest.loops)], np.int64))
 
 
-def test_wide_blocks_and_the_dot_product_compile(folder: Path) -> None:
-    """Code for another cpu is generated on any host (it is not run)."""
-    rnd = random.Random(5)
-    nests = {str(i): random_mac(rnd)[0] for i in range(3)}
-    assert build(nests, cpu="znver5", use_dot=True, folder=folder).misses
-
-
 def matmul(m: int, n: int, k: int, length: int) -> Nest:
     none = (None,) * 4
     loops = (Loop("m", m), Loop("n", n), Loop("k", k // 2), Loop("e", 2))
