@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -124,6 +125,25 @@ def on_the_tile(name: str) -> d1c.Program:
         pytest.skip(f"MISSING: the package with {name} cannot be had here")
     model, inputs = got
     return d1c.compile(model, target="d1-tile", precision="bf16", shapes={k: v.shape for k, v in inputs.items()})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_how_the_engine_works_changes_no_bit(name: str) -> None:
+    """Threads, the host's dot product and calls of many cores, against every core's SRAM as it is and core by core."""
+    program = on_the_tile(name).target
+    got = network(name, 1)
+    assert got is not None
+    with d1rt.load(program) as loaded:
+        inputs = loaded.check_inputs(got[1])
+
+    def bits(**options: Any) -> dict[str, bytes]:
+        engine = Engine(program, **options)
+        found = {k: v.tobytes() for k, v in engine.run(inputs).outputs.items()}
+        engine.close()
+        return found
+
+    plain = bits(threads=1, use_dot=False, alias=False)
+    assert [bits(threads=1), bits(threads=2), bits(threads=2, use_dot=False)] == [plain] * 3
 
 
 @pytest.mark.parametrize("level", ["graph", "dist", "tile", "kern"])
