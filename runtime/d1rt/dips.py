@@ -11,10 +11,10 @@ from dataclasses import replace
 import numpy as np
 
 from d1c.target.dtypes import dtype
-from d1c.target.linkload import Fabric
 from d1c.target.machine import Machine
 from d1c.target.mesh import Mesh
 from d1c.target.program import Fetch, Program, every
+from d1rt.linkload import Fabric
 
 
 def fetches(program: Program) -> bool:

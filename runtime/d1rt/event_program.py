@@ -10,7 +10,6 @@ import numpy as np
 
 from d1c.target import barrier
 from d1c.target.dtypes import dtype
-from d1c.target.linkload import Fabric
 from d1c.target.machine import Machine
 from d1c.target.program import Arrive, Barrier, Call, Command, Fetch, Fill, Loop, Post, Program, Push, Send, Wait
 from d1c.target.program_check import role_cores
@@ -20,6 +19,7 @@ from d1rt.dips import asked, fetches, gated, gates, rate
 from d1rt.engine_schedule import reached
 from d1rt.engine_states import Movement, movements
 from d1rt.launches import counted, posted_semaphores
+from d1rt.linkload import Fabric
 from d1rt.network import routes
 
 ROUNDS = (8, 4)

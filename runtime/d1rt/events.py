@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from d1c.target.linkload import Fabric
 from d1c.target.machine import Machine
 from d1c.target.program import Barrier, Call, Fetch, Fill, Program
 from d1rt import event_data as ev
@@ -22,7 +21,7 @@ from d1rt.command_cycles import PIPES
 from d1rt.dips import fetches
 from d1rt.event_loop import start_threads
 from d1rt.event_program import Bodies, Expanded, Key, Prepared, prepare
-from d1rt.fabric import fabric_of
+from d1rt.linkload import Fabric
 from d1rt.network import empty, handle, new_queue
 from d1rt.timing import Times, layer_times
 from d1rt.traps import command_text, core_text, deadlock
@@ -83,7 +82,7 @@ class Simulator:
         return found.events(layer_times(self.program), put_off(found.made, *finished(found.made)))
 
     def _simulate(self, machine: Machine, logs: bool) -> _Outcome:
-        fabric = fabric_of(machine)
+        fabric = Fabric.of(machine)
         made = prepare(self.expanded, machine, fabric, logs)
         code, net = made.code, empty(made.fabric)
         contexts = len(code.context)

@@ -15,7 +15,6 @@ import math
 
 import numpy as np
 
-from d1c.target.linkload import Fabric
 from d1c.target.machine import Machine
 from d1c.target.movement import ragged
 from d1rt.dips import dip_of, rate
@@ -46,7 +45,7 @@ from d1rt.event_data import (
     Routes,
 )
 from d1rt.event_loop import run, start_all
-from d1rt.fabric import fabric_of
+from d1rt.linkload import Fabric
 
 EVENTS = 4_000_000
 """Events between two looks at signals: some tenths of a second."""
@@ -58,7 +57,7 @@ class Network:
     `fabric`: where its cores are. `net`: the state (see event_loop.Net), kept from call to call."""
 
     def __init__(self, machine: Machine) -> None:
-        self.machine, self.fabric = machine, fabric_of(machine)
+        self.machine, self.fabric = machine, Fabric.of(machine)
         self.net = empty(self.fabric)
 
     def reset(self) -> None:

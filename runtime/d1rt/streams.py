@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from d1c.target import order
-from d1c.target.linkload import Fabric
 from d1c.target.machine import Machine
 from d1c.target.program import Call, Fetch, Program, Role
 from d1rt.dips import asked, dip_of, gated, gates, rate
+from d1rt.linkload import Fabric
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,6 @@ from d1c.target import barrier, order
 from d1c.target.dtypes import dtype
 from d1c.target.isa import body_cycles
 from d1c.target.kernel import Nest
-from d1c.target.linkload import Fabric, Flows, Load, load, pushed
 from d1c.target.machine import Machine
 from d1c.target.mesh import Mesh
 from d1c.target.movement import Exchange
@@ -26,8 +25,8 @@ from d1c.target.program import Arrive, Barrier, Call, Command, Fill, Loop, Port,
 from d1c.target.program_check import role_cores
 from d1rt.command_cycles import PIPES, call_work, fill_work
 from d1rt.dips import fetches
-from d1rt.fabric import fabric_of
 from d1rt.launches import counted, is_open, launches
+from d1rt.linkload import Fabric, Flows, Load, load
 from d1rt.streams import Streamed, streamed
 
 __all__ = ["Times", "layer_times"]
@@ -94,7 +93,7 @@ def layer_times(program: Program) -> Times:
     mesh = program.mesh
     if mesh.cores != machine.cores:
         raise ValueError(f"the mesh has {mesh.cores} cores, machine {machine.name} has {machine.cores}")
-    fabric = fabric_of(machine)
+    fabric = Fabric.of(machine)
     found = _collect(program, machine, fabric)
     launch = launches(program, machine)
     records = [
@@ -151,7 +150,7 @@ def _collect(program: Program, machine: Machine, fabric: Fabric) -> dict[int, _L
                     exchange = program.exchanges[command.exchange]
                     key = (*_fingerprint(exchange), width, cores.tobytes(), command.by_columns)
                     if key not in loads:
-                        loads[key] = load(pushed(exchange, width, cores, machine), fabric, command.by_columns)
+                        loads[key] = load(_pushed(exchange, width, cores, machine), fabric, command.by_columns)
                     if not computes and not place.loops and program.buffers[command.source].kind == "constant":
                         layer.early = loads[key] if layer.early is None else layer.early + loads[key]
                     else:
@@ -259,6 +258,20 @@ def _fingerprint(exchange: Exchange) -> tuple[object, ...]:
         arrays = (p.t, p.s, p.soff, p.doff, p.length, p.count, p.sstep, p.dstep)
         out += [c.target_axes, c.source_axes, c.window, c.owned, len(c.real), *(a.tobytes() for a in arrays)]
     return tuple(out)
+
+
+def _pushed(exchange: Exchange, width: int, cores: np.ndarray, machine: Machine) -> Flows:
+    """The messages that `cores` send in a movement of elements of `width` bytes."""
+    mesh, messages = exchange.mesh, exchange.messages()
+    packets, accesses = messages.packets(width, machine)
+    fan = mesh.core_offset(exchange.fan_axes, np.arange(mesh.parts(exchange.fan_axes)))
+    targets = (messages.classes[:, None] + fan).reshape(-1)
+    classes = np.repeat(np.arange(len(messages.classes)), len(fan))
+    keep = cores[messages.src] & (messages.elements > 0)
+    return Flows(
+        messages.src[keep], messages.cls[keep], packets[keep], accesses[keep], messages.elements[keep] * width, targets,
+        classes,
+    )  # fmt: skip
 
 
 def _sent(program: Program, send: Send, cores: np.ndarray, machine: Machine) -> Flows:

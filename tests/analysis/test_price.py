@@ -11,10 +11,10 @@ from d1c.analysis.exchange import exchange, in_place
 from d1c.analysis.price import moves, places
 from d1c.ir.layout import Need, need_of, reading
 from d1c.ir.structured import Entry
-from d1c.target.linkload import load, pushed
 from d1c.target.machine import machine
 from d1c.target.mesh import Group, Layout, LayoutError, Mesh
-from d1rt.fabric import fabric_of
+from d1rt.linkload import Fabric, load
+from d1rt.timing import _pushed
 
 
 def _layout(rng: np.random.Generator, shape: tuple[int, ...], spans: list[int], mesh: Mesh) -> Layout:
@@ -69,7 +69,7 @@ def _case(rng: np.random.Generator, mesh: Mesh) -> tuple[tuple[int, ...], Layout
 def test_estimates_are_near_the_exact_load(name: str, count: int, near: float, copies: bool) -> None:
     """`copies`: the tensor is replicated along factors that do not cut it and along which windows are equal."""
     target = machine(name)
-    mesh, fabric, where = Mesh(target.axes), fabric_of(target), places(target)
+    mesh, fabric, where = Mesh(target.axes), Fabric.of(target), places(target)
     everyone, rng = np.ones(mesh.cores, bool), np.random.default_rng(7)
     ratios, ways = [], []
     while len(ratios) < count:
@@ -85,7 +85,7 @@ def test_estimates_are_near_the_exact_load(name: str, count: int, near: float, c
         assert bool(found.in_place[0]) == in_place(x, source, need), f"{source} {need}"
         if not found.in_place[0]:
             x = exchange(source, shape, need.thin or need, mesh)
-            exact = load(pushed(x, 2, everyone, target), fabric, bool(found.by_columns[0]))
+            exact = load(_pushed(x, 2, everyone, target), fabric, bool(found.by_columns[0]))
             ratios.append(float(found.cycles[0]) / exact.cycles)
             ways.append(abs(float(found.distance[0]) - exact.distance))
     off = np.abs(np.log(ratios))

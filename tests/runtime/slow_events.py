@@ -19,7 +19,7 @@ from d1c.target.program import Arrive, Barrier, Call, Fill, Free, Loop, Post, Pr
 from d1c.target.program_check import role_cores
 from d1rt.command_cycles import call_work, fill_work
 from d1rt.engine_numpy import reach
-from d1rt.fabric import fabric_of
+from d1rt.linkload import Fabric
 from d1rt.state import Movement
 
 
@@ -30,7 +30,7 @@ def slow_cycles(program: Program) -> int:
 class _Slow:
     def __init__(self, program: Program) -> None:
         self.p, self.m, self.mesh = program, Machine.from_dict(program.machine), program.mesh
-        self.fabric = fabric_of(self.m)
+        self.fabric = Fabric.of(self.m)
         self.heap: list = []
         self.number = itertools.count()
         self.free: dict = defaultdict(int)

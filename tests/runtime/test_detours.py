@@ -13,9 +13,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import shortest_path
 
 from d1c.errors import UsageError
-from d1c.target.linkload import Fabric, Flows, load
 from d1c.target.machine import PRESETS, Machine, Mask, random_mask
-from d1rt.fabric import fabric_of
+from d1rt.linkload import Fabric, Flows, load
 from d1rt.network import Network
 from tests.runtime.test_timing import loaded
 
@@ -99,7 +98,7 @@ def ways(fabric: Fabric) -> dict[tuple[int, int], Way]:
 
 @pytest.mark.parametrize("m", MACHINES, ids=range(len(MACHINES)))
 def test_every_way_is_live_short_and_free_of_cycles(m: Machine) -> None:
-    fabric, dead = fabric_of(m), dead_routers(m)
+    fabric, dead = Fabric.of(m), dead_routers(m)
     place = [(int(r), int(c)) for r, c in zip(fabric.row, fabric.col, strict=True)]
     waits: dict[object, set[object]] = {}
     found = ways(fabric)
@@ -127,7 +126,7 @@ def test_every_way_is_live_short_and_free_of_cycles(m: Machine) -> None:
 @pytest.mark.parametrize("m", MACHINES, ids=range(len(MACHINES)))
 def test_a_tree_leaves_no_place_twice_by_one_link(m: Machine) -> None:
     """Whatever the channel: the network model has one branch a link there, and would lose a message."""
-    fabric = fabric_of(m)
+    fabric = Fabric.of(m)
     assert fabric.detours is not None
     every = np.arange(m.cores)
     cells = fabric.shape[0] * fabric.shape[1]
@@ -155,7 +154,7 @@ def _shortest(fabric: Fabric, dead: set[tuple[int, int]]) -> np.ndarray:
 @pytest.mark.parametrize("at", range(0, 25, 4))
 def test_loads_are_the_ways_of_all_receivers(at: int, multicast: str, rng: np.random.Generator) -> None:
     m = dataclasses.replace(MACHINES[at], multicast=multicast)
-    fabric = fabric_of(m)
+    fabric = Fabric.of(m)
     walked = ways(fabric)
     fan, messages = min(5, m.cores), 30
     targets = np.concatenate([rng.choice(m.cores, fan, replace=False) for _ in range(6)])
@@ -176,16 +175,16 @@ def test_loads_are_the_ways_of_all_receivers(at: int, multicast: str, rng: np.ra
 
 
 def test_routers_that_forward_need_no_detours() -> None:
-    assert fabric_of(PRESETS["test"]).detours is None
-    assert fabric_of(dataclasses.replace(MACHINES[0], dead_router_forwards=True)).detours is None
-    assert fabric_of(broken((1, 1), (3, 3), ((),))).detours is None
+    assert Fabric.of(PRESETS["test"]).detours is None
+    assert Fabric.of(dataclasses.replace(MACHINES[0], dead_router_forwards=True)).detours is None
+    assert Fabric.of(broken((1, 1), (3, 3), ((),))).detours is None
 
 
 @pytest.mark.parametrize("multicast", ["tree", "none"])
 def test_messages_take_the_same_links_and_their_time(multicast: str, rng: np.random.Generator) -> None:
     for base in MACHINES[::6]:
         m = dataclasses.replace(base, multicast=multicast)
-        net, walked, fan, messages = Network(m), ways(fabric_of(m)), 4, 20
+        net, walked, fan, messages = Network(m), ways(Fabric.of(m)), 4, 20
         targets = np.concatenate([rng.choice(m.cores, fan, replace=False) for _ in range(messages)])
         src, packets, each = rng.integers(0, m.cores, messages), rng.integers(1, 9, messages), np.arange(messages)
         net.send(np.zeros(messages), src, np.arange(0, len(targets) + 1, fan), targets, packets)

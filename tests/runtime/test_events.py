@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from d1c.errors import Deadlock
-from d1c.target.linkload import load
 from d1c.target.mesh import CoreInt
 from d1c.target.program import Arrive, Barrier, Loop, Post, Push, Role, Send, To, Wait
 from d1rt.events import Simulator, simulate
-from d1rt.fabric import fabric_of
+from d1rt.linkload import load
 from d1rt.timing import layer_times
 from d1rt.trace import trace_events
 from tests.runtime.slow_events import slow_cycles
@@ -215,11 +214,12 @@ def test_records_are_plain_and_the_trace_is_valid():
 
 
 def test_links_carry_what_the_closed_form_says():
-    from d1c.target.linkload import pushed
+    from d1rt.linkload import Fabric
+    from d1rt.timing import _pushed
 
     p = transposed()
     net = Simulator(p)._simulate(SQUARE, False).net
-    want = load(pushed(p.exchanges[0], 4, np.ones(16, bool), SQUARE), fabric_of(SQUARE))
+    want = load(_pushed(p.exchanges[0], 4, np.ones(16, bool), SQUARE), Fabric.of(SQUARE))
     right = net.links[:, 1].reshape(2, 6, 4, 4)[0, 0]
     # Besides the movement, twice: three posts along each row to column 2, and one tree.
     assert (right >= 2 * want.right).all() and (right - 2 * want.right).sum() <= 4 * 3 + 3

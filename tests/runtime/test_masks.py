@@ -13,7 +13,7 @@ from d1c.errors import UsageError
 from d1c.interp import evaluate
 from d1c.target.embedding import embed
 from d1c.target.machine import PRESETS, Machine
-from d1rt.fabric import fabric_of
+from d1rt.linkload import Fabric
 from d1rt.timing import layer_times
 from tests.runtime.test_same_bits import DIGITS, images
 
@@ -68,7 +68,7 @@ def test_masks_that_take_a_smaller_grid(machine: Machine) -> None:
 
 @pytest.mark.parametrize("machine", some(SMALL, 4, 6, forwards=False), ids=range(4))
 def test_dead_routers(machine: Machine) -> None:
-    assert fabric_of(machine).detours is not None
+    assert Fabric.of(machine).detours is not None
     check(machine)
 
 

@@ -7,8 +7,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from d1c.target.linkload import Flows, load
 from d1c.target.machine import PRESETS
+from d1rt.linkload import Flows, load
 from d1rt.network import Network
 from tests.runtime.test_timing import BENT, SQUARE
 

@@ -14,7 +14,6 @@ from d1c.ir.layout import need_of
 from d1c.ir.structured import Entry
 from d1c.target.kernel import Loop as Extent
 from d1c.target.kernel import Nest, Operand
-from d1c.target.linkload import Fabric, Flows, Load, load
 from d1c.target.machine import PRESETS, Machine, random_mask
 from d1c.target.mesh import CoreInt, Group, Layout, Mesh
 from d1c.target.movement import Exchange, packed
@@ -34,7 +33,7 @@ from d1c.target.program import (
     Send,
     To,
 )
-from d1rt.fabric import fabric_of
+from d1rt.linkload import Fabric, Flows, Load, load
 from d1rt.timing import Times, layer_times
 
 # One die of 4 x 4 sites, all alive: logical and physical coordinates agree.
@@ -100,7 +99,7 @@ def some_flows(rng: np.random.Generator, cores: int, messages: int, classes: int
 def test_links_carry_what_a_router_would_send(rng, fan, multicast):
     for base in (SQUARE, BENT):
         machine = dataclasses.replace(base, multicast=multicast)
-        fabric = fabric_of(machine)
+        fabric = Fabric.of(machine)
         flows = some_flows(rng, machine.cores, 40, 6, fan)
         found = load(flows, fabric)
         links, longest = walked(flows, machine, fabric)
@@ -127,7 +126,7 @@ def test_links_carry_what_a_router_would_send(rng, fan, multicast):
 
 def test_more_packets_never_take_less_time(rng):
     flows = some_flows(rng, BENT.cores, 30, 5, 4)
-    fabric = fabric_of(BENT)
+    fabric = Fabric.of(BENT)
     first = load(flows, fabric)
     for at in range(0, 30, 7):
         packets = flows.packets.copy()

@@ -7,41 +7,30 @@ of those columns; every link carries it once. All of it is arithmetic on differe
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from d1c.target.embedding import global_position
 from d1c.target.machine import Machine
-from d1c.target.movement import Exchange, ragged
+from d1c.target.movement import ragged
 
-
-class Detours(Protocol):
-    """The ways round dead routers (d1rt.detours)."""
-
-    def cycles(self, src: np.ndarray, dst: np.ndarray) -> np.ndarray: ...
-
-    def branches(
-        self, src: np.ndarray, cls: np.ndarray, first: np.ndarray, targets: np.ndarray
-    ) -> Iterator[tuple[slice, Any]]: ...
+if TYPE_CHECKING:
+    from d1rt.detours import Detours
 
 
 @dataclass(frozen=True)
 class Fabric:
-    """Where the cores of a machine are: [cores] physical row and column. `detours`: None where no router is dead, and
-    every way goes along the row, then the column, or the other way round."""
+    """Where the cores of a machine are: [cores] physical row and column."""
 
     machine: Machine
     row: np.ndarray
     col: np.ndarray
-    detours: Detours | None = None
 
     @classmethod
     def of(cls, machine: Machine) -> Fabric:
-        """Without detours; d1rt.fabric.fabric_of makes them too."""
         place = global_position(machine).reshape(-1, 2).astype(np.int64)
         return cls(machine, place[:, 0], place[:, 1])
 
@@ -59,6 +48,15 @@ class Fabric:
             self.row * m.hop_cycles + self.row // m.site_rows * m.die_crossing_cycles,
             self.col * m.hop_cycles + self.col // m.site_cols * m.die_crossing_cycles,
         )
+
+    @cached_property
+    def detours(self) -> Detours | None:
+        """The ways round dead routers; None where there are none, and every way goes along the row, then the column."""
+        if self.machine.dead_router_forwards or not any(self.machine.dead):
+            return None
+        from d1rt.detours import Detours  # compiles
+
+        return Detours(self.machine, self.row * self.shape[1] + self.col)
 
     @property
     def overhead(self) -> int:
@@ -155,20 +153,6 @@ class Load:
     def cycles(self) -> float:
         """The busiest of ports, links and die edges, then the longest way."""
         return max(self.port_cycles, self.row_cycles, self.column_cycles, self.edge_cycles) + self.distance
-
-
-def pushed(exchange: Exchange, width: int, cores: np.ndarray, machine: Machine) -> Flows:
-    """The messages that `cores` send in a movement of elements of `width` bytes."""
-    mesh, messages = exchange.mesh, exchange.messages()
-    packets, accesses = messages.packets(width, machine)
-    fan = mesh.core_offset(exchange.fan_axes, np.arange(mesh.parts(exchange.fan_axes)))
-    targets = (messages.classes[:, None] + fan).reshape(-1)
-    classes = np.repeat(np.arange(len(messages.classes)), len(fan))
-    keep = cores[messages.src] & (messages.elements > 0)
-    return Flows(
-        messages.src[keep], messages.cls[keep], packets[keep], accesses[keep], messages.elements[keep] * width, targets,
-        classes,
-    )  # fmt: skip
 
 
 def load(flows: Flows, fabric: Fabric, by_columns: bool = False) -> Load:
