@@ -202,13 +202,11 @@ def _near(fn: Function, start: Value, size: Value, write: bool = False) -> None:
 def _emit_rows_near(module: Module, j: Joint) -> str | None:
     """The function that brings the rows of a block near: (arguments of a core, scratch, table entries). None for rows
     of short runs."""
-    nest, width = j.nest, 8 * row_columns(j.nest)[1]
-    a = nest.operands[0]
-    pair = 2 if a.dtype == "bf16" else 1
-    loops = range(nest.parallel, len(nest.loops) - (pair - 1))
-    run = next((i for i in loops if a.strides[i] == pair and a.tables[i] is None), None)
-    if run is None or nest.loops[run].extent < LANES // 2:
+    nest, width, run = j.nest, 8 * row_columns(j.nest)[1], run_of(j.nest)
+    if run is None:
         return None
+    last = len(nest.loops) - (nest.operands[0].dtype == "bf16")  # a pair is one word
+    loops = [i for i in range(nest.parallel, last) if i != run and nest.loops[i].extent > 1]
     fn = Function(module, "rows_near", ["ptr"] * 3, local=True)
     args, scratch, entries = fn.args
     frame = Frame(fn, nest, args, scratch)
@@ -220,7 +218,7 @@ def _emit_rows_near(module: Module, j: Joint) -> str | None:
             _near(fn, source, frame.trips[run] * 4)
 
     def row(i: Value) -> None:
-        over([k for k in loops if k != run and nest.loops[k].extent > 1], fn.load("ptr", entries + i * width))
+        over(loops, fn.load("ptr", entries + i * width))
 
     fn.loop(0, j.rows, 1, [], row)
     fn.raw("ret void")
@@ -267,7 +265,7 @@ def _emit_expand(module: Module, j: Joint) -> str:
     fn = Function(module, "expand", ["ptr"] * 3 + ["i64"], local=True)
     args, scratch, entries, high = fn.args
     frame = Frame(fn, nest, args, scratch)
-    run = run_of(nest, m)
+    run = run_of(nest)
     assert run is not None
     loops = [i for i in range(nest.parallel, len(nest.loops) - 1) if i != run and nest.loops[i].extent > 1]
     w = 8 if nest.loops[run].extent % 8 == 0 or nest.loops[run].extent >= 32 else 4

@@ -137,15 +137,18 @@ def row_columns(nest: Nest) -> tuple[dict[int, int], int]:
     return columns, 2 + len(known)
 
 
-def expandable(nest: Nest, m: Matrix) -> bool:
-    """Whether rows can be taken to f32 with some profit: pairs of bf16, long runs of which lie side by side."""
-    return nest.operands[0].dtype == "bf16" and m.depth <= 4096 and run_of(nest, m) is not None
-
-
-def run_of(nest: Nest, m: Matrix) -> int | None:
-    """The reduce loop over pairs that lie side by side, as the matrix' rows do; at least eight."""
+def run_of(nest: Nest) -> int | None:
+    """The reduce loop over words of the rows that lie side by side; at least eight."""
     a = nest.operands[0]
-    for i in range(nest.parallel, len(nest.loops) - 1):
-        if a.strides[i] == 2 and a.tables[i] is None and m.steps[i] == 1 and nest.loops[i].extent >= 8:
+    e = 2 if a.dtype == "bf16" else 1
+    for i in range(nest.parallel, len(nest.loops) - (e - 1)):
+        if a.strides[i] == e and a.tables[i] is None and nest.loops[i].extent >= 8:
             return i
     return None
+
+
+def expandable(nest: Nest, m: Matrix) -> bool:
+    """Whether rows can be taken to f32 with some profit: pairs of bf16, long runs of which lie side by side, as the
+    matrix' rows do."""
+    run = run_of(nest)
+    return nest.operands[0].dtype == "bf16" and m.depth <= 4096 and run is not None and m.steps[run] == 1

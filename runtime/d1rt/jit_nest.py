@@ -83,9 +83,7 @@ def scratch_bytes(nest: Nest) -> int:
     return levels(nest) * WIDE * LANES * 8
 
 
-def nest_text(
-    nest: Nest, blocks: Blocking, fixed: Collection[int] = (), architecture: str = ARCHITECTURE
-) -> str:  # fmt: skip
+def nest_text(nest: Nest, blocks: Blocking, fixed: Collection[int] = (), architecture: str = ARCHITECTURE) -> str:
     """The LLVM module of one nest; its function is called `kernel`. `fixed`: loops of which every call makes all
     iterations."""
     module = Module()

@@ -18,7 +18,7 @@ from d1c.target.kernel import Loop, Nest, Operand
 from d1c.target.machine import machine
 from d1rt import engine_jit
 from d1rt.engine_jit import Engine
-from d1rt.engine_joint import _cuts, grouped, ranks
+from d1rt.engine_joint import _cuts, _runs, grouped, ranks
 from d1rt.jit_joint_shape import Matrix, matrix
 from tests import networks
 
@@ -61,6 +61,12 @@ def test_a_full_grid_is_one_group() -> None:
 def test_runs_of_sets_have_at_most_so_many_rows() -> None:
     assert _cuts(np.array([3, 3, 3, 9, 1, 1]), 6) == [(0, 2), (2, 3), (3, 4), (4, 6)]
     assert _cuts(np.array([2]), 1) == [(0, 1)]
+
+
+def test_runs_of_segments_fill_panels() -> None:
+    assert _runs(np.array([24] * 8), 64, 80) == ([(0, 2), (2, 4), (4, 6), (6, 8)], 256)  # 48 of 64, not 72 of 128
+    assert _runs(np.array([24] * 8), 64, 192) == ([(0, 8)], 192)
+    assert _runs(np.array([100, 10]), 16, 64) == ([(0, 1), (1, 2)], 128)  # one core has more than the limit
 
 
 def product(b: tuple[int, ...], a: tuple[int, ...] = (8, 0, 2, 1), dtype: str = "bf16", n: int = 3) -> Nest:
