@@ -88,6 +88,7 @@ def compile(
     shapes: Mapping[str, Sequence[int] | None] | None = None,
     dims: Mapping[str, int] | None = None,
     freeze: Mapping[str, Any] | None = None,
+    tune: bool = False,
     stop_after: str | None = None,
     print_after: Collection[str] = (),
     on_print: OnPrint | None = None,
@@ -98,6 +99,8 @@ def compile(
     target      a preset's name, a .toml file, or a Machine.
     precision   how values are stored: "bf16" or "f32"; arithmetic between them is f32 either way (docs/numerics.md).
     shapes, dims, freeze  as for `import_onnx`.
+    tune        send every movement that takes long alone through the timing engine's network, and choose by that in
+                which order its messages go and over how many cycles they begin (d1rt.pace): seconds to a minute more.
     stop_after  the last of STAGES to run. print_after: stages (or "all") after which `on_print` gets (stage, module);
                 without `on_print` the module is printed.
     progress    gets each stage's name as it starts.
@@ -111,8 +114,9 @@ def compile(
             raise UsageError(f"no pass {name!r}", rule=f"passes are {', '.join(STAGES)}")
     chosen = target if isinstance(target, Machine) else machine(target)
     run = _Run(
-        chosen, precision, stop_after, frozenset(print_after), on_print or _print, progress or (lambda name: None)
-    )
+        chosen, precision, tune, stop_after, frozenset(print_after), on_print or _print,
+        progress or (lambda name: None),
+    )  # fmt: skip
     try:
         return run.all(model, shapes, dims, freeze)
     except DoesNotFit as error:
@@ -133,6 +137,7 @@ class _Run:
 
     machine: Machine
     precision: str
+    tune: bool
     stop_after: str | None
     print_after: frozenset[str]
     on_print: OnPrint
@@ -164,7 +169,19 @@ class _Run:
         self.precision = str(module.attrs.get("precision", self.precision))
         if not self.done("import", *GRAPH_PASSES) and not (module.level == "dist" and self.done("distribute")):
             self.lower(module)
+        if self.tune and self.compiled is not None:
+            self.compiled = self.tuned(self.compiled)
         return Program(self.machine, self.precision, self.modules, self.compiled, tuple(self.passes))
+
+    def tuned(self, compiled: TileProgram) -> TileProgram:
+        from d1rt.pace import paced
+
+        self.progress("tune")
+        started = time.perf_counter()
+        found = paced(compiled.program)
+        self.passes.append({"name": "tune", "seconds": time.perf_counter() - started})
+        tuned = {"movements": found.movements, "changed": found.changed}
+        return replace(compiled, program=replace(found.program, info={**found.program.info, "tuned": tuned}))
 
     def done(self, *names: str) -> bool:
         """Whether the last stage to run is one of these."""

@@ -102,6 +102,9 @@ def compile_command(
     profile: Annotated[
         bool, typer.Option("--profile", help="Print how long every pass took, and which steps of it.")
     ] = False,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="Try every long movement on the network model; takes up to a minute.")
+    ] = False,
     no_remedies: Annotated[
         bool, typer.Option("--no-remedies", help="Where the model does not fit, do not try what would.")
     ] = False,
@@ -132,6 +135,7 @@ def compile_command(
             all_layers=all_layers,
             remedies=not no_remedies,
             profile=profile,
+            tune=tune,
         )
     )
 

@@ -41,6 +41,7 @@ class Options:
     all_layers: bool
     remedies: bool = True
     profile: bool = False
+    tune: bool = False
 
 
 def compile_model(o: Options) -> None:
@@ -57,7 +58,7 @@ def compile_model(o: Options) -> None:
         print(f"// after {name}\n{module}")
 
     try:
-        with progress("compiling", len(api.STAGES)) as tell, sampler or nullcontext():
+        with progress("compiling", len(api.STAGES) + o.tune) as tell, sampler or nullcontext():
             program = api.compile(
                 o.model,
                 target=o.target,
@@ -65,6 +66,7 @@ def compile_model(o: Options) -> None:
                 shapes=shapes_of(o.shapes),
                 dims=dims_of(o.dims),
                 freeze=freeze_of(o.freeze),
+                tune=o.tune,
                 stop_after=o.stop_after,
                 print_after=o.print_after,
                 on_print=show,
@@ -141,9 +143,9 @@ def _check(o: Options) -> None:
         raise UsageError("--run needs --inputs IN.npz", remedy="one array per input of the model, by name")
     if not o.run and (o.inputs is not None or o.outputs is not None):
         raise UsageError("--inputs and --outputs go with --run", remedy="add --run, or leave them out")
-    if o.stop_after is not None and o.stop_after != api.STAGES[-1] and (o.run or o.output is not None):
+    if o.stop_after is not None and o.stop_after != api.STAGES[-1] and (o.run or o.tune or o.output is not None):
         raise UsageError(
-            f"--stop-after {o.stop_after} leaves no program to write or run", remedy="leave --stop-after out"
+            f"--stop-after {o.stop_after} leaves no program to write, tune or run", remedy="leave --stop-after out"
         )
     check_engine(o.engine)
     check_outputs(o.output, o.json, o.outputs, inputs=(o.model, o.inputs))

@@ -13,7 +13,7 @@ from d1c.ir.core import Block, Function, Module
 from d1c.target.embedding import die_column, global_position
 from d1c.target.machine import Machine
 from d1c.target.mesh import CoreInt, Mesh
-from d1c.target.movement import Exchange
+from d1c.target.movement import Exchange, turns
 from d1c.target.program import (
     Arrive,
     Barrier,
@@ -148,6 +148,7 @@ def _command(program: Program, c: Command, core: int) -> str:
             size = int(m.elements[mine].sum())
             what = f"m{c.exchange}: {len(mine)} messages, {size:,} elements; semaphore {c.semaphore}"
             what += "; columns first" if c.by_columns else ""
+            what += f"; after {turns(c.spread, program.mesh.cores)[core]:,} cycles" if c.spread else ""
             return f"push {name(c.source)} -> {name(c.target)} {what}"
         case Arrive():
             count = _arrivals(program.exchanges[c.exchange], core)

@@ -117,7 +117,7 @@ def _command_op(x: Command, values: list[Value], p: Program) -> Op:
             )  # fmt: skip
         case Push():
             used = (x.source, x.target)
-            attrs = c.PushAttrs(f"m{x.exchange}", x.semaphore, x.layer, x.by_columns)
+            attrs = c.PushAttrs(f"m{x.exchange}", x.semaphore, x.layer, x.by_columns, x.spread)
         case Arrive():
             attrs = c.MovementAttrs(f"m{x.exchange}", x.semaphore, x.layer)
         case Send():
@@ -294,7 +294,7 @@ class _Reader:
                 return self.call(op, used)
             case "tile.push":
                 movement = self.movement(op, a.movement)
-                return Push(used[0], used[1], movement, a.semaphore, **end, by_columns=a.by_columns)
+                return Push(used[0], used[1], movement, a.semaphore, **end, by_columns=a.by_columns, spread=a.spread)
             case "tile.arrive":
                 return Arrive(self.movement(op, a.movement), a.semaphore, **end)
             case "tile.send":

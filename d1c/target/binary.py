@@ -32,7 +32,7 @@ import numpy as np
 
 from d1c.errors import LoadError, UsageError
 
-VERSION = 3
+VERSION = 4
 PAGE = 4096
 TENSOR_ALIGN = 64
 MAX_JSON = 64 << 20

@@ -27,6 +27,12 @@ def ragged(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return owner, np.arange(len(owner)) - np.repeat(start, counts)
 
 
+def turns(spread: int, cores: int) -> np.ndarray:
+    """[cores] cycles that each waits before it sends what is to begin over `spread` cycles: number times the golden
+    ratio, the part behind the point. So neighbours are far apart, and any stretch of cores begins evenly."""
+    return (np.arange(cores) * 40503 % (1 << 16)) * spread >> 16
+
+
 @dataclass(frozen=True)
 class Pieces:
     """Runs of one component: target position `t` gets `count` runs of `length` elements from source position `s`, the

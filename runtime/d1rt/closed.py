@@ -122,6 +122,8 @@ class _Run:
                     self.last[y], self.asked[y] = layer, False
                 self.time[y] += cycles
                 self.finish(pc, round_, self.time[y])
+            elif op == ev.PAUSE:
+                self.time[x] += values[a][cores]
             elif op in (ev.SEND, ev.POST, ev.FETCH):
                 slot = self.slot(pc, round_, semaphore, len(thread.cores))
                 self.open[slot] -= len(at)

@@ -27,7 +27,7 @@ PART = 1 << BITS
 # What a message has waited for.
 PORT, ROW, COLUMN, DIE_EDGE, DIP = range(5)
 # Commands.
-CALL, FILL, SEND, POST, WAIT, LOOP, BACK, STOP, FETCH = range(9)
+CALL, FILL, SEND, POST, WAIT, LOOP, BACK, STOP, FETCH, PAUSE = range(10)
 # Fields of a command.
 OP, A, B, C, SEMAPHORE, PLACE, LAYER = range(7)
 FIELDS = 7

@@ -11,7 +11,7 @@ import numpy as np
 
 from d1rt.event_data import (
     BACK, BLOCKED, CALL, CORE, DEPTH, DONE, END, EVENTS, FAR, FETCH, FILL, FINISHED, FULL, LAST, LAUNCH, LAYER,
-    LEAVE, LOGGED, LOGS, LOOP, MOST, NEAR, NEED, NOW, OP, PAUSED, PC, POST, ROOM, ROUND, SEMAPHORE, SEND, SINCE,
+    LEAVE, LOGGED, LOGS, LOOP, MOST, NEAR, NEED, NOW, OP, PAUSE, PAUSED, PC, POST, ROOM, ROUND, SEMAPHORE, SEND, SINCE,
     START, TAIL, THREAD, WAIT, WAITED, WAKE, WINDOW, A, B, C, Code, Net, Queue, Routes,
 )  # fmt: skip
 from d1rt.event_queue import drop, finish, jit, log, nearer, schedule
@@ -75,6 +75,14 @@ def _thread(q: Queue, net: Net, routes: Routes, code: Code, now: int, x: int) ->
                 finish(code, x, pc, now, now)
                 t[PC] = pc + 1
                 schedule(q, now, THREAD, 0, 0, 0, x, 0, 0)
+                return
+        elif op == PAUSE:
+            end = now + code.values[c[A], core]
+            if end > now:
+                log(q, code, x, pc, now, end, -1, core, 0, 0)
+                finish(code, x, pc, now, end)
+                t[PC] = pc + 1
+                schedule(q, end, THREAD, 0, 0, 0, x, 0, 0)
                 return
         elif op == FETCH:
             first, last = code.sends[c[A], core], code.sends[c[A], core + 1]

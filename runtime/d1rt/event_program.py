@@ -11,6 +11,7 @@ import numpy as np
 from d1c.target import barrier
 from d1c.target.dtypes import dtype
 from d1c.target.machine import Machine
+from d1c.target.movement import turns
 from d1c.target.program import Arrive, Barrier, Call, Command, Fetch, Fill, Loop, Post, Program, Push, Send, Wait
 from d1c.target.program_check import role_cores
 from d1rt import event_data as ev
@@ -85,6 +86,17 @@ def prepare(expanded: Expanded, machine: Machine, fabric: Fabric, logs: bool) ->
     return _Translation(expanded, machine, fabric).made(logs)
 
 
+def outgoing(move: Movement, width: int, machine: Machine) -> tuple[np.ndarray, ...]:
+    """The messages of a movement of elements of `width` bytes by ascending sender: sender, class of receivers, packets,
+    accesses of ports; class c is targets[first[c] : first[c + 1]], then `first` and `targets`."""
+    m = move.messages
+    packets, accesses = (np.maximum(x, 1) for x in m.packets(width, machine))
+    inside = np.flatnonzero(move.class_of >= 0)
+    targets = inside[np.argsort(move.class_of[inside], kind="stable")]
+    order = np.argsort(m.src, kind="stable")
+    return m.src[order], m.cls[order], packets[order], accesses[order], np.append(0, np.cumsum(move.size)), targets
+
+
 class _Translation:
     def __init__(self, expanded: Expanded, machine: Machine, fabric: Fabric) -> None:
         self.program, self.moves = expanded.program, expanded.moves
@@ -104,6 +116,7 @@ class _Translation:
         self.pipe: dict[int, np.ndarray] = {}
         self.work: dict[object, Work] = {}
         self.posted = posted_semaphores(self.program)
+        self.behind = -1, 0  # the number of the command behind the last Push, and that one's spread
 
     def made(self, logs: bool) -> Prepared:
         threads: list[Thread] = []
@@ -211,7 +224,12 @@ class _Translation:
                 else:
                     self.emit(c, key, ev.FILL, self.row(values))
             case Push():
-                self.emit(c, key, ev.SEND, self.pushed(c))
+                number = self.pushed(c)
+                pause = self.pause(c) * (np.diff(self.sends[number]) > 0)
+                if pause.any():
+                    self.emit(c, None, ev.PAUSE, self.row(pause))
+                self.emit(c, key, ev.SEND, number)
+                self.behind = len(self.commands), c.spread
             case Send():
                 self.emit(c, key, ev.SEND, self.sent(c))
             case Fetch():
@@ -228,6 +246,12 @@ class _Translation:
                 self.emit(c, key, ev.WAIT, self.row(c.count.of(self.mesh)), 2 if c.relative else 0, remote)
             case Barrier():
                 self.barrier(c, key)
+
+    def pause(self, c: Push) -> np.ndarray:
+        """[cores] cycles before they send: what is left of the spread of a Push right before, then their turn."""
+        number, before = self.behind
+        left = before if number == len(self.commands) else 0
+        return np.asarray(left - turns(left, self.mesh.cores) + turns(c.spread, self.mesh.cores))
 
     def barrier(self, c: Barrier, key: Key) -> None:
         """Its posts and waits. Who has posted takes no part in the levels that follow."""
@@ -275,21 +299,8 @@ class _Translation:
         move, width = self.moves[c.exchange], dtype(self.program.buffers[c.source].dtype).bytes
         key = id(move), width, c.by_columns
         if key not in self.send_rows:
-            m = move.messages
-            packets, accesses = m.packets(width, self.machine)
-            inside = np.flatnonzero(move.class_of >= 0)
-            targets = inside[np.argsort(move.class_of[inside], kind="stable")]
-            first = np.concatenate([[0], np.cumsum(move.size)])
-            order = np.argsort(m.src, kind="stable")
-            self.send_rows[key] = self.messages(
-                m.src[order],
-                m.cls[order],
-                np.maximum(packets[order], 1),
-                np.maximum(accesses[order], 1),
-                first,
-                targets,
-                c.by_columns,
-            )
+            src, cls, packets, accesses, first, targets = outgoing(move, width, self.machine)
+            self.send_rows[key] = self.messages(src, cls, packets, accesses, first, targets, c.by_columns)
         return self.send_rows[key]
 
     def sent(self, c: Send) -> int:

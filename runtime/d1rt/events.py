@@ -216,7 +216,8 @@ class _Outcome:
                     parts = [(begin + wait, end, what), (begin, begin + wait, "launch")]
                 else:
                     kinds = {Fill: "compute/store", Fetch: "DIP"}
-                    parts = [(begin, end, kinds.get(type(command), "SRAM port"))]
+                    what = "spread" if self.code.commands[number, ev.OP] == ev.PAUSE else "SRAM port"
+                    parts = [(begin, end, kinds.get(type(command), what))]
             found += [Segment(a, b, core, source, what, *about) for a, b, what in parts if b > a]
         found.reverse()
         return found

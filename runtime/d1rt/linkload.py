@@ -15,7 +15,7 @@ import numpy as np
 
 from d1c.target.embedding import global_position
 from d1c.target.machine import Machine
-from d1c.target.movement import ragged
+from d1c.target.movement import Exchange, ragged
 
 if TYPE_CHECKING:
     from d1rt.detours import Detours
@@ -85,6 +85,30 @@ class Flows:
     payload: np.ndarray
     targets: np.ndarray
     classes: np.ndarray
+
+
+def fingerprint(exchange: Exchange) -> tuple[object, ...]:
+    """Equal for movements with the same messages: the layers of a network repeat."""
+    out: list[object] = [exchange.source_held, exchange.target_held, exchange.plan_axes]
+    for c in exchange.components:
+        p = c.pieces
+        arrays = (p.t, p.s, p.soff, p.doff, p.length, p.count, p.sstep, p.dstep)
+        out += [c.target_axes, c.source_axes, c.window, c.owned, len(c.real), *(a.tobytes() for a in arrays)]
+    return tuple(out)
+
+
+def pushed(exchange: Exchange, width: int, cores: np.ndarray, machine: Machine) -> Flows:
+    """The messages that `cores` send in a movement of elements of `width` bytes."""
+    mesh, messages = exchange.mesh, exchange.messages()
+    packets, accesses = messages.packets(width, machine)
+    fan = mesh.core_offset(exchange.fan_axes, np.arange(mesh.parts(exchange.fan_axes)))
+    targets = (messages.classes[:, None] + fan).reshape(-1)
+    classes = np.repeat(np.arange(len(messages.classes)), len(fan))
+    keep = cores[messages.src] & (messages.elements > 0)
+    return Flows(
+        messages.src[keep], messages.cls[keep], packets[keep], accesses[keep], messages.elements[keep] * width, targets,
+        classes,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

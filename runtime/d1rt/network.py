@@ -73,20 +73,21 @@ class Network:
         packets: np.ndarray,
         accesses: np.ndarray | None = None,
         by_columns: bool = False,
+        classes: np.ndarray | None = None,
     ) -> np.ndarray:
-        """[targets] the cycle when each receiver has its whole message.
+        """[targets] the cycle when each receiver has its whole message, the last of them where it gets several.
 
         Message m starts at cycle start[m] (whole cycles) on core src[m], has packets[m] packets and goes to the cores
-        targets[first[m]:first[m + 1]], which differ. Messages that start in the same cycle start by their numbers. It
-        holds ports for accesses[m] cycles (default: a cycle a packet), and goes along its row first, or `by_columns`
-        along its column. What earlier calls have reserved stays so.
+        targets[first[c]:first[c + 1]], which differ; c is classes[m], or m. Messages that start in the same cycle start
+        by their numbers. It holds ports for accesses[m] cycles (default: a cycle a packet), and goes along its row
+        first, or `by_columns` along its column. What earlier calls have reserved stays so.
         """
         begin, size = np.asarray(start, np.int64), np.asarray(packets, np.int64)
         ports = size if accesses is None else np.asarray(accesses, np.int64)
         order = np.argsort(begin, kind="stable")
         made, owner, at = routes(
-            self.fabric, np.asarray(src, np.int64)[order], order, size[order], ports[order],
-            np.asarray(first, np.int64), np.asarray(targets, np.int64), by_columns,
+            self.fabric, np.asarray(src, np.int64)[order], order if classes is None else classes[order], size[order],
+            ports[order], np.asarray(first, np.int64), np.asarray(targets, np.int64), by_columns,
         )  # fmt: skip
         times = begin[order][owner]
         queue = new_queue(len(times) + 4096, int(times[0]) if len(times) else 0)

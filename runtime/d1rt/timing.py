@@ -20,13 +20,12 @@ from d1c.target.isa import body_cycles
 from d1c.target.kernel import Nest
 from d1c.target.machine import Machine
 from d1c.target.mesh import Mesh
-from d1c.target.movement import Exchange
 from d1c.target.program import Arrive, Barrier, Call, Command, Fill, Loop, Port, Program, Push, Send, every
 from d1c.target.program_check import role_cores
 from d1rt.command_cycles import PIPES, call_work, fill_work
 from d1rt.dips import fetches
 from d1rt.launches import counted, is_open, launches
-from d1rt.linkload import Fabric, Flows, Load, load
+from d1rt.linkload import Fabric, Flows, Load, fingerprint, load, pushed
 from d1rt.streams import Streamed, streamed
 
 __all__ = ["Times", "layer_times"]
@@ -148,9 +147,9 @@ def _collect(program: Program, machine: Machine, fabric: Fabric) -> dict[int, _L
                 elif isinstance(command, Push):
                     width = dtype(program.buffers[command.source].dtype).bytes
                     exchange = program.exchanges[command.exchange]
-                    key = (*_fingerprint(exchange), width, cores.tobytes(), command.by_columns)
+                    key = (*fingerprint(exchange), width, cores.tobytes(), command.by_columns)
                     if key not in loads:
-                        loads[key] = load(_pushed(exchange, width, cores, machine), fabric, command.by_columns)
+                        loads[key] = load(pushed(exchange, width, cores, machine), fabric, command.by_columns)
                     if not computes and not place.loops and program.buffers[command.source].kind == "constant":
                         layer.early = loads[key] if layer.early is None else layer.early + loads[key]
                     else:
@@ -248,30 +247,6 @@ def _fill(program: Program, fill: Fill, cores: np.ndarray, stage: _Stage, machin
     work = fill_work(program, fill, cores, machine)
     stage.cycles[work.active] += work.cycles
     stage.busy[:, work.active] += work.busy
-
-
-def _fingerprint(exchange: Exchange) -> tuple[object, ...]:
-    """Equal for movements with the same messages: the layers of a network repeat."""
-    out: list[object] = [exchange.source_held, exchange.target_held, exchange.plan_axes]
-    for c in exchange.components:
-        p = c.pieces
-        arrays = (p.t, p.s, p.soff, p.doff, p.length, p.count, p.sstep, p.dstep)
-        out += [c.target_axes, c.source_axes, c.window, c.owned, len(c.real), *(a.tobytes() for a in arrays)]
-    return tuple(out)
-
-
-def _pushed(exchange: Exchange, width: int, cores: np.ndarray, machine: Machine) -> Flows:
-    """The messages that `cores` send in a movement of elements of `width` bytes."""
-    mesh, messages = exchange.mesh, exchange.messages()
-    packets, accesses = messages.packets(width, machine)
-    fan = mesh.core_offset(exchange.fan_axes, np.arange(mesh.parts(exchange.fan_axes)))
-    targets = (messages.classes[:, None] + fan).reshape(-1)
-    classes = np.repeat(np.arange(len(messages.classes)), len(fan))
-    keep = cores[messages.src] & (messages.elements > 0)
-    return Flows(
-        messages.src[keep], messages.cls[keep], packets[keep], accesses[keep], messages.elements[keep] * width, targets,
-        classes,
-    )  # fmt: skip
 
 
 def _sent(program: Program, send: Send, cores: np.ndarray, machine: Machine) -> Flows:

@@ -13,8 +13,7 @@ from d1c.ir.layout import Need, need_of, reading
 from d1c.ir.structured import Entry
 from d1c.target.machine import machine
 from d1c.target.mesh import Group, Layout, LayoutError, Mesh
-from d1rt.linkload import Fabric, load
-from d1rt.timing import _pushed
+from d1rt.linkload import Fabric, load, pushed
 
 
 def _layout(rng: np.random.Generator, shape: tuple[int, ...], spans: list[int], mesh: Mesh) -> Layout:
@@ -85,7 +84,7 @@ def test_estimates_are_near_the_exact_load(name: str, count: int, near: float, c
         assert bool(found.in_place[0]) == in_place(x, source, need), f"{source} {need}"
         if not found.in_place[0]:
             x = exchange(source, shape, need.thin or need, mesh)
-            exact = load(_pushed(x, 2, everyone, target), fabric, bool(found.by_columns[0]))
+            exact = load(pushed(x, 2, everyone, target), fabric, bool(found.by_columns[0]))
             ratios.append(float(found.cycles[0]) / exact.cycles)
             ways.append(abs(float(found.distance[0]) - exact.distance))
     off = np.abs(np.log(ratios))

@@ -209,7 +209,9 @@ class _Slow:
     # ---- threads ----------------------------------------------------------------------------------------------------
 
     def steps(self, core, commands, state):
+        behind = 0
         for c in commands:
+            left, behind = behind, c.spread if isinstance(c, Push) else 0
             match c:
                 case Loop():
                     for _ in range(c.trips):
@@ -221,6 +223,10 @@ class _Slow:
                     packets, accesses = move.messages.packets(width, self.m)
                     mine = [(move.reached(i), int(packets[i]), int(accesses[i])) for i in move.sent_by(core)]
                     if mine:
+                        turn = core * 40503 % 65536
+                        pause = left - left * turn // 65536 + c.spread * turn // 65536
+                        if pause:
+                            yield (self.now + pause,)
                         yield core, mine, c.semaphore, int(c.by_columns)
                 case Send():
                     targets = reach(self.mesh, core, c.to)

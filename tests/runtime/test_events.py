@@ -214,12 +214,11 @@ def test_records_are_plain_and_the_trace_is_valid():
 
 
 def test_links_carry_what_the_closed_form_says():
-    from d1rt.linkload import Fabric
-    from d1rt.timing import _pushed
+    from d1rt.linkload import Fabric, pushed
 
     p = transposed()
     net = Simulator(p)._simulate(SQUARE, False).net
-    want = load(_pushed(p.exchanges[0], 4, np.ones(16, bool), SQUARE), Fabric.of(SQUARE))
+    want = load(pushed(p.exchanges[0], 4, np.ones(16, bool), SQUARE), Fabric.of(SQUARE))
     right = net.links[:, 1].reshape(2, 6, 4, 4)[0, 0]
     # Besides the movement, twice: three posts along each row to column 2, and one tree.
     assert (right >= 2 * want.right).all() and (right - 2 * want.right).sum() <= 4 * 3 + 3

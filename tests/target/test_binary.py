@@ -60,7 +60,7 @@ def test_round_trip_in_every_type(tmp_path: Path) -> None:
 def test_other_readers_agree(tmp_path: Path) -> None:
     with zipfile.ZipFile(sample(tmp_path / "a.d1x")) as z:
         assert z.testzip() is None
-        assert json.loads(z.read("manifest.json")) == {**MANIFEST, "d1x": 3}
+        assert json.loads(z.read("manifest.json")) == {**MANIFEST, "d1x": 4}
         assert z.read("blobs/kernels") == BLOBS["kernels"]
         fc = load_tensors(z.read("weights/fc.safetensors"))
         assert same({k: v for k, v in fc.items() if not k.endswith("\0")}, WEIGHTS["fc"])
@@ -160,7 +160,7 @@ def row(dtype: Any = "U8", shape: Any = (64,), offsets: Any = (0, 64)) -> dict[s
     return {"dtype": dtype, "shape": shape, "data_offsets": offsets}
 
 
-GOOD = ("manifest.json", b'{"d1x":3}')
+GOOD = ("manifest.json", b'{"d1x":4}')
 PROGRAM = ("program.safetensors", tensors({"t": row()}, bytes(range(64))))
 
 
@@ -181,9 +181,9 @@ def program(header: Any, data: bytes = b"") -> list[tuple[str, bytes]]:
         ([GOOD, GOOD, PROGRAM], "occurs twice"),
         ([GOOD, PROGRAM, ("weights/../x.safetensors", b"")], "unknown entry"),
         ([GOOD, PROGRAM, ("run.sh", b"")], "unknown entry"),
-        ([("manifest.json", b'{"d1x":1}'), PROGRAM], "format version 1"),
+        ([("manifest.json", b'{"d1x":3}'), PROGRAM], "format version 3"),
         ([("manifest.json", b"{}"), PROGRAM], "format version None"),
-        ([("manifest.json", b'{"d1x":3,"d1x":3}'), PROGRAM], "key occurs twice"),
+        ([("manifest.json", b'{"d1x":4,"d1x":4}'), PROGRAM], "key occurs twice"),
         ([("manifest.json", b'{"d1x":NaN}'), PROGRAM], "NaN is not JSON"),
         ([("manifest.json", b"[1]"), PROGRAM], "not an object"),
         ([("manifest.json", b"\xff"), PROGRAM], "manifest.json: JSON"),

@@ -88,12 +88,14 @@ class MovementAttrs:
 
 @dataclass(frozen=True, slots=True)
 class PushAttrs:
-    """As MovementAttrs; `by_columns`: the messages go along columns first, then along rows."""
+    """As MovementAttrs; `by_columns`: the messages go along columns first, then along rows. `spread`: cycles over which
+    the cores begin."""
 
     movement: str
     semaphore: int
     layer: int = -1
     by_columns: bool = False
+    spread: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,175 @@
+"""Movements sent as is best: over how many cycles their cores begin, and in which order their messages go."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx.numpy_helper
+import onnx.parser
+import pytest
+
+import d1c
+import d1rt
+from d1c.analysis.exchange import exchange
+from d1c.emit.modules import from_modules, to_modules
+from d1c.ir.layout import need_of
+from d1c.ir.structured import Entry
+from d1c.ir.text import parse
+from d1c.target.machine import PRESETS, Machine
+from d1c.target.mesh import Group, Layout, Mesh
+from d1c.target.movement import Cut, turns
+from d1c.target.program import Arrive, Buffer, Command, Loop, Program, Push, Role, every
+from d1c.target.program_io import save
+from d1rt.events import simulate
+from d1rt.linkload import Fabric, load, pushed
+from d1rt.pace import paced
+from tests.runtime.slow_events import slow_cycles
+from tests.runtime.test_events import product, roles, transposed
+from tests.runtime.test_timing import COL, ROW, movement, program
+
+TILE = PRESETS["d1-tile"]
+
+
+def test_turns_are_the_golden_ratios():
+    for spread in (0, 1, 700, 123_456):
+        found = turns(spread, 8800)
+        assert found.tolist() == [(c * 40503 % 65536) * spread // 65536 for c in range(8800)]
+    assert abs(40503 / 65536 - (5**0.5 - 1) / 2) < 1e-5
+    # Any hundred neighbours begin evenly: no gap is longer than three hundredths of the spread.
+    for first in (0, 1234, 8000):
+        some = np.sort(turns(100_000, 8800)[first : first + 100])
+        assert np.diff(np.concatenate([[0], some, [100_000]])).max() < 3000
+
+
+def test_cores_begin_at_their_turn():
+    p = transposed()
+    first, *rest = p.roles[0].threads[0]
+    late = dataclasses.replace(p, roles=(Role("main", (), ((dataclasses.replace(first, spread=5000), *rest),)),))
+    found, plain = simulate(late).total["cycles"], simulate(p).total["cycles"]
+    assert found == slow_cycles(late)
+    # Core 8 begins last, 5,000 x (8 x 40503 mod 65536) / 65536 = 4,721 cycles late, and all others wait for it; without
+    # the spread the whole movement took less than 200.
+    assert 4721 - 200 < found - plain <= 4721
+
+
+@pytest.mark.parametrize("spreads", [(300, 0, 0), (300, 200, 0), (0, 900, 900), (1, 65_536, 7)])
+def test_a_plain_simulation_agrees(spreads: tuple[int, int, int]):
+    """Pushes right behind each other, with something between them, and in a loop."""
+    source = Layout((Group(1, ("nr",), 16), Group(1, ("nc",), 16)))
+    moves = tuple(movement((64, 64), source, needs, (64, 64), source) for needs in ((COL, ROW), (ROW, COL)))
+    a, b, c = spreads
+    threads = (
+        (Push(0, 1, 0, 3, 0, spread=a), Push(0, 1, 1, 5, 1, spread=b), Arrive(0, 3, 0), product(),
+         Loop((Push(0, 1, 0, 4, 1, spread=c), Arrive(0, 4, 1)), 3), Arrive(1, 5, 1)),
+        (product(), Push(0, 1, 1, 6, 0, by_columns=True, spread=b), Arrive(1, 6, 0)),
+    )  # fmt: skip
+    p = roles(program(exchanges=moves, layers=2), threads)
+    assert simulate(p).total["cycles"] == slow_cycles(p)
+
+
+def packed(machine: Machine = TILE) -> Program:
+    """Keys of 256 images that lie by images, tokens and columns are packed in pairs of tokens by other images, tokens
+    and columns, so that every core has something for 12 others, most of them on other dies."""
+    mesh, shape = Mesh(machine.axes), (256, 196, 768)
+    source = Layout((
+        Group(1, ("dr", "nr.0", "nr.1"), 13), Group(1, ("dc", "nc.0", "nr.2", "nr.3"), 5), Group(1, ("nc.1",), 72)
+    ))  # fmt: skip
+    images, pairs, depth = Group(1, ("dr", "nr.0", "nr.1", "nc.0"), 7), Group(1, ("dc", "nc.1"), 2), ("nr.2", "nr.3")
+    plan = Layout((images, Group(), pairs, Group(1, depth, 16), Group()))
+    index = (Entry(((0, 1),)), Entry(((2, 2), (4, 1))), Entry(((1, 64), (3, 1))))
+    x = exchange(source, shape, need_of((256, 12, 98, 64, 2), index, shape, plan), mesh)
+    owned, window = (math.prod(getattr(c, k) for c in x.components) for k in ("owned", "window"))
+    buffers = (Buffer("a", "bf16", owned, 0, "owned"), Buffer("b", "bf16", window, 65536, "window"))
+    role = Role("main", (), ((Push(0, 1, 0, 3, 0), Arrive(0, 3, 0)),))
+    return Program(machine.to_dict(), mesh, buffers, (), (x,), (role,), (), (), (), layers=({"name": "l0"},))
+
+
+def test_what_jams_begins_over_some_cycles():
+    p = packed()
+    found = paced(p)
+    (push, arrive) = found.program.roles[0].threads[0]
+    assert isinstance(push, Push) and isinstance(arrive, Arrive)
+    assert (found.movements, found.changed) == (1, 1) and found.sent > 1
+    flows = pushed(p.exchanges[0], 2, np.ones(p.mesh.cores, bool), TILE)
+    bound = load(flows, Fabric.of(TILE), push.by_columns)
+    assert 0 < push.spread <= 1.5 * (bound.cycles - bound.distance)
+    before, after = (simulate(x).total["cycles"] for x in (p, found.program))
+    assert before > 5 * bound.cycles
+    assert after < 0.35 * before
+
+
+def test_what_does_not_jam_stays():
+    """A transpose within a row of cores is through as soon as the links can."""
+    source = Layout((Group(1, ("nr",), 64), Group(1, ("nc",), 64)))
+    turned = movement((256, 256), source, (COL, ROW), (256, 256), source)
+    p = program(Push(0, 1, 0, 3, 0), Arrive(0, 3, 0), exchanges=(turned,))
+    found = paced(p)
+    assert found.program == p and (found.movements, found.changed, found.sent) == (1, 0, 1)
+    assert simulate(p).total["cycles"] > 400  # else nothing would have been tried
+
+
+def test_the_machine_says_which_orders_there_are():
+    rows = dataclasses.replace(TILE, routing="rows")
+    found = paced(packed(rows))
+    assert not found.program.roles[0].threads[0][0].by_columns
+
+
+def test_parts_of_a_movement_go_alike():
+    """A sixth of the rows goes apart: it begins over fewer cycles, in the order that is best for the others."""
+    p = packed()
+    (push, arrive), x = p.roles[0].threads[0], p.exchanges[0]
+    size = x.components[x.rows[0]].owned
+    cuts = [Cut(bounds, (0, 1 << 62)) for bounds in ((0, size * 5 // 6), (size * 5 // 6, size))]
+    thread = (push, dataclasses.replace(push, exchange=1), arrive, dataclasses.replace(arrive, exchange=1))
+    found = paced(dataclasses.replace(roles(p, (thread,)), exchanges=tuple(x.part(c) for c in cuts)))
+    large, small = found.program.roles[0].threads[0][:2]
+    assert large.by_columns == small.by_columns and large.spread > 2 * small.spread > 0
+
+
+CONV = """
+<ir_version: 8, opset_import: ["" : 18]>
+f (float[1, 4, 16, 16] x, float[8, 4, 3, 3] w, float[4, 8, 3, 3] v) => (float[1, 4, 16, 16] y) {
+    a = Conv <pads = [1, 1, 1, 1]> (x, w)
+    b = Relu (a)
+    y = Conv <pads = [1, 1, 1, 1]> (b, v)
+}
+"""
+
+
+def pushes(p: Program) -> list[Push]:
+    return [c for role in p.roles for thread in role.threads for c in every(thread) if isinstance(c, Push)]
+
+
+def late_by(p: Program, spread: int) -> Program:
+    def late(c: Command) -> Command:
+        if isinstance(c, Loop):
+            return dataclasses.replace(c, body=tuple(map(late, c.body)))
+        return dataclasses.replace(c, spread=spread) if isinstance(c, Push) else c
+
+    made = (dataclasses.replace(r, threads=tuple(tuple(map(late, t)) for t in r.threads)) for r in p.roles)
+    return dataclasses.replace(p, roles=tuple(made))
+
+
+def test_a_tuned_network_says_what_it_said_before(tmp_path: Path):
+    """The whole way: option, program, file, text, values. What the cores compute does not depend on when it is sent."""
+    rng = np.random.default_rng(2)
+    shapes = {"w": (8, 4, 3, 3), "v": (4, 8, 3, 3), "x": (1, 4, 16, 16)}
+    values = {k: rng.standard_normal(n).astype(np.float32) for k, n in shapes.items()}
+    image = {"x": values.pop("x")}
+    model = onnx.parser.parse_model(CONV)
+    model.graph.initializer.extend(onnx.numpy_helper.from_array(v, k) for k, v in values.items())
+    plain, tuned = (d1c.compile(model, target="test", tune=t) for t in (False, True))
+    assert "tuned" not in plain.target.info and tuned.target.info["tuned"]["movements"] > 0
+    assert tuned.compiled is not None
+    late = dataclasses.replace(tuned.compiled, program=late_by(tuned.target, 321))
+    tile, kern = to_modules(late)
+    again = from_modules(parse(str(tile), constants=tile.constants), parse(str(kern)), late.program.weights)
+    assert len(pushes(again.program)) == len(pushes(plain.target)) > 0
+    assert {c.spread for c in pushes(again.program)} == {321}
+    save(again.program, tmp_path / "a.d1x")
+    want = d1rt.load(plain.target).run(image)
+    for got in (d1rt.load(tuned.target).run(image), d1rt.load(tmp_path / "a.d1x").run(image)):
+        assert all(np.array_equal(got[k], want[k]) for k in want)
