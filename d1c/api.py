@@ -99,8 +99,9 @@ def compile(
     target      a preset's name, a .toml file, or a Machine.
     precision   how values are stored: "bf16" or "f32"; arithmetic between them is f32 either way (docs/numerics.md).
     shapes, dims, freeze  as for `import_onnx`.
-    tune        send every movement that takes long alone through the timing engine's network, and choose by that in
-                which order its messages go and over how many cycles they begin (d1rt.pace): seconds to a minute more.
+    tune        send every movement that takes long alone through the timing engine's network, choose by that in which
+                order its messages go and over how many cycles they begin, and keep this where the whole is faster then
+                (d1rt.pace): seconds, or some minutes for large networks.
     stop_after  the last of STAGES to run. print_after: stages (or "all") after which `on_print` gets (stage, module);
                 without `on_print` the module is printed.
     progress    gets each stage's name as it starts.
@@ -174,14 +175,13 @@ class _Run:
         return Program(self.machine, self.precision, self.modules, self.compiled, tuple(self.passes))
 
     def tuned(self, compiled: TileProgram) -> TileProgram:
-        from d1rt.pace import paced
+        from d1rt.pace import tuned
 
         self.progress("tune")
         started = time.perf_counter()
-        found = paced(compiled.program)
+        program, facts = tuned(compiled.program)
         self.passes.append({"name": "tune", "seconds": time.perf_counter() - started})
-        tuned = {"movements": found.movements, "changed": found.changed}
-        return replace(compiled, program=replace(found.program, info={**found.program.info, "tuned": tuned}))
+        return replace(compiled, program=replace(program, info={**program.info, "tuned": facts}))
 
     def done(self, *names: str) -> bool:
         """Whether the last stage to run is one of these."""

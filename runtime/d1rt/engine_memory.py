@@ -42,8 +42,9 @@ class Room:
 
 class Memory:
     """Memory of a program whose `steps` run in the phases `phase` (one number a step). `rooms`: one per buffer;
-    `plain`: how it is kept, with constants in SRAM too where `copied`; `bytes`: how much is mapped. `loops`: from which
-    phase to which there is one, and the conditions read there: what it uses is used in all of its rounds."""
+    `plain`: how it is kept, an SRAM every `stride` bytes, with constants in there too where `copied`; `bytes`: how much
+    is mapped. `loops`: from which phase to which there is one, and the conditions read there: what it uses is used in
+    all of its rounds."""
 
     def __init__(
         self, program: Program, moves: list[Movement], steps: list[Step], phase: list[int], plain: bool, copied: bool,
@@ -62,12 +63,12 @@ class Memory:
                 self.rooms[buffer] = Room(array.ctypes.data, array.shape[1] * array.itemsize, index)
         self.fixed = set() if copied else {p.buffer for p in program.placements}
         if plain:
-            stride = -(-int(program.machine["sram_bytes"]) // LINE) * LINE + PAD
-            self.bytes = stride * self.mesh.cores + TAIL
+            self.stride = -(-int(program.machine["sram_bytes"]) // LINE) * LINE + PAD
+            self.bytes = self.stride * self.mesh.cores + TAIL
             self._map()
             for i, b in enumerate(program.buffers):
                 if i not in self.fixed:
-                    self.rooms[i] = Room(self._base + b.address, stride, np.arange(self.mesh.cores))
+                    self.rooms[i] = Room(self._base + b.address, self.stride, np.arange(self.mesh.cores))
         else:
             self._compact(moves, steps, phase, unaliased(steps, moves), loops)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,7 @@ from d1c.target.program import Arrive, Buffer, Command, Loop, Program, Push, Rol
 from d1c.target.program_io import save
 from d1rt.events import simulate
 from d1rt.linkload import Fabric, load, pushed
-from d1rt.pace import paced
+from d1rt.pace import Paced, paced, tuned
 from tests.runtime.slow_events import slow_cycles
 from tests.runtime.test_events import product, roles, transposed
 from tests.runtime.test_timing import COL, ROW, movement, program
@@ -70,6 +71,7 @@ def test_a_plain_simulation_agrees(spreads: tuple[int, int, int]):
     assert simulate(p).total["cycles"] == slow_cycles(p)
 
 
+@lru_cache
 def packed(machine: Machine = TILE) -> Program:
     """Keys of 256 images that lie by images, tokens and columns are packed in pairs of tokens by other images, tokens
     and columns, so that every core has something for 12 others, most of them on other dies."""
@@ -87,9 +89,13 @@ def packed(machine: Machine = TILE) -> Program:
     return Program(machine.to_dict(), mesh, buffers, (), (x,), (role,), (), (), (), layers=({"name": "l0"},))
 
 
+@lru_cache
+def sent_well() -> Paced:
+    return paced(packed())
+
+
 def test_what_jams_begins_over_some_cycles():
-    p = packed()
-    found = paced(p)
+    p, found = packed(), sent_well()
     (push, arrive) = found.program.roles[0].threads[0]
     assert isinstance(push, Push) and isinstance(arrive, Arrive)
     assert (found.movements, found.changed) == (1, 1) and found.sent > 1
@@ -99,6 +105,20 @@ def test_what_jams_begins_over_some_cycles():
     before, after = (simulate(x).total["cycles"] for x in (p, found.program))
     assert before > 5 * bound.cycles
     assert after < 0.35 * before
+
+
+def test_the_faster_program_is_kept(monkeypatch: pytest.MonkeyPatch):
+    p = packed()
+    found, facts = tuned(p)
+    assert found == sent_well().program != p and facts["changed"] == 1
+    assert facts["tuned_cycles"] == simulate(found).total["cycles"]
+    assert facts["planned_cycles"] == simulate(p).total["cycles"]
+    # Where what is best alone is not best in the whole, nothing changes.
+    worse = dataclasses.replace(sent_well(), program=late_by(p, 200_000))
+    monkeypatch.setattr("d1rt.pace.paced", lambda program: worse)
+    found, facts = tuned(p)
+    assert found == p and facts["changed"] == 0
+    assert facts["tuned_cycles"] == facts["planned_cycles"] == simulate(p).total["cycles"]
 
 
 def test_what_does_not_jam_stays():

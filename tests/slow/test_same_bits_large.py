@@ -14,6 +14,7 @@ import d1rt
 from d1c.interp import evaluate
 from d1c.target.embedding import embed
 from d1c.target.machine import PRESETS, Machine
+from d1c.target.program import Program
 from d1rt.engine_jit import Engine
 from d1rt.jit_nest import build, dot_works
 from tests.all_networks import NAMES, network
@@ -127,9 +128,22 @@ def on_the_tile(name: str) -> d1c.Program:
     return d1c.compile(model, target="d1-tile", precision="bf16", shapes={k: v.shape for k, v in inputs.items()})
 
 
+def end_of_sram(engine: Engine, program: Program) -> int:
+    """Behind the last byte of any core's SRAM that holds anything but 0 after a run. Constants are not copied there:
+    they are read where the program has them."""
+    constants = max((program.buffers[i].address + program.buffers[i].bytes for i in engine.memory.fixed), default=0)
+    every = engine.memory.view[: engine.memory.stride * program.mesh.cores].reshape(-1, engine.memory.stride)
+    for low in range(engine.memory.stride // 4096 * 4096, constants // 4096 * 4096 - 1, -4096):
+        used = np.flatnonzero(every[:, low : low + 4096].any(axis=0))
+        if len(used):
+            return max(constants, low + int(used[-1]) + 1)
+    return constants
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_how_the_engine_works_changes_no_bit(name: str) -> None:
-    """Threads, the host's dot product and calls of many cores, against every core's SRAM as it is and core by core."""
+    """Threads, the host's dot product and calls of many cores, against every core's SRAM as it is and core by core, in
+    which the last byte that is written is the last that the compiler has given away."""
     program = on_the_tile(name).target
     got = network(name, 1)
     assert got is not None
@@ -139,11 +153,17 @@ def test_how_the_engine_works_changes_no_bit(name: str) -> None:
     def bits(**options: Any) -> dict[str, bytes]:
         engine = Engine(program, **options)
         found = {k: v.tobytes() for k, v in engine.run(inputs).outputs.items()}
+        if not options.get("alias", True):
+            ends.append(end_of_sram(engine, program))
         engine.close()
         return found
 
+    ends: list[int] = []
+
     plain = bits(threads=1, use_dot=False, alias=False)
     assert [bits(threads=1), bits(threads=2), bits(threads=2, use_dot=False)] == [plain] * 3
+    given = max(b.address + b.bytes for b in program.buffers)
+    assert ends == [given] and 0 <= program.info["sram_data_bytes"] - given < 64  # whole lines
 
 
 @pytest.mark.parametrize("level", ["graph", "dist", "tile", "kern"])
