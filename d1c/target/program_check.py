@@ -350,8 +350,8 @@ class _Check:
                 self.window(self.movement(c.exchange), target)
                 if c.by_columns and self.p.machine.get("routing") == "rows":
                     self.bad("goes along columns first, the machine's routing is rows")
-                if c.spread < 0:
-                    self.bad(f"begins over {c.spread} cycles")
+                if not 0 <= c.spread < 1 << 31:
+                    self.bad(f"begins over {c.spread} cycles, not 0 to 2^31 - 1")
                 owned = math.prod(k.owned for k in self.movement(c.exchange).components)
                 if owned > source.elements:
                     self.bad(f"reads more than buffer {source.name} has", owned=owned, buffer_elements=source.elements)

@@ -197,6 +197,14 @@ BAD: dict[str, tuple[Callable[[Program], Program], str]] = {
     "push owned": (buffer(0, elements=3), "share does not fit|reads more than buffer x"),
     "push dtype": (buffer(1, dtype="f16"), "moves f32 of x to f16 of w|takes f32"),
     "push exchange": (command(0, Push(0, 1, 7, 4), 1), "exchange 7, the program has 1"),
+    "push before": (command(0, Push(0, 1, 0, 4, spread=-1), 1), "begins over -1 cycles, not 0 to"),
+    "push for ever": (command(0, Push(0, 1, 0, 4, spread=1 << 31), 1), "begins over 2147483648 cycles"),
+    "push order": (
+        lambda p: replace(
+            command(0, Push(0, 1, 0, 4, by_columns=True), 1)(p), machine={**p.machine, "routing": "rows"}
+        ),
+        "goes along columns first, the machine's routing is rows",
+    ),
     "arrive": (command(1, Arrive(0, 5)), "nobody pushes exchange 0 by semaphore 5"),
     "fill": (command(0, Fill(9, -1, 0.0)), "its target is buffer 9"),
     "free": (lambda p: buffer(1, kind="constant")(p), "frees constant w"),
