@@ -227,7 +227,7 @@ class _Translation:
                 number = self.pushed(c)
                 pause = self.pause(c) * (np.diff(self.sends[number]) > 0)
                 if pause.any():
-                    self.emit(c, None, ev.PAUSE, self.row(pause))
+                    self.emit(c, key, ev.PAUSE, self.row(pause))
                 self.emit(c, key, ev.SEND, number)
                 self.behind = len(self.commands), c.spread
             case Send():

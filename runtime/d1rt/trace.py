@@ -50,8 +50,9 @@ def trace_events(program: Program, found: Events) -> dict[str, Any]:
                 command = found.prepared.of[number]
                 layer = found.prepared.layer[number]
                 origin = getattr(command, "origin", "")
-                waits = isinstance(command, Arrive | Wait | Barrier)
-                kind = "" if isinstance(command, Call) else f"{type(command).__name__.lower()} "
+                pauses = found.prepared.code.commands[number, ev.OP] == ev.PAUSE
+                waits = pauses or isinstance(command, Arrive | Wait | Barrier)
+                kind = "" if isinstance(command, Call) else "turn " if pauses else f"{type(command).__name__.lower()} "
                 args = {"cat": "wait" if waits else "core", "layer": layer, "cycles": end - begin}
                 if isinstance(command, Call):
                     args |= {"kernel": program.kernels[command.kernel][0], "launch_cycles": extra}

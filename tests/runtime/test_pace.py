@@ -105,6 +105,10 @@ def test_what_jams_begins_over_some_cycles():
     before, after = (simulate(x).total["cycles"] for x in (p, found.program))
     assert before > 5 * bound.cycles
     assert after < 0.35 * before
+    # Who begins last has waited for its turn, in the layer that sends.
+    times = simulate(found.program)
+    assert times.total["critical_path"]["spread"] > 0.5 * after
+    assert {s.layer for s in times.path} == {0} and times.path[0].what == "spread"
 
 
 def test_the_faster_program_is_kept(monkeypatch: pytest.MonkeyPatch):
