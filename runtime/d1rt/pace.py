@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from d1c.target.dtypes import dtype
 from d1c.target.machine import Machine
 from d1c.target.movement import Exchange, turns
-from d1c.target.program import Command, Loop, Program, Push
+from d1c.target.program import Command, Loop, Program, Push, every
 from d1rt.engine_states import Movement
 from d1rt.event_program import outgoing
 from d1rt.events import Simulator
@@ -33,6 +32,8 @@ FREE, OTHER, CHANGE = 1.1, 1.4, 0.96
 look; what a change must come to at most."""
 Way = tuple[bool, float]
 """By columns; spread, as a part of the busiest link's cycles."""
+_Of = tuple[int, int, int]
+"""A push: its layer, target and exchange. Those of one layer and target are parts of one movement."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +67,17 @@ def paced(program: Program) -> Paced:
     machine = Machine.from_dict(program.machine)
     tried = _Trials(machine)
     parts: dict[tuple[int, int], dict[int, Push]] = {}
-    for push in _pushes(t for role in program.roles for t in role.threads):
-        parts.setdefault((push.layer, push.target), {})[push.exchange] = push
-    ways: dict[int, tuple[bool, int]] = {}
-    for pushes in parts.values():
+    for c in (c for role in program.roles for t in role.threads for c in every(t)):
+        if isinstance(c, Push):
+            parts.setdefault((c.layer, c.target), {})[c.exchange] = c
+    ways: dict[_Of, tuple[bool, int]] = {}
+    for movement, pushes in parts.items():
         moves = {x: _Sent.of(program, p) for x, p in pushes.items()}
         loads = {x: tried.loads(m) for x, m in moves.items()}
         largest = max(moves, key=lambda x: min(map(busiest, loads[x].values())))
         by_columns, part = tried.best(moves[largest], pushes[largest].by_columns)
         for x, found in loads.items():
-            ways[x] = by_columns, round(part * busiest(found[by_columns]))
+            ways[*movement, x] = by_columns, round(part * busiest(found[by_columns]))
     roles = tuple(
         replace(role, threads=tuple(_changed(t, ways) for t in role.threads)) for role in program.roles
     )  # fmt: skip
@@ -127,7 +129,8 @@ class _Trials:
         return self.loaded[key]
 
     def best(self, m: _Sent, planned: bool) -> Way:
-        key = self.key(m)
+        planned = planned and planned in self.orders  # past dead routers ways are what they are
+        key = self.key(m), planned
         if key not in self.known:
             self.known[key] = way = self.search(m, planned)
             self.changed += way != (planned, 0.0)
@@ -168,17 +171,11 @@ class _Trials:
         return send
 
 
-def _pushes(bodies: Any) -> Any:
-    for body in bodies:
-        for c in body:
-            yield from _pushes([c.body]) if isinstance(c, Loop) else [c] if isinstance(c, Push) else []
-
-
-def _changed(body: tuple[Command, ...], ways: dict[int, tuple[bool, int]]) -> tuple[Command, ...]:
+def _changed(body: tuple[Command, ...], ways: dict[_Of, tuple[bool, int]]) -> tuple[Command, ...]:
     out = list[Command]()
     for c in body:
         if isinstance(c, Push):
-            by_columns, spread = ways[c.exchange]
+            by_columns, spread = ways[c.layer, c.target, c.exchange]
             c = replace(c, by_columns=by_columns, spread=spread)
         elif isinstance(c, Loop):
             c = replace(c, body=_changed(c.body, ways))

@@ -141,6 +141,26 @@ def test_the_machine_says_which_orders_there_are():
     assert not found.program.roles[0].threads[0][0].by_columns
 
 
+def test_equal_movements_stay_as_each_was_planned():
+    source = Layout((Group(1, ("nr",), 64), Group(1, ("nc",), 64)))
+    turned = movement((256, 256), source, (COL, ROW), (256, 256), source)
+    rows, columns = (
+        (Push(0, 1, 0, 3, k, by_columns=k == 1), Arrive(0, 3, k)) for k in range(2)
+    )  # fmt: skip
+    p = program(*rows, *columns, exchanges=(turned,), layers=2)
+    found = paced(p)
+    assert found.program == p and found.changed == 0
+
+
+def test_round_dead_routers_there_is_one_order():
+    """A push along columns first goes there like any other."""
+    m = dataclasses.replace(TILE, dead_router_forwards=False)
+    p = packed(m)
+    push, arrive = p.roles[0].threads[0]
+    found = paced(roles(p, ((dataclasses.replace(push, by_columns=True), arrive),)))
+    assert not found.program.roles[0].threads[0][0].by_columns
+
+
 def test_parts_of_a_movement_go_alike():
     """A sixth of the rows goes apart: it begins over fewer cycles, in the order that is best for the others."""
     p = packed()
