@@ -1,9 +1,10 @@
 """The ways of messages in closed form: what each finds on the links of its tree, and when it is there (numba).
 
 A link, a port, a die edge is a fluid: each slot of SLOT cycles has that much to give, and a train that is there takes
-what is left of the slots from then on, until it has its cycles. So is the buffer behind a link: a train that comes in
-needs room there, and holds its places until its last copy goes on. Trains are looked at one after the other, with all
-of their ways, so nobody is asked what comes later, and what a train holds for longer than there was room is let pass.
+what is left of the slots from then on, until it has its cycles; but its command has a turn of every slot, and what
+others had taken of that before is missing later. So is the buffer behind a link: a train that comes in needs room
+there, and holds its places until its last copy goes on. Trains are looked at one after the other, with all of their
+ways, so nobody is asked what comes later, and what a train holds for longer than there was room is let pass.
 
 Compiled code is kept by this file: who changes event_data or event_routers touches it too.
 """
@@ -20,21 +21,26 @@ from d1rt.event_routers import ahead
 
 SLOT, SLOTS = 16, 1024
 """Cycles of a slot, and how many follow each other before their places are used again."""
-TIME, PLACES = 0, 1
-"""What there is of a slot: its time, of which a part is taken from somewhere on; packets x cycles of the buffer."""
+TIME, PLACES, LAST = 0, 1, 3
+"""What there is of a slot: its time, of which a part is taken from somewhere on; packets x cycles of the buffer, for
+either order of ways; the command whose train was there last, and what its trains have had."""
+QUEUES = 8
+"""Queues of a link: four inputs in either order of ways. A command's trains get this part of a slot whoever started
+before: they wait for the heads of the other queues, not for all that is still on its way to the link."""
 PARTS, BITS = 16, 10
-"""Of the time there stands how much is taken, and from where on, in parts of a cycle: BITS each. Above these, and above
-TAKEN bits of the places: which round of all slots it is."""
+"""Of the time there stands how much is taken, and from where on, in parts of a cycle: BITS each; of LAST the command's
+last BITS and what it had. Above these, and above TAKEN bits of the places: which round of all slots it is."""
 MASK, ROUNDS, TAKEN = (1 << BITS) - 1, 1 << 31 - 2 * BITS, 2 * BITS
 MOST = (1 << TAKEN) - 1
 
 
 class Ways(NamedTuple):
-    """`slots` [links and, behind them, die edges; SLOTS; TIME, PLACES and those for columns first]; `routers` [n, 4]
-    that a tree has still to go to: how it comes there, coordinate, cursor, the link; `heads` [n, 2]: when it is there,
-    since when it holds that link's buffer."""
+    """`slots` [links and, behind them, die edges; SLOTS; TIME, PLACES and those for columns first, LAST]; `debts`
+    [links and edges] cycles that were taken twice; `routers` [n, 4] that a tree has still to go to: how it comes there,
+    coordinate, cursor, the link; `heads` [n, 2]: when it is there, since when it holds that link's buffer."""
 
     slots: np.ndarray
+    debts: np.ndarray
     routers: np.ndarray
     heads: np.ndarray
 
@@ -42,26 +48,38 @@ class Ways(NamedTuple):
 def idle(net: Net) -> Ways:
     """Nothing is taken."""
     most = 4 * int(net.shape[0] * net.shape[1]) + 4
-    slots = np.zeros((len(net.links) // 2 + len(net.edges), SLOTS, 3), np.int32)
-    return Ways(slots, np.zeros((most, 4), np.int64), np.zeros((most, 2)))
+    slots = np.zeros((len(net.links) // 2 + len(net.edges), SLOTS, 4), np.int32)
+    return Ways(slots, np.zeros(len(slots)), np.zeros((most, 4), np.int64), np.zeros((most, 2)))
 
 
 @inline
-def _take(slots: np.ndarray, time: float, cycles: float) -> float:
-    """When a train that is there at `time` goes: as late as if it had had its cycles without a break in the end."""
-    slot = int(time) // SLOT
+def _take(slots: np.ndarray, debts: np.ndarray, place: int, of: int, time: float, cycles: float) -> float:
+    """When a train of command `of` that is at a link, port or edge at `time` goes: as late as if it had had its cycles
+    without a break in the end."""
+    slot, mine = int(time) // SLOT, of & MASK
     at, rest = time - slot * SLOT, cycles
     while True:
         i, round_ = slot % SLOTS, slot // SLOTS % ROUNDS
-        used, first, seen = 0.0, at, int(slots[i, TIME])
+        used, first, seen = 0.0, at, int(slots[place, i, TIME])
         if seen >> TAKEN == round_ and seen & MASK:
             used, first = (seen & MASK) / PARTS, min(at, (seen >> BITS & MASK) / PARTS)
+        had, seen = 0.0, int(slots[place, i, LAST])
+        if seen >> TAKEN == round_ and seen & MASK == mine:
+            had = (seen >> BITS & MASK) / PARTS
         begin = at if first == at else max(at, first + used)
-        give = min(rest, SLOT - used, SLOT - at)
+        free = min(SLOT - used, SLOT - at)
+        paid = min(free, float(debts[place]))
+        debts[place] -= paid
+        used, free = used + paid, free - paid
+        give = min(rest, max(free, min(SLOT / QUEUES - had, SLOT - at)))  # at least the turn
+        if give > free:
+            debts[place] += give - free
+            begin = at
         rest -= give
-        slots[i, TIME] = (round_ << BITS | int(first * PARTS)) << BITS | min(
+        slots[place, i, TIME] = (round_ << BITS | int(first * PARTS)) << BITS | min(
             int((used + give) * PARTS + 0.5), SLOT * PARTS
         )
+        slots[place, i, LAST] = (round_ << BITS | int((had + give) * PARTS + 0.5)) << BITS | mine
         if rest <= 0:
             return slot * SLOT + min(begin + give, SLOT) - cycles
         slot += 1
@@ -103,7 +121,7 @@ def walk(
     left its core's SRAM. Returns the last of all."""
     cols = net.shape[1]
     cells, links = net.shape[0] * cols, len(net.links) >> 1
-    slots, routers, heads, latest = ways.slots, ways.routers, ways.heads, 0.0
+    slots, debts, routers, heads, latest = ways.slots, ways.debts, ways.routers, ways.heads, 0.0
     for n in range(len(trains)):
         m, to = trains[n], slot[n]
         src, p, last = routes.message[m, 0], routes.message[m, 1], routes.message[m, 5]
@@ -113,7 +131,8 @@ def walk(
         if net.gate[src] == 0:
             behind = OUT_OF * cells + net.place[src, 0] * cols + net.place[src, 1]
             size = float(net.links[behind, SIZE])
-            time = _take(slots[behind], _room(slots[behind], places, time, min(packets, size), size), accesses)
+            time = _room(slots[behind], places, time, min(packets, size), size)
+            time = _take(slots, debts, behind, to, time, accesses)
             left[n] = time + accesses
         routers[0, 0], routers[0, 1], routers[0, 2], routers[0, 3] = SOURCE, 0, 0, behind
         heads[0, 0], heads[0, 1] = time + net.costs[2], time
@@ -125,7 +144,7 @@ def walk(
             r, c, right, left_, down, up, here = ahead(net, routes, kind, at, m, cursor)
             site, goes = r * cols + c, now
             if here >= 0:
-                time = _take(slots[INTO * cells + site], now, accesses)
+                time = _take(slots, debts, INTO * cells + site, to, now, accesses)
                 goes = max(goes, time)
                 end = time + max(accesses, passing) + net.costs[3]
                 core = routes.receiver[here, 2]
@@ -138,11 +157,12 @@ def walk(
                     continue
                 link = i * cells + site
                 size = float(net.links[link, SIZE])
-                time = _take(slots[link], _room(slots[link], places, now, min(packets, size), size), passing)
+                time = _room(slots[link], places, now, min(packets, size), size)
+                time = _take(slots, debts, link, to, time, passing)
                 goes = max(goes, time)
                 head, edge = time + net.costs[0], net.links[link, EDGE]
                 if edge >= 0:
-                    over = _take(slots[links + edge], time, share) + share
+                    over = _take(slots, debts, links + edge, to, time, share) + share
                     head += max(0.0, over - time - max(passing, accesses)) + net.costs[1]
                 routers[top, 0], routers[top, 2], routers[top, 3] = RIGHT + i, cursor, link
                 routers[top, 1] = c + 1 if i == 0 else c - 1 if i == 1 else r + 1 if i == 2 else r - 1

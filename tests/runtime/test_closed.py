@@ -12,6 +12,8 @@ from d1c.target.program import Loop, To
 from d1rt.closed_ways import SLOT, idle, walk
 from d1rt.events import simulate
 from d1rt.network import Network, routes
+from tests.runtime.flits import Message
+from tests.runtime.flits import simulate as simulate_flits
 from tests.runtime.test_events import (
     COPY,
     RIGHT,
@@ -26,7 +28,7 @@ from tests.runtime.test_events import (
     wait,
 )
 from tests.runtime.test_fetch import MACHINE, alone
-from tests.runtime.traffic import PATTERNS, SIZES, flits, machine
+from tests.runtime.traffic import PATTERNS, SIZES, TURNS, flits, machine, mesh_of
 
 
 def both(p) -> tuple[int, int]:
@@ -92,27 +94,28 @@ def test_random_programs(seed):
 # ---- messages on links as fluids, against the network of flits ------------------------------------------------------
 
 
-def last_arrival(m, messages) -> float:
-    """When the last of these messages is there, of which a core sends one after the other; all can go at cycle 0."""
+def arrivals(m, messages, commands) -> np.ndarray:
+    """[commands] when the last message of each is there; a core sends one after the other, none before its start."""
     network = Network(m)
     fabric, cols = network.fabric, m.die_cols * m.site_cols
     core = np.zeros(m.cores, np.int64)
     core[fabric.row * cols + fabric.col] = np.arange(m.cores)
     src, packets = core[[x.src for x in messages]], np.array([x.packets for x in messages])
     first = np.cumsum([0] + [len(x.dst) for x in messages])
-    made, _, _ = routes(
+    made, of, _ = routes(
         fabric, src, np.arange(len(src)), packets, packets, first, core[[d for x in messages for d in x.dst]]
     )
     begin, before = np.zeros(len(made.message)), np.zeros(m.cores)
-    for i, (sender, _, cycles, *_) in enumerate(made.message):
-        begin[i] = before[sender]
-        before[sender] += cycles
+    for i, ((sender, _, cycles, *_), number) in enumerate(zip(made.message, of, strict=True)):
+        begin[i] = max(before[sender], messages[number].start)
+        before[sender] = begin[i] + cycles
     order = np.argsort(begin, kind="stable")
-    known, when = np.zeros((1, m.cores), np.int32), np.zeros((1, m.cores))
-    slot, left = np.zeros(len(order), np.int64), np.zeros(len(order))
+    known, when = np.zeros((2, max(commands) + 1, m.cores))
+    known, left = known.astype(np.int32), np.zeros(len(order))
+    slot = np.array(commands)[of][order]
     end = walk(idle(network.net), network.net, made, order, begin[order], slot, known, when, left)
     assert known.sum() == first[-1] and end == when.max()
-    return end
+    return when.max(axis=1)
 
 
 FLUID = {"neighbour shift": 0.02, "transpose": 0.02, "row reduce": 0.02, "row multicast": 0.12, "uniform random": 0.2}
@@ -124,5 +127,16 @@ def test_patterns_against_flits(name, mesh):
     """Of the last arrival: where one link or port binds, and where buffers are full."""
     for size, count in SIZES.items():
         messages = PATTERNS[name](8, 8, count, size)
-        off = last_arrival(mesh, messages) / flits(mesh, messages).last - 1
+        off = arrivals(mesh, messages, [0] * len(messages))[0] / flits(mesh, messages).last - 1
         assert abs(off) < FLUID[name], size
+
+
+@pytest.mark.parametrize("start", [0, 50, 200])
+def test_what_comes_late_waits_for_heads_only(start):
+    """A row sends much to its last core; what the core below sends it meanwhile gets its turn."""
+    mesh = machine((8, 8))
+    messages = [*(Message(c, (7,), 64) for c in range(7)), Message(15, (7,), 4, start)]
+    *flood, late = (float(x[0]) for x in simulate_flits(mesh_of(mesh, choice=TURNS), messages).arrival)
+    all_, of_late = arrivals(mesh, messages, [0] * 7 + [1])
+    assert late < start + 20 < max(flood) / 2  # behind all that was sent before it came 461 cycles
+    assert abs(of_late - late) < 10 and abs(all_ - max(flood)) < 10
