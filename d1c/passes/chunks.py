@@ -149,7 +149,9 @@ def parts(
             part = x.part(Cut(owned_rows, window_rows))
             if all(len(k.pieces) for k in part.components):
                 found.append(Part(part, after if len(made) > 1 else last, turn))
-    return found
+    if len(found) > 1:
+        return found
+    return [replace(p, exchange=x) for p in found] or whole  # the whole says what is padding
 
 
 def split(

@@ -195,6 +195,20 @@ def test_movements_hide_where_that_pays() -> None:
     assert cycles[2] < cycles[1] and cycles[None] <= cycles[2]
 
 
+@pytest.mark.parametrize("seed", [4, 7, 15, 19])
+def test_padding_is_written_where_one_part_of_a_movement_is_left(seed: int) -> None:
+    """A reader of a half of the rows gets all that it reads from one part of the call that makes them."""
+    f = Net(3)
+    a = f("MatMul", "x", f.random(8, 8))
+    halves = [f("Slice", a, f.ints(k), f.ints(k + 1), f.ints(0)) for k in range(2)]
+    proto, _ = f.model({"x": f.data(2, 4, 8)}, f("Concat", *halves, axis=2))
+    module = run_pipeline(import_onnx(proto), GRAPH, options={"policy": "f32"}).module
+    inputs = {"x": f.data(2, 4, 8)}
+    program = lower_tile.run(distribute.run(module, TEST, seed=seed), TEST, 2).program
+    assert in_parts(program)
+    same(engine_numpy.Engine(program).run(inputs).outputs, evaluate(module, inputs))
+
+
 def test_layers_stay_whole_where_parts_do_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts take tables, lists and semaphores: where there is no room for them they are given up."""
     monkeypatch.setattr(lower_tile, "pays", lambda *_: True)
