@@ -223,6 +223,7 @@ class _Run:
     def lower(self, module: Module) -> None:
         """Distribute and lower: with fewer and fewer constants resident and smaller windows until the program fits.
         Constants are streamed where the SRAM of all cores together does not hold them, or nothing else fits."""
+        from d1c.analysis.branches import has_branches
         from d1c.analysis.die_order import with_order
         from d1c.analysis.layers import layers_of
         from d1c.analysis.planner import Planner
@@ -237,17 +238,19 @@ class _Run:
             self.machine = with_order(self.machine, layers_of(module).layers)
         ways = [(*a, False) for a in ATTEMPTS if part <= 1]
         ways += [(*a, True) for a in STREAM_SHARES if can_stream and part >= STREAM_FROM]
-        ways = ways if module.level == "graph" else ways[-1:]
+        # All branches side by side hold more at once than one after the other.
+        tries = [(*w, b) for w in ways for b in ((True, False) if has_branches(module) else (False,))]
+        tries = tries if module.level == "graph" else tries[-1:]
         refused: DoesNotFit | None = None
-        for resident, window, stream in ways:
+        for resident, window, stream, branches in tries:
             try:
                 done = self.passes_over(
                     module, names, machine=self.machine, resident=resident, window=window, stream=stream,
-                    planners=planners,
+                    branches=branches, planners=planners,
                 )  # fmt: skip
             except DoesNotFit as error:
                 refused = error if refused is None or not stream else refused
-                if (resident, window, stream) == ways[-1]:
+                if (resident, window, stream, branches) == tries[-1]:
                     raise refused from None
             else:
                 self.modules[done.module.level] = done.module

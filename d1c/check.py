@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -347,8 +347,7 @@ def _accumulated(
     }
     last = {origin: name for name, origin in ends.items()}
     out: dict[str, tuple[str, Difference] | str] = {}
-    for number, layer in enumerate(program.layers):
-        name, origin = str(layer["name"]), str(layer.get("origin", ""))
+    for number, part, name, origin in _results(program):
         tensor = names.by_name(name)
         end = ends.get(name, "")
         if tensor is None and re.fullmatch(r"t\d+(_\d+)?", name) and last.get(end) == name:
@@ -357,6 +356,7 @@ def _accumulated(
             out[name] = "no tensor of the model"
             continue
         value = loaded.layer_value(loaded.kept, number)
+        value = value if part is None else value[part]
         if tensor in cut:
             if results[tensor].shape != tensors[tensor].shape:
                 out[tensor] = (origin, Difference(math.inf, math.nan, False))
@@ -371,6 +371,14 @@ def _accumulated(
             f"times {difference.factor:.4g}: a factor moved elsewhere" if difference.scaled else (origin, difference)
         )
     return out
+
+
+def _results(program: Program) -> Iterator[tuple[int, int | None, str, str]]:
+    """Number, branch (None: it has one only), name and origin of every layer's results."""
+    for number, layer in enumerate(program.layers):
+        origin, branches = str(layer.get("origin", "")), layer.get("branches", ())
+        for part, name in enumerate(branches or [str(layer["name"])]):
+            yield number, part if branches else None, str(name), origin
 
 
 def _real(value: np.ndarray, reference: np.ndarray, dims: Sequence[int]) -> np.ndarray:

@@ -32,7 +32,8 @@ def _whole(held: Mapping[int, np.ndarray], t: TensorType, mesh: Mesh) -> np.ndar
 
 
 def evaluate_dist(module: Module, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Every value of `main` as a whole array, by value name, and the results under their output names."""
+    """Every value of `main` as a whole array, by value name, and the results under their output names; of branches side
+    by side the results that they have alone, too."""
     mesh = Mesh(tuple((str(n), int(s)) for n, s in module.attrs["mesh"]))
     held: dict[Value, Held] = {}
     main = module.function().block
@@ -45,6 +46,8 @@ def evaluate_dist(module: Module, inputs: Mapping[str, np.ndarray]) -> dict[str,
         if op.name == "dist.compute":
             assert isinstance(op.result.type, TensorType)
             out[op.result.name] = _whole(held[op.result], op.result.type, mesh)
+    for name, members in module.attrs.get("branches", ()):
+        out.update(zip(members, out.get(name, ()), strict=False))  # none of a loop's body
     for name, v, share in zip(module.attrs["outputs"], main.ops[-1].operands, outputs, strict=True):
         assert isinstance(v.type, TensorType)
         value = _whole(share, v.type, mesh)

@@ -62,7 +62,10 @@ PASSES: dict[str, Pass] = {
         Pass("fuse", "graph", "graph"),
         Pass("precision", "graph", "graph", ("policy",)),
         Pass("pack-operands", "graph", "graph"),
-        Pass("distribute", "graph", "dist", ("machine", "seed", "resident", "window", "stream", "planners")),
+        Pass(
+            "distribute", "graph", "dist",
+            ("machine", "seed", "resident", "window", "stream", "branches", "planners"),
+        ),
         Pass("lower-tile", "dist", "tile", ("machine",)),
     )
 }

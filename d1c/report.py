@@ -6,7 +6,7 @@ counts two), `*_us` microseconds. docs/cli.md lists the keys.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -48,6 +48,7 @@ def summarize(program: Program, times: Times, passes: Sequence[Mapping[str, Any]
                 "plan": t["plan"],
                 "shape": [] if barrier else list(told.get("shape", ())),
                 "dtype": "" if barrier else told.get("dtype", ""),
+                "branches": 1 if barrier else max(1, len(told.get("branches", ()))),
                 "nodes_used": t["cores_used"],
                 "sram_peak_bytes": sram.get(t["layer"], 0),
                 "flops": t["flops"],
@@ -228,6 +229,10 @@ def totals(summary: Mapping[str, Any]) -> list[str]:
         f"folded at compile time: {folded['nodes']} {'node' if folded['nodes'] == 1 else 'nodes'}, "
         f"{folded['bytes']:,} B",
     ]
+    beside = Counter(x["branches"] for x in s["layers"] if x.get("branches", 1) > 1)
+    if beside:
+        each = ", ".join(f"{n} of {k} branches" for k, n in sorted(beside.items()))
+        lines.append(f"layers side by side: {each}")
     if s.get("wanted_grid"):
         (rows, cols), (wanted_rows, wanted_cols) = s["grid"], s["wanted_grid"]
         lines.append(

@@ -79,6 +79,8 @@ class Layers:
         return tuple(s for s in self.steps if isinstance(s, Layer))
 
 
+BRANCH = "branch"
+"""The first dim of layers of several branches (d1c.analysis.branches)."""
 Operand = tuple[Value, Map, Outside]
 """A graph value, the map through which a nest reads it, and what the nest sees outside it."""
 

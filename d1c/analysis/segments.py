@@ -7,12 +7,12 @@ while the segment before computes; one more layer joins the segments. No bit dep
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from d1c.analysis.layers import Layer, Layers, Stored, identity
 from d1c.ir.core import Block, Op, Value
-from d1c.ir.structured import Entry, Map, Structured
+from d1c.ir.structured import Dim, Entry, Map, Structured
 from d1c.ir.types import TensorType
 
 
@@ -59,17 +59,23 @@ def _cut(layer: Layer, width: int, names: set[str]) -> Iterator[Layer]:
         extent = min(width, nest.dims[last].extent - start)
         dims = tuple(replace(d, extent=extent) if i == last else d for i, d in enumerate(nest.dims))
         cut = replace(nest, dims=dims, maps=tuple(_moved(m, last, start) for m in nest.maps))
-        parts.append(replace(layer.result, name=_name(f"{layer.result.name}.{len(parts)}", names), shape=cut.out_shape))
+        name = unused(f"{layer.result.name}.{len(parts)}", names)
+        parts.append(replace(layer.result, name=name, shape=cut.out_shape))
         yield replace(
-            layer, result=parts[-1], nest=cut, term=_copied(layer.term), epilogue=_copied(layer.epilogue)
+            layer, result=parts[-1], nest=cut, term=copied(layer.term), epilogue=copied(layer.epilogue)
         )  # fmt: skip
     whole = identity(nest.out_shape)
     maps = tuple((*whole[:last], Entry(((last, 1),), -start)) for start in starts)
-    joined = Structured(nest.dims[: nest.parallel], "map", maps, (0.0,) * len(parts), 0)
-    args = tuple(Value(TensorType((), layer.result.dtype), p.name) for p in parts)
-    merge = Op("dist.merge", args, results=(Value(TensorType((), layer.result.dtype)),), origin=layer.origin)
-    body = Block(args, (merge, Op("dist.yield", merge.results)))
-    yield Layer(layer.result, joined, tuple(parts), Block(), body, layer.origin)
+    yield joined(layer.result, parts, maps, layer.origin)
+
+
+def joined(result: Stored, parts: Sequence[Stored], maps: Sequence[Map], origin: str) -> Layer:
+    """A layer that copies parts to where they belong in `result`: each element is inside one of them, by its map."""
+    dims = tuple(Dim(f"d{i}", n) for i, n in enumerate(result.shape))
+    nest = Structured(dims, "map", tuple(maps), (0.0,) * len(parts), 0)
+    args = tuple(Value(TensorType((), result.dtype), p.name) for p in parts)
+    merge = Op("dist.merge", args, results=(Value(TensorType((), result.dtype)),), origin=origin)
+    return Layer(result, nest, tuple(parts), Block(), Block(args, (merge, Op("dist.yield", merge.results))), origin)
 
 
 def _moved(index: Map, dim: int, start: int) -> Map:
@@ -77,7 +83,7 @@ def _moved(index: Map, dim: int, start: int) -> Map:
     return tuple(replace(e, offset=e.offset + start * sum(c for d, c in e.terms if d == dim)) for e in index)
 
 
-def _copied(block: Block) -> Block:
+def copied(block: Block) -> Block:
     """The same ops on values of their own."""
     new = {v: Value(v.type, v.name) for v in (*block.args, *(r for o in block.ops for r in o.results))}
     ops = tuple(
@@ -87,7 +93,8 @@ def _copied(block: Block) -> Block:
     return Block(tuple(new[v] for v in block.args), ops)
 
 
-def _name(wish: str, names: set[str]) -> str:
+def unused(wish: str, names: set[str]) -> str:
+    """`wish`, with a number where that name is taken; it is from then on."""
     name, k = wish, 1
     while name in names:
         name, k = f"{wish}.{k}", k + 1

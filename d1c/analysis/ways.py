@@ -14,7 +14,7 @@ from functools import cache
 
 import numpy as np
 
-from d1c.analysis.layers import Layer
+from d1c.analysis.layers import BRANCH, Layer
 from d1c.analysis.plans import dim_ranges, distinct
 from d1c.analysis.price import Places
 from d1c.ir.structured import Structured
@@ -43,7 +43,8 @@ class Ways:
 
 
 def families(layer: Layer, most: int = 3) -> Iterator[tuple[tuple[int, int], ...]]:
-    """Ranges of parallel dims that may be cut: rows (flat, in pairs of the largest, or partly flat), then columns."""
+    """Ranges of parallel dims that may be cut: rows (flat, in pairs of the largest, or partly flat), then columns. Of
+    branches all three, so that one can lie in its region as it would lie on a machine of its own."""
     nest = layer.nest
     single = dim_ranges(nest, layer, False, most)
     assert single is not None
@@ -53,6 +54,8 @@ def families(layer: Layer, most: int = 3) -> Iterator[tuple[tuple[int, int], ...
         yield tuple(flat)
         if len(rows) == 3 and rows[0][1] == rows[1][0] and rows[1][1] == rows[2][0]:
             yield ((rows[0][0], rows[1][1]), rows[2], last)
+    if len(rows) == 3 and nest.dims[rows[0][0]].name == BRANCH:
+        yield (*rows, last)
     if len(rows) == 3 and (nest.dims[last[0]].extent < NARROW or nest.kind == "attention"):
         yield tuple(rows)
     if len(rows) <= 2:
@@ -112,6 +115,8 @@ def ways_of(layer: Layer, ranges: tuple[tuple[int, int], ...], where: Places, lo
     idle = loose or nest.kind == "attention"  # heads are few, and a second one on a core costs as much as the first
     spare = cut and nest.kind not in ("mac", "attention")  # slices come in powers of two, and those of vector work few
     most = np.where(idle | (spare & (np.arange(len(size)) == targets)), 2 * size, size)
+    if nest.dims and nest.dims[0].name == BRANCH and ranges[0] == (0, 1):  # a line of dies may be for few of them
+        most[0] = max(2 * size[0], *(n for a, n in mesh.axes if a in ("dr", "dc")), 0)
     table, rows, parts, kind = _kinds(mesh.axes, most, targets)
 
     blocks = -(-size // parts)

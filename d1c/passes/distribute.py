@@ -30,6 +30,9 @@ After:
 
 The 8 cores of the first die take 8 rows each, which they own; they all receive `w` from the core that has it. On both
 dies of the machine `test` the work would take half as long, but the way to the second die costs more than that.
+
+Branches of the graph that are alike become one layer per step, with a dim `branch` that a plan may cut, so that each
+runs in a region of its own (d1c.analysis.branches), where that costs less than one branch after the other.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from d1c.analysis import attention
+from d1c.analysis.branches import Beside, beside
 from d1c.analysis.exchange import exchange_of, in_place
 from d1c.analysis.homes import homes
 from d1c.analysis.layers import Again, Layer, Layers, Stored, identity, layers_of
@@ -49,6 +53,7 @@ from d1c.analysis.plans import Plan, operand_need, spread, stages
 from d1c.analysis.price import places
 from d1c.analysis.random_plans import random_plan
 from d1c.analysis.segments import segmented
+from d1c.errors import DoesNotFit
 from d1c.ir.core import Block, Function, Module, Op, Value
 from d1c.ir.layout import Need
 from d1c.ir.structured import Dim, Structured
@@ -81,44 +86,65 @@ ATTEMPTS = (*((r, WINDOW_SHARES[0]) for r in RESIDENT_SHARES), *((0.0, w) for w 
 
 def run(
     module: Module, machine: Machine, seed: int | None = None, resident: float = RESIDENT_SHARES[0],
-    window: float = WINDOW_SHARES[0], stream: bool = False, planners: dict[tuple[float, bool], Planner] | None = None,
+    window: float = WINDOW_SHARES[0], stream: bool = False, branches: bool = True,
+    planners: dict[tuple[float, bool], Planner] | None = None,
 ) -> Module:  # fmt: skip
     """The distributed module. `seed`: random plans instead of priced ones (tests). `resident`, `window`: see
     RESIDENT_SHARES and WINDOW_SHARES. `stream`: constants that are not resident are read from the interface processors'
-    memories for their use, instead of being gathered from other cores. `planners`: what is known from earlier runs for
-    the same machine, by (window, stream).
+    memories for their use, instead of being gathered from other cores. `branches`: branches that are alike run side by
+    side (d1c.analysis.branches) where that is the cheaper plan, or where plans are random. `planners`: what is known
+    from earlier runs for the same machine, by (window, stream).
 
-    The attribute `scalars` names the outputs of shape (), which are stored as [1]. Results whose names the attribute
-    `outputs` does not give (hand-written modules) go by the names of their values. Raises TypeMismatch for an empty
-    tensor, DoesNotFit where no plan of a layer fits SRAM."""
+    The attribute `scalars` names the outputs of shape (), which are stored as [1], `branches` per result of branches
+    side by side the results that they have alone. Results whose names the attribute `outputs` does not give
+    (hand-written modules) go by the names of their values. Raises TypeMismatch for an empty tensor, DoesNotFit where no
+    plan of a layer fits SRAM."""
     if "outputs" not in module.attrs:
         names = tuple(v.name for v in module.function().block.ops[-1].operands)
         module = replace(module, attrs={**module.attrs, "outputs": names})
     results = zip(module.attrs["outputs"], module.function().block.ops[-1].operands, strict=True)
     if scalars := tuple(n for n, v in results if _tensor(v).shape == ()):
         module = replace(module, attrs={**module.attrs, "scalars": scalars})
-    mesh = Mesh(machine.axes)
-    layers = {f.name: layers_of(module, f.name) for f in module.functions}
-    if stream:
-        most = SEGMENT * window * machine.data_bytes * mesh.cores
-        layers = {k: segmented(x, most, machine.mma_n * mesh.cores) for k, x in layers.items()}
-    rng = None if seed is None else np.random.default_rng(seed)
     known = {} if planners is None else planners
     planner = known.setdefault((window, stream), Planner(places(machine), window * machine.data_bytes, stream))
-    whole = _Whole(layers, mesh, planner, rng, resident * machine.data_bytes, stream)
+    apart = Beside({f.name: layers_of(module, f.name) for f in module.functions}, module.constants)
+    joined = beside(apart) if branches else None
+    found: list[tuple[float, Module]] = []
+    refused: DoesNotFit | None = None
+    for made in (apart,) if joined is None else (joined,) if seed is not None else (apart, joined):
+        try:
+            found.append(_distributed(module, made, machine, planner, seed, resident))
+        except DoesNotFit as error:
+            refused = refused or error
+    if refused is not None and not found:
+        raise refused
+    return min(found, key=lambda x: x[0])[1]
+
+
+def _distributed(
+    module: Module, of: Beside, machine: Machine, planner: Planner, seed: int | None, resident: float
+) -> tuple[float, Module]:
+    """The price of the plans (0: none), and the distributed module."""
+    mesh, layers = Mesh(machine.axes), of.layers
+    if planner.stream:
+        most = SEGMENT * planner.room * mesh.cores
+        layers = {k: segmented(x, most, machine.mma_n * mesh.cores) for k, x in layers.items()}
+    rng = None if seed is None else np.random.default_rng(seed)
+    whole = _Whole(layers, mesh, planner, rng, resident * machine.data_bytes, planner.stream)
     _Distributor(whole, layers["main"]).run("main")
     functions = tuple(whole.functions[f.name] for f in module.functions)
     used = {op.attrs.name for f in functions for op in f.block.ops if op.name == "dist.const"}
-    return Module(
-        "dist", functions, {k: v for k, v in module.constants.items() if k in used},
-        {**module.attrs, "target": machine.name, "mesh": tuple(mesh.axes)},
-    )  # fmt: skip
+    attrs = {**module.attrs, "target": machine.name, "mesh": tuple(mesh.axes)}
+    if of.branches:
+        attrs["branches"] = tuple(of.branches.items())
+    constants = {k: v for k, v in of.constants.items() if k in used}
+    return whole.price, Module("dist", functions, constants, attrs)
 
 
 @dataclass
 class _Whole:
     """What the functions of a module share: the layers of all, who plans them (`rng`: plans are drawn), how many bytes
-    of constants are resident and may be, and whether the others are streamed."""
+    of constants are resident and may be, whether the others are streamed, and the price of all plans."""
 
     layers: Mapping[str, Layers]
     mesh: Mesh
@@ -127,6 +153,7 @@ class _Whole:
     budget: float
     stream: bool = False
     resident: float = 0.0
+    price: float = 0.0
     functions: dict[str, Function] = field(default_factory=dict)
 
 
@@ -182,6 +209,7 @@ class _Distributor:
             return [random_plan(x, whole.rng, self.mesh) for x in layers], {}
         chosen = whole.planner.plan(layers, lies, free, whole.budget - whole.resident)
         self.away |= chosen.gathered
+        whole.price += chosen.cycles
         return [Plan(c.plan, c.combine) for c in chosen.plans], chosen.inputs
 
     def loop(self, step: Again) -> None:

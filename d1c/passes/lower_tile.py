@@ -95,6 +95,7 @@ class _Lowering:
         self.moves: list[Movement] = []
         self.exchanges: list[Exchange] = []
         self.layers: list[dict[str, Any]] = []
+        self.branches = dict(module.attrs.get("branches", ()))
         self.part = ""  # the layer to which the last compute belongs
         self.conditions: dict[Op, int] = {}
         self.streamed: dict[Op, tuple[str, CoreInt]] = {}
@@ -279,10 +280,11 @@ class _Lowering:
         a, t = op.attrs, op.result.type
         assert isinstance(t, TensorType) and t.layout is not None
         work = math.prod(d.extent for d in a.nest.dims)
+        beside = self.branches.get(op.result.name)
         return {
             "name": op.result.name, "origin": op.origin, "kind": a.nest.kind, "nest": str(a.nest), "plan": str(a.plan),
             "buffer": self.of[op.result], "shape": list(t.shape), "dtype": t.dtype.name, "layout": str(t.layout),
-            "flops": work * FLOPS.get(a.nest.kind, 1),
+            "flops": work * FLOPS.get(a.nest.kind, 1), **({"branches": list(beside)} if beside else {}),
         }  # fmt: skip
 
     def constant(self, op: Op) -> None:

@@ -33,6 +33,10 @@ def _shape(v: object) -> bool:
     return isinstance(v, Sequence) and not isinstance(v, str) and all(map(_count, v))
 
 
+def _texts(v: object) -> bool:
+    return isinstance(v, Sequence) and not isinstance(v, str) and all(map(_text, v))
+
+
 def _bounds(v: object) -> bool:
     return isinstance(v, Mapping) and all((_text if k == "binds" else _amount)(x) for k, x in v.items())
 
@@ -64,7 +68,7 @@ INFO: Mapping[str, Callable[[object], bool]] = {
 }  # fmt: skip
 LAYER: Mapping[str, Callable[[object], bool]] = {
     **dict.fromkeys(("name", "origin", "kind", "plan", "layout", "nest", "dtype"), _text),
-    "flops": _amount, "shape": _shape, "buffer": _count,
+    "flops": _amount, "shape": _shape, "buffer": _count, "branches": _texts,
 }  # fmt: skip
 
 
