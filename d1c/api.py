@@ -10,6 +10,7 @@ outputs = program.run({"image": images})
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from d1c.target.machine import Machine, machine
 if TYPE_CHECKING:
     import onnx
 
+    from d1c.analysis.planner import Planner
     from d1c.emit.tile_program import TileProgram
     from d1rt.loader import Loaded
 
@@ -34,6 +36,8 @@ __all__ = ["STAGES", "Program", "compile", "import_onnx", "lower"]
 STAGES = ("import", *PIPELINE)
 """What `compile` does, in order: names for `stop_after` and `print_after`."""
 PRECISIONS = ("bf16", "f32")
+IDLE_LESS = 0.2
+"""Part of the price of idle cores that counts in the plans that `tune` tries beside the others."""
 
 Model = "str | Path | bytes | onnx.ModelProto | Module"
 OnPrint = Callable[[str, Module], None]
@@ -99,9 +103,10 @@ def compile(
     target      a preset's name, a .toml file, or a Machine.
     precision   how values are stored: "bf16" or "f32"; arithmetic between them is f32 either way (docs/numerics.md).
     shapes, dims, freeze  as for `import_onnx`.
-    tune        send every movement that takes long alone through the timing engine's network, choose by that in which
-                order its messages go and over how many cycles they begin, and keep this where the whole is faster then
-                (d1rt.pace): seconds, or some minutes for large networks.
+    tune        try plans for which idle cores count less, and keep what is faster by events; send every movement of it
+                that takes long alone through the timing engine's network, choose by that in which order its messages go
+                and over how many cycles they begin, and keep this where the whole is faster then (d1rt.pace): seconds,
+                or some minutes for large networks.
     stop_after  the last of STAGES to run. print_after: stages (or "all") after which `on_print` gets (stage, module);
                 without `on_print` the module is printed.
     progress    gets each stage's name as it starts.
@@ -170,18 +175,7 @@ class _Run:
         self.precision = str(module.attrs.get("precision", self.precision))
         if not self.done("import", *GRAPH_PASSES) and not (module.level == "dist" and self.done("distribute")):
             self.lower(module)
-        if self.tune and self.compiled is not None:
-            self.compiled = self.tuned(self.compiled)
         return Program(self.machine, self.precision, self.modules, self.compiled, tuple(self.passes))
-
-    def tuned(self, compiled: TileProgram) -> TileProgram:
-        from d1rt.pace import tuned
-
-        self.progress("tune")
-        started = time.perf_counter()
-        program, facts = tuned(compiled.program)
-        self.passes.append({"name": "tune", "seconds": time.perf_counter() - started})
-        return replace(compiled, program=replace(program, info={**program.info, "tuned": facts}))
 
     def done(self, *names: str) -> bool:
         """Whether the last stage to run is one of these."""
@@ -226,13 +220,10 @@ class _Run:
         from d1c.analysis.branches import has_branches
         from d1c.analysis.die_order import with_order
         from d1c.analysis.layers import layers_of
-        from d1c.analysis.planner import Planner
         from d1c.passes.distribute import ATTEMPTS, STREAM_FROM, STREAM_SHARES
 
-        planners: dict[tuple[float, bool], Planner] = {}
         can_stream = self.machine.dip_count > 0 and self.machine.threads > 3
         part = self.whole_constants(module, can_stream)
-        names = [n for n in LOWERINGS if module.level == "graph" or PASSES[n].level_in != "graph"]
         if module.level == "graph":
             module = self.bounded(module)
             self.machine = with_order(self.machine, layers_of(module).layers)
@@ -241,21 +232,52 @@ class _Run:
         # All branches side by side hold more at once than one after the other.
         tries = [(*w, b) for w in ways for b in ((True, False) if has_branches(module) else (False,))]
         tries = tries if module.level == "graph" else tries[-1:]
+        done = self.first_that_fits(module, tries, self.passes_over)
+        if self.tune and done.program is not None:
+            done = self.tuned(module, tries, done)
+        self.modules[done.module.level] = done.module
+        self.compiled = done.program
+
+    def first_that_fits(
+        self, module: Module, tries: Sequence[tuple[float, float, bool, bool]], lower: Callable[..., Lowered],
+        idle: float = 1.0,
+    ) -> Lowered:  # fmt: skip
+        """The module lowered in the first of these ways that fits. Raises what the first refused that does not
+        stream."""
+        names = [n for n in LOWERINGS if module.level == "graph" or PASSES[n].level_in != "graph"]
+        planners: dict[tuple[float, bool], Planner] = {}
         refused: DoesNotFit | None = None
         for resident, window, stream, branches in tries:
             try:
-                done = self.passes_over(
+                return lower(
                     module, names, machine=self.machine, resident=resident, window=window, stream=stream,
-                    branches=branches, planners=planners,
+                    branches=branches, idle=idle, planners=planners,
                 )  # fmt: skip
             except DoesNotFit as error:
                 refused = error if refused is None or not stream else refused
-                if (resident, window, stream, branches) == tries[-1]:
-                    raise refused from None
-            else:
-                self.modules[done.module.level] = done.module
-                self.compiled = done.program
-                return
+        assert refused is not None
+        raise refused from None
+
+    def tuned(self, module: Module, tries: Sequence[tuple[float, float, bool, bool]], planned: Lowered) -> Lowered:
+        """The fastest by events: as planned, or with plans for which idle cores count less; then with its movements
+        sent as is best."""
+        from d1rt.pace import tuned
+
+        self.progress("tune")
+        started = time.perf_counter()
+        found = [planned]
+        if module.level == "graph":
+            with contextlib.suppress(DoesNotFit):
+
+                def quietly(module: Module, names: Sequence[str], **options: Any) -> Lowered:
+                    return run_pipeline(module, names, options=options)
+
+                found.append(self.first_that_fits(module, tries, quietly, IDLE_LESS))
+        compiled = [x.program for x in found if x.program is not None]
+        which, program, facts = tuned([x.program for x in compiled])
+        self.passes.append({"name": "tune", "seconds": time.perf_counter() - started})
+        program = replace(program, info={**program.info, "tuned": facts})
+        return replace(found[which], program=replace(compiled[which], program=program))
 
     def bounded(self, module: Module) -> Module:
         """The graph module with its lower bounds on the machine as the attribute `bounds`: (name, value) pairs."""

@@ -64,7 +64,7 @@ PASSES: dict[str, Pass] = {
         Pass("pack-operands", "graph", "graph"),
         Pass(
             "distribute", "graph", "dist",
-            ("machine", "seed", "resident", "window", "stream", "branches", "planners"),
+            ("machine", "seed", "resident", "window", "stream", "branches", "idle", "planners"),
         ),
         Pass("lower-tile", "dist", "tile", ("machine",)),
     )

@@ -77,6 +77,7 @@ def summarize(program: Program, times: Times, passes: Sequence[Mapping[str, Any]
         "batch": total["batch"],
         "nodes_used": total["cores_used"],
         "nodes": machine.cores,
+        "tuned": dict(info.get("tuned", {})),
         "host_ops": [],
         "folded": {
             "nodes": int(info.get("folded", 0)) + int(info.get("folded_ops", 0)),
@@ -229,6 +230,12 @@ def totals(summary: Mapping[str, Any]) -> list[str]:
         f"folded at compile time: {folded['nodes']} {'node' if folded['nodes'] == 1 else 'nodes'}, "
         f"{folded['bytes']:,} B",
     ]
+    if t := s.get("tuned"):
+        plans = "other" if t["plans"] else "the same"
+        lines.append(
+            f"tuned: {t['tuned_cycles']:,} cycles by events, {t['planned_cycles']:,} as planned; "
+            f"{plans} plans, {t['changed']} of {t['movements']} movements sent otherwise"
+        )
     beside = Counter(x["branches"] for x in s["layers"] if x.get("branches", 1) > 1)
     if beside:
         each = ", ".join(f"{n} of {k} branches" for k, n in sorted(beside.items()))

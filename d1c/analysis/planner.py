@@ -84,10 +84,11 @@ class _Variable:
 
 class Planner:
     """Prices are remembered: layers of equal shapes ask the same. `room`: bytes of SRAM that the windows and the result
-    of a layer may take. `stream`: constants that do not stay come from the interface processors' memories."""
+    of a layer may take. `stream`: constants that do not stay come from the interface processors' memories. `idle`: part
+    of the price of idle cores that counts."""
 
-    def __init__(self, where: Places, room: float, stream: bool = False) -> None:
-        self.where, self.room, self.stream = where, room, stream
+    def __init__(self, where: Places, room: float, stream: bool = False, idle: float = 1.0) -> None:
+        self.where, self.room, self.stream, self.idle = where, room, stream, idle
         self.pools: dict[Like, Pool] = {}
         self.picked: dict[tuple[Like, float], list[Candidate]] = {}
         self.settled: dict[int, float] = {}
@@ -263,7 +264,7 @@ class _Graph:
         own = c.cycles + c.bytes * self.planner.byte_cycles
         if layer is None:
             return own
-        own += float(idle_price(c.cycles, used_cores(layer, c.plan), self.planner.where))
+        own += self.planner.idle * float(idle_price(c.cycles, used_cores(layer, c.plan), self.planner.where))
         if not self.planner.stream:
             return own
         come = sum(self.planner.stream_cycles(o, need) for o, need in _large(layer, c))  # while the one before computes

@@ -103,7 +103,7 @@ def compile_command(
         bool, typer.Option("--profile", help="Print how long every pass took, and which steps of it.")
     ] = False,
     tune: Annotated[
-        bool, typer.Option("--tune", help="Send long movements as is best by events; takes minutes for large ones.")
+        bool, typer.Option("--tune", help="Choose plans and ways by events; takes minutes for large models.")
     ] = False,
     no_remedies: Annotated[
         bool, typer.Option("--no-remedies", help="Where the model does not fit, do not try what would.")

@@ -86,14 +86,14 @@ ATTEMPTS = (*((r, WINDOW_SHARES[0]) for r in RESIDENT_SHARES), *((0.0, w) for w 
 
 def run(
     module: Module, machine: Machine, seed: int | None = None, resident: float = RESIDENT_SHARES[0],
-    window: float = WINDOW_SHARES[0], stream: bool = False, branches: bool = True,
+    window: float = WINDOW_SHARES[0], stream: bool = False, branches: bool = True, idle: float = 1.0,
     planners: dict[tuple[float, bool], Planner] | None = None,
 ) -> Module:  # fmt: skip
     """The distributed module. `seed`: random plans instead of priced ones (tests). `resident`, `window`: see
     RESIDENT_SHARES and WINDOW_SHARES. `stream`: constants that are not resident are read from the interface processors'
     memories for their use, instead of being gathered from other cores. `branches`: branches that are alike run side by
-    side (d1c.analysis.branches) where that is the cheaper plan, or where plans are random. `planners`: what is known
-    from earlier runs for the same machine, by (window, stream).
+    side (d1c.analysis.branches) where that is the cheaper plan, or where plans are random. `idle`: part of the price of
+    idle cores that counts. `planners`: what is known from earlier runs for the same machine, by (window, stream).
 
     The attribute `scalars` names the outputs of shape (), which are stored as [1], `branches` per result of branches
     side by side the results that they have alone. Results whose names the attribute `outputs` does not give
@@ -106,7 +106,7 @@ def run(
     if scalars := tuple(n for n, v in results if _tensor(v).shape == ()):
         module = replace(module, attrs={**module.attrs, "scalars": scalars})
     known = {} if planners is None else planners
-    planner = known.setdefault((window, stream), Planner(places(machine), window * machine.data_bytes, stream))
+    planner = known.setdefault((window, stream), Planner(places(machine), window * machine.data_bytes, stream, idle))
     apart = Beside({f.name: layers_of(module, f.name) for f in module.functions}, module.constants)
     joined = beside(apart) if branches else None
     found: list[tuple[float, Module]] = []

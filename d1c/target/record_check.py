@@ -41,6 +41,11 @@ def _bounds(v: object) -> bool:
     return isinstance(v, Mapping) and all((_text if k == "binds" else _amount)(x) for k, x in v.items())
 
 
+def _tuned(v: object) -> bool:
+    known = {"plans", "movements", "changed", "planned_cycles", "tuned_cycles"}
+    return isinstance(v, Mapping) and known == set(v) and all(map(_count, v.values()))
+
+
 def _lists(v: object) -> bool:
     return _rows(v, lambda r: len(r) == 2 and _text(r[0]) and type(r[1]) is int and -1 <= r[1] < 2**20)
 
@@ -63,7 +68,7 @@ _NUMBERS = dict.fromkeys(
      "sram_peak_bytes"), _count,
 )  # fmt: skip
 INFO: Mapping[str, Callable[[object], bool]] = {
-    **_NUMBERS, "model": _text, "precision": _text, "bounds": _bounds, "lists": _lists,
+    **_NUMBERS, "model": _text, "precision": _text, "bounds": _bounds, "lists": _lists, "tuned": _tuned,
     "empty_inputs": _without_elements, "empty_outputs": _without_elements,
 }  # fmt: skip
 LAYER: Mapping[str, Callable[[object], bool]] = {

@@ -8,7 +8,7 @@ busiest link takes: nothing piles up then.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,18 +47,23 @@ class Paced:
     sent: int
 
 
-def tuned(program: Program) -> tuple[Program, dict[str, int]]:
-    """The program, its movements sent as is best where that makes the whole faster by events, and the facts: how many
-    `movements` differ, how many are sent otherwise (`changed`), and if any, `planned_cycles` and `tuned_cycles`."""
-    found = paced(program)
-    facts = {"movements": found.movements, "changed": found.changed}
-    if not found.changed:
-        return program, facts
-    planned, cycles = (Simulator(p).cycles() for p in (program, found.program))
-    facts |= {"planned_cycles": planned, "tuned_cycles": min(planned, cycles)}
-    if cycles < planned:
-        return found.program, facts
-    return program, facts | {"changed": 0}
+def tuned(programs: Sequence[Program]) -> tuple[int, Program, dict[str, int]]:
+    """Of programs that compute the same by different plans the one that is fastest by events: its number, and the
+    program with its movements sent as is best where that makes the whole faster. And the facts: which of the `plans`,
+    how many of its `movements` differ, how many are sent otherwise (`changed`), `planned_cycles` of the first program,
+    and `tuned_cycles`."""
+    first, *others = programs
+    cycles = [Simulator(p).cycles() for p in (first, *(p for p in others if p.layers != first.layers))]
+    which = cycles.index(min(cycles))
+    found, changed, least = paced(programs[which]), 0, cycles[which]
+    program = programs[which]
+    if found.changed and (sent := Simulator(found.program).cycles()) < least:
+        program, changed, least = found.program, found.changed, sent
+    facts = {
+        "plans": which, "movements": found.movements, "changed": changed, "planned_cycles": cycles[0],
+        "tuned_cycles": least,
+    }  # fmt: skip
+    return which, program, facts
 
 
 def paced(program: Program) -> Paced:

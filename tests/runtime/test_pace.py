@@ -21,7 +21,7 @@ from d1c.ir.structured import Entry
 from d1c.ir.text import parse
 from d1c.target.machine import PRESETS, Machine
 from d1c.target.mesh import Group, Layout, Mesh
-from d1c.target.movement import Cut, turns
+from d1c.target.movement import Cut, Exchange, turns
 from d1c.target.program import Arrive, Buffer, Command, Loop, Program, Push, Role, every
 from d1c.target.program_io import save
 from d1rt.events import simulate
@@ -113,23 +113,42 @@ def test_what_jams_begins_over_some_cycles():
 
 def test_the_faster_program_is_kept(monkeypatch: pytest.MonkeyPatch):
     p = packed()
-    found, facts = tuned(p)
-    assert found == sent_well().program != p and facts["changed"] == 1
+    which, found, facts = tuned([p])
+    assert which == facts["plans"] == 0 and found == sent_well().program != p and facts["changed"] == 1
     assert facts["tuned_cycles"] == simulate(found).total["cycles"]
     assert facts["planned_cycles"] == simulate(p).total["cycles"]
     # Where what is best alone is not best in the whole, nothing changes.
     worse = dataclasses.replace(sent_well(), program=late_by(p, 200_000))
     monkeypatch.setattr("d1rt.pace.paced", lambda program: worse)
-    found, facts = tuned(p)
+    _, found, facts = tuned([p])
     assert found == p and facts["changed"] == 0
     assert facts["tuned_cycles"] == facts["planned_cycles"] == simulate(p).total["cycles"]
 
 
+def test_the_faster_plans_are_kept():
+    """Of two programs whose layers have other plans."""
+    p = program(Push(0, 1, 0, 3, 0), Arrive(0, 3, 0), exchanges=(far := turned(), near := turned(64)))
+    layers = tuple({"name": "l0", "plan": x} for x in "ab")
+    slow, fast = (
+        dataclasses.replace(p, layers=(layers[k],), exchanges=(x,)) for k, x in enumerate((far, near))
+    )  # fmt: skip
+    least = simulate(fast).total["cycles"]
+    for programs, number in (([slow, fast], 1), ([fast, slow], 0), ([fast, fast], 0)):
+        which, found, facts = tuned(programs)
+        assert which == facts["plans"] == number and found == fast and facts["tuned_cycles"] == least
+        assert facts["planned_cycles"] == simulate(programs[0]).total["cycles"]
+    assert simulate(slow).total["cycles"] > least
+
+
+def turned(size: int = 256) -> Exchange:
+    """A transpose within a row of cores."""
+    source = Layout((Group(1, ("nr",), size // 4), Group(1, ("nc",), size // 4)))
+    return movement((size, size), source, (COL, ROW), (size, size), source)
+
+
 def test_what_does_not_jam_stays():
     """A transpose within a row of cores is through as soon as the links can."""
-    source = Layout((Group(1, ("nr",), 64), Group(1, ("nc",), 64)))
-    turned = movement((256, 256), source, (COL, ROW), (256, 256), source)
-    p = program(Push(0, 1, 0, 3, 0), Arrive(0, 3, 0), exchanges=(turned,))
+    p = program(Push(0, 1, 0, 3, 0), Arrive(0, 3, 0), exchanges=(turned(),))
     found = paced(p)
     assert found.program == p and (found.movements, found.changed, found.sent) == (1, 0, 1)
     assert simulate(p).total["cycles"] > 400  # else nothing would have been tried
@@ -142,12 +161,10 @@ def test_the_machine_says_which_orders_there_are():
 
 
 def test_equal_movements_stay_as_each_was_planned():
-    source = Layout((Group(1, ("nr",), 64), Group(1, ("nc",), 64)))
-    turned = movement((256, 256), source, (COL, ROW), (256, 256), source)
     rows, columns = (
         (Push(0, 1, 0, 3, k, by_columns=k == 1), Arrive(0, 3, k)) for k in range(2)
     )  # fmt: skip
-    p = program(*rows, *columns, exchanges=(turned,), layers=2)
+    p = program(*rows, *columns, exchanges=(turned(),), layers=2)
     found = paced(p)
     assert found.program == p and found.changed == 0
 
@@ -207,6 +224,10 @@ def test_a_tuned_network_says_what_it_said_before(tmp_path: Path):
     model.graph.initializer.extend(onnx.numpy_helper.from_array(v, k) for k, v in values.items())
     plain, tuned = (d1c.compile(model, target="test", tune=t) for t in (False, True))
     assert "tuned" not in plain.target.info and tuned.target.info["tuned"]["movements"] > 0
+    told = tuned.summary()["tuned"]
+    assert told["planned_cycles"] == simulate(plain.target).total["cycles"] >= told["tuned_cycles"]
+    assert told["tuned_cycles"] == simulate(tuned.target).total["cycles"]
+    assert f"tuned: {told['tuned_cycles']:,} cycles by events" in str(tuned) and "tuned:" not in str(plain)
     assert tuned.compiled is not None
     late = dataclasses.replace(tuned.compiled, program=late_by(tuned.target, 321))
     tile, kern = to_modules(late)
