@@ -230,7 +230,8 @@ class _Run:
         ways = [(*a, False) for a in ATTEMPTS if part <= 1]
         ways += [(*a, True) for a in STREAM_SHARES if can_stream and part >= STREAM_FROM]
         # All branches side by side hold more at once than one after the other.
-        tries = [(*w, b) for w in ways for b in ((True, False) if has_branches(module) else (False,))]
+        beside = (True, False) if has_branches(module) else (False,)
+        tries = [(*w, b) for w in ways for b in beside]
         tries = tries if module.level == "graph" else tries[-1:]
         done = self.first_that_fits(module, tries, self.passes_over)
         if self.tune and done.program is not None:
@@ -242,8 +243,8 @@ class _Run:
         self, module: Module, tries: Sequence[tuple[float, float, bool, bool]], lower: Callable[..., Lowered],
         idle: float = 1.0,
     ) -> Lowered:  # fmt: skip
-        """The module lowered in the first of these ways that fits. Raises what the first refused that does not
-        stream."""
+        """The module lowered in the first of these ways (resident, window, stream, branches) that fits. Raises what the
+        last of them said that does not stream."""
         names = [n for n in LOWERINGS if module.level == "graph" or PASSES[n].level_in != "graph"]
         planners: dict[tuple[float, bool], Planner] = {}
         refused: DoesNotFit | None = None

@@ -377,8 +377,10 @@ def _results(program: Program) -> Iterator[tuple[int, int | None, str, str]]:
     """Number, branch (None: it has one only), name and origin of every layer's results."""
     for number, layer in enumerate(program.layers):
         origin, branches = str(layer.get("origin", "")), layer.get("branches", ())
-        for part, name in enumerate(branches or [str(layer["name"])]):
-            yield number, part if branches else None, str(name), origin
+        if not branches:
+            yield number, None, str(layer["name"]), origin
+        for part, name in zip(range(int(layer["shape"][0]) if branches else 0), branches, strict=False):
+            yield number, part, str(name), origin
 
 
 def _real(value: np.ndarray, reference: np.ndarray, dims: Sequence[int]) -> np.ndarray:

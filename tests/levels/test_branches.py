@@ -26,6 +26,7 @@ from d1c.passes import distribute, lower_tile
 from d1c.target.machine import machine
 from d1c.target.program_io import load, save
 from d1rt.events import simulate
+from tests.networks import Net
 
 TEST = machine("test")
 
@@ -227,3 +228,61 @@ def test_names_stay_apart():
     taken = replace(module, constants={**module.constants, name: np.zeros(1, np.float32)})
     found = beside(Beside({"main": layers_of(taken)}, taken.constants))
     assert found is not None and found.constants[name].size == 1 and f"{name}.1" in found.constants
+
+
+def random_branches(seed: int) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
+    """Two to four branches of one to five random steps over images or rows, with weights of their own or shared, now
+    and then a step that differs, and a random end."""
+    rng = np.random.default_rng(seed)
+    f = Net(seed)
+    count, images = int(rng.integers(2, 5)), bool(rng.integers(2))
+    channels = int(rng.integers(2, 6))
+    shape = (1, channels, *map(int, rng.integers(3, 7, 2))) if images else (int(rng.integers(2, 9)), channels)
+    given = ("own", "one", "slices")[int(rng.integers(3))]
+    if given == "slices":
+        inputs = {"x": f.data(count * shape[0], *shape[1:])}
+        starts = [(f.ints(i * shape[0]), f.ints((i + 1) * shape[0])) for i in range(count)]
+        xs = [f("Slice", "x", a, b, f.ints(0)) for a, b in starts]
+    else:
+        inputs = {f"x{i}": f.data(*shape) for i in range(count if given == "own" else 1)}
+        xs = [f"x{i if given == 'own' else 0}" for i in range(count)]
+    before = list(xs)
+    for _ in range(int(rng.integers(1, 6))):
+        step, shared, odd = int(rng.integers(7)), bool(rng.integers(2)), bool(rng.random() < 0.15)
+        kernel = (channels, channels, 3, 3) if images else (channels, channels)
+        weights = [f.random(*kernel, fan=kernel[1] * 9) for _ in range(1 if shared else count)]
+        bias = [f.random(*(channels, 1, 1)[: 3 if images else 1]) for _ in range(count)]
+        made = []
+        for i, x in enumerate(xs):
+            w = weights[i % len(weights)]
+            if odd and i == count - 1:
+                made.append(f("Sigmoid", x))
+            elif step < 2:
+                made.append(f("Conv", x, w, pads=[1, 1, 1, 1]) if images else f("MatMul", x, w))
+            elif step == 2:
+                made.append(f("Add", f("Relu", x), before[i]))
+            elif step == 3:
+                made.append(f("Softmax", x, axis=1))
+            elif step == 4:
+                made.append(f("Mul", x, bias[i]))
+            elif step == 5:
+                made.append(f("Sub", x, f("ReduceMean", x, f.ints(-1), keepdims=1)))
+            else:
+                made.append(f("MatMul", x, f("MatMul", f("Transpose", x, perm=[0, 1, 3, 2] if images else [1, 0]), x)))
+        xs = made
+    end = int(rng.integers(3))
+    outputs = xs if end == 0 else [f("Concat", *xs, axis=1)] if end == 1 else [f("Sum", *xs), xs[-1]]
+    return f.model(inputs, *outputs)
+
+
+@pytest.mark.parametrize("seed", [pytest.param(s, marks=[pytest.mark.slow] * (s >= 12)) for s in range(120)])
+def test_random_branches(seed: int):
+    model, inputs = random_branches(seed)
+    precision = ("f32", "bf16")[seed % 2]
+    module = d1c.compile(model, precision=precision, target="test", stop_after="pack-operands").module("graph")
+    plain = d1rt.load(lower_tile.run(distribute.run(module, TEST, branches=False), TEST).program).run(inputs)
+    for plans in (None, seed, seed + 1):
+        dist = distribute.run(module, TEST, seed=plans)
+        of_dist, of_program = evaluate_dist(dist, inputs), d1rt.load(lower_tile.run(dist, TEST).program).run(inputs)
+        for k, v in plain.items():
+            assert of_dist[k].tobytes() == of_program[k].tobytes() == v.tobytes(), (k, plans)
