@@ -10,7 +10,6 @@ outputs = program.run({"image": images})
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -36,8 +35,9 @@ __all__ = ["STAGES", "Program", "compile", "import_onnx", "lower"]
 STAGES = ("import", *PIPELINE)
 """What `compile` does, in order: names for `stop_after` and `print_after`."""
 PRECISIONS = ("bf16", "f32")
-IDLE_LESS = 0.2
-"""Part of the price of idle cores that counts in the plans that `tune` tries beside the others."""
+IDLE_LESS, FAR = 0.2, 4
+"""Part of the price of idle cores that counts in the plans that `tune` tries beside the others. Fewer dies are tried if
+the others take at least so many times as long as these compute at their peak."""
 
 Model = "str | Path | bytes | onnx.ModelProto | Module"
 OnPrint = Callable[[str, Module], None]
@@ -103,10 +103,11 @@ def compile(
     target      a preset's name, a .toml file, or a Machine.
     precision   how values are stored: "bf16" or "f32"; arithmetic between them is f32 either way (docs/numerics.md).
     shapes, dims, freeze  as for `import_onnx`.
-    tune        try plans for which idle cores count less, and keep what is faster by events; send every movement of it
-                that takes long alone through the timing engine's network, choose by that in which order its messages go
-                and over how many cycles they begin, and keep this where the whole is faster then (d1rt.pace): seconds,
-                or some minutes for large networks.
+    tune        try plans for which idle cores count less, and plans on fewer dies (1 x 1, 2 x 2, ...) where computing
+                is little of the time, and keep what is fastest by events; send every movement of it that takes long
+                alone through the timing engine's network, choose by that in which order its messages go and over how
+                many cycles they begin, and keep this where the whole is faster then (d1rt.pace): seconds, or some
+                minutes for large networks.
     stop_after  the last of STAGES to run. print_after: stages (or "all") after which `on_print` gets (stage, module);
                 without `on_print` the module is printed.
     progress    gets each stage's name as it starts.
@@ -135,6 +136,20 @@ def compile(
 
 def _print(name: str, module: Module) -> None:
     print(f"// after {name}\n{module}")
+
+
+_Way = tuple[float, float, bool, bool]
+"""How a module is lowered: resident, window, stream, branches of d1c.passes.distribute."""
+
+
+def _quietly(module: Module, names: Sequence[str], **options: Any) -> Lowered:
+    return run_pipeline(module, names, options=options)
+
+
+def _others(machine: Machine) -> list[tuple[Machine, float]]:
+    """What `tune` tries beside the usual plans: the machine, and the part of the price of idle cores that counts."""
+    squares = range(1, min(machine.die_rows, machine.die_cols))
+    return [(machine, IDLE_LESS), *((machine.part(k, k), 1.0) for k in squares)]
 
 
 @dataclass
@@ -233,16 +248,15 @@ class _Run:
         beside = (True, False) if has_branches(module) else (False,)
         tries = [(*w, b) for w in ways for b in beside]
         tries = tries if module.level == "graph" else tries[-1:]
-        done = self.first_that_fits(module, tries, self.passes_over)
+        done = self.first_that_fits(module, tries, self.passes_over, self.machine)
         if self.tune and done.program is not None:
             done = self.tuned(module, tries, done)
         self.modules[done.module.level] = done.module
         self.compiled = done.program
 
     def first_that_fits(
-        self, module: Module, tries: Sequence[tuple[float, float, bool, bool]], lower: Callable[..., Lowered],
-        idle: float = 1.0,
-    ) -> Lowered:  # fmt: skip
+        self, module: Module, tries: Sequence[_Way], lower: Callable[..., Lowered], machine: Machine, idle: float = 1.0
+    ) -> Lowered:
         """The module lowered in the first of these ways (resident, window, stream, branches) that fits. Raises what the
         last of them said that does not stream."""
         names = [n for n in LOWERINGS if module.level == "graph" or PASSES[n].level_in != "graph"]
@@ -251,7 +265,7 @@ class _Run:
         for resident, window, stream, branches in tries:
             try:
                 return lower(
-                    module, names, machine=self.machine, resident=resident, window=window, stream=stream,
+                    module, names, machine=machine, resident=resident, window=window, stream=stream,
                     branches=branches, idle=idle, planners=planners,
                 )  # fmt: skip
             except DoesNotFit as error:
@@ -259,26 +273,34 @@ class _Run:
         assert refused is not None
         raise refused from None
 
-    def tuned(self, module: Module, tries: Sequence[tuple[float, float, bool, bool]], planned: Lowered) -> Lowered:
-        """The fastest by events: as planned, or with plans for which idle cores count less; then with its movements
-        sent as is best."""
+    def tuned(self, module: Module, tries: Sequence[_Way], planned: Lowered) -> Lowered:
+        """The fastest by events: as planned, or with plans for which idle cores count less, or on fewer dies, where
+        ways are shorter; then with its movements sent as is best."""
+        from d1rt.events import Simulator
         from d1rt.pace import tuned
 
         self.progress("tune")
         started = time.perf_counter()
-        found = [planned]
-        if module.level == "graph":
-            with contextlib.suppress(DoesNotFit):
-
-                def quietly(module: Module, names: Sequence[str], **options: Any) -> Lowered:
-                    return run_pipeline(module, names, options=options)
-
-                found.append(self.first_that_fits(module, tries, quietly, IDLE_LESS))
-        compiled = [x.program for x in found if x.program is not None]
-        which, program, facts = tuned([x.program for x in compiled])
+        assert planned.program is not None
+        best, best_program, plans, whole = planned, planned.program, 0, self.machine
+        cycles = least = Simulator(planned.program.program).cycles()
+        compute = dict(module.attrs.get("bounds", ())).get("compute", 0)
+        for number, (m, idle) in enumerate(_others(whole) if module.level == "graph" else (), 1):
+            if FAR * compute * whole.dies / m.dies > least and m.dies < whole.dies:
+                continue
+            try:
+                found = self.first_that_fits(module, tries, _quietly, m, idle)
+            except DoesNotFit:
+                continue
+            if found.program is not None and found.program.program.layers != planned.program.program.layers:
+                taken = Simulator(found.program.program).cycles()
+                if taken < least:
+                    best, best_program, plans, least, self.machine = found, found.program, number, taken, m
+        program, facts = tuned(best_program.program, least)
+        facts |= {"plans": plans, "planned_cycles": cycles}
         self.passes.append({"name": "tune", "seconds": time.perf_counter() - started})
         program = replace(program, info={**program.info, "tuned": facts})
-        return replace(found[which], program=replace(compiled[which], program=program))
+        return replace(best, program=replace(best_program, program=program))
 
     def bounded(self, module: Module) -> Module:
         """The graph module with its lower bounds on the machine as the attribute `bounds`: (name, value) pairs."""

@@ -274,6 +274,15 @@ class Machine:
         n = len(self.dead[0]) if count is None else count
         return self.with_dead(random_mask(seed, self.dies, self.site_rows, self.site_cols, n))
 
+    def part(self, rows: int, cols: int) -> Machine:
+        """The first rows and columns of dies, from the interface processors on, as a machine of its own, with those of
+        the processors that are beside these rows. The other dies stay free."""
+        dead = tuple(self.dead[r * self.die_cols + c] for r in range(rows) for c in range(cols))
+        return dataclasses.replace(
+            self, name=f"{self.name}, {rows} x {cols} of {self.die_rows} x {self.die_cols} dies", die_rows=rows,
+            die_cols=cols, dead=dead, dip_count=self.dip_count * rows // self.die_rows,
+        )  # fmt: skip
+
     def with_dead(self, dead: Mask) -> Machine:
         """The same machine with these dead sites, and, where they leave some die fewer nodes than its grid has, with
         the largest grid within the present one that fits; `wanted_grid` then says which was wanted."""

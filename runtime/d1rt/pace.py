@@ -8,7 +8,7 @@ busiest link takes: nothing piles up then.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -47,23 +47,13 @@ class Paced:
     sent: int
 
 
-def tuned(programs: Sequence[Program]) -> tuple[int, Program, dict[str, int]]:
-    """Of programs that compute the same by different plans the one that is fastest by events: its number, and the
-    program with its movements sent as is best where that makes the whole faster. And the facts: which of the `plans`,
-    how many of its `movements` differ, how many are sent otherwise (`changed`), `planned_cycles` of the first program,
-    and `tuned_cycles`."""
-    first, *others = programs
-    cycles = [Simulator(p).cycles() for p in (first, *(p for p in others if p.layers != first.layers))]
-    which = cycles.index(min(cycles))
-    found, changed, least = paced(programs[which]), 0, cycles[which]
-    program = programs[which]
-    if found.changed and (sent := Simulator(found.program).cycles()) < least:
-        program, changed, least = found.program, found.changed, sent
-    facts = {
-        "plans": which, "movements": found.movements, "changed": changed, "planned_cycles": cycles[0],
-        "tuned_cycles": least,
-    }  # fmt: skip
-    return which, program, facts
+def tuned(program: Program, cycles: int) -> tuple[Program, dict[str, int]]:
+    """The program, which takes `cycles` by events, with its movements sent as is best where that makes the whole
+    faster; and the facts: how many `movements` differ, how many are sent otherwise (`changed`), `tuned_cycles`."""
+    found, changed = paced(program), 0
+    if found.changed and (sent := Simulator(found.program).cycles()) < cycles:
+        program, changed, cycles = found.program, found.changed, sent
+    return program, {"movements": found.movements, "changed": changed, "tuned_cycles": cycles}
 
 
 def paced(program: Program) -> Paced:
