@@ -239,13 +239,15 @@ class _Run:
 
         can_stream = self.machine.dip_count > 0 and self.machine.threads > 3
         part = self.whole_constants(module, can_stream)
+        beside: tuple[bool, ...] = (False,)
         if module.level == "graph":
             module = self.bounded(module)
-            self.machine = with_order(self.machine, layers_of(module).layers)
+            layers = [layers_of(module, f.name) for f in module.functions]
+            self.machine = with_order(self.machine, layers[0].layers)
+            if any(map(has_branches, layers)):  # all at once hold more than one after the other
+                beside = (True, False)
         ways = [(*a, False) for a in ATTEMPTS if part <= 1]
         ways += [(*a, True) for a in STREAM_SHARES if can_stream and part >= STREAM_FROM]
-        # All branches side by side hold more at once than one after the other.
-        beside = (True, False) if has_branches(module) else (False,)
         tries = [(*w, b) for w in ways for b in beside]
         tries = tries if module.level == "graph" else tries[-1:]
         done = self.first_that_fits(module, tries, self.passes_over, self.machine)
@@ -260,7 +262,7 @@ class _Run:
         """The module lowered in the first of these ways (resident, window, stream, branches) that fits. Raises what the
         last of them said that does not stream."""
         names = [n for n in LOWERINGS if module.level == "graph" or PASSES[n].level_in != "graph"]
-        planners: dict[tuple[float, bool], Planner] = {}
+        planners: dict[tuple[float, bool, float], Planner] = {}
         refused: DoesNotFit | None = None
         for resident, window, stream, branches in tries:
             try:

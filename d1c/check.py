@@ -377,10 +377,11 @@ def _results(program: Program) -> Iterator[tuple[int, int | None, str, str]]:
     """Number, branch (None: it has one only), name and origin of every layer's results."""
     for number, layer in enumerate(program.layers):
         origin, branches = str(layer.get("origin", "")), layer.get("branches", ())
-        if not branches:
+        if branches:
+            parts = range(int(layer["shape"][0]))
+            yield from ((number, part, str(name), origin) for part, name in zip(parts, branches, strict=False))
+        else:
             yield number, None, str(layer["name"]), origin
-        for part, name in zip(range(int(layer["shape"][0]) if branches else 0), branches, strict=False):
-            yield number, part, str(name), origin
 
 
 def _real(value: np.ndarray, reference: np.ndarray, dims: Sequence[int]) -> np.ndarray:

@@ -15,10 +15,9 @@ from graphlib import TopologicalSorter
 import numpy as np
 
 from d1c.analysis.candidates import signature
-from d1c.analysis.layers import BRANCH, Again, Layer, Layers, Stored, identity, layers_of
+from d1c.analysis.layers import BRANCH, Again, Layer, Layers, Stored, copying, identity
 from d1c.analysis.segments import copied, joined, unused
-from d1c.ir.core import Block, Module
-from d1c.ir.structured import Dim, Entry, Map, Structured
+from d1c.ir.structured import Dim, Entry, Map
 
 KINDS = ("map", "mac", "fma", "sum", "prod", "max", "min", "or")
 """Kinds of layers that may have the dim. The others know their dims by number."""
@@ -59,16 +58,15 @@ def beside(apart: Beside) -> Beside | None:
     layers, constants, branches = dict(apart.layers), dict(apart.constants), dict(apart.branches)
     for function, one in apart.layers.items():
         found = _Finder(one, set(constants))
-        layers[function] = _Builder(found, constants).run()
-        branches |= {s.result.name: tuple(x.result.name for x in s.members) for s in found.sides}
+        if found.sides:
+            layers[function] = _Builder(found, constants).run()
+            branches |= {s.result.name: tuple(x.result.name for x in s.members) for s in found.sides}
     return Beside(layers, constants, branches) if branches else None
 
 
-def has_branches(module: Module) -> bool:
-    """Whether there are layers in a graph module that could be side by side."""
-    if module.level != "graph":
-        return False
-    return any(_Finder(layers_of(module, f.name), set()).sides for f in module.functions)
+def has_branches(layers: Layers) -> bool:
+    """Whether some of a function's layers could be side by side."""
+    return bool(_Finder(layers, set()).sides)
 
 
 class _Finder:
@@ -201,9 +199,8 @@ class _Builder:
             return s
         if (s.name,) not in self.stored:
             side, branch = self.found.at[s.name]
-            dims = tuple(Dim(f"d{i}", n) for i, n in enumerate(s.shape))
-            nest = Structured(dims, "map", ((Entry((), branch), *identity(s.shape)),), (None,), 0)
-            self.steps.append(Layer(s, nest, (side.result,), Block(), Block(), side.members[branch].origin))
+            entries = (Entry((), branch), *identity(s.shape))
+            self.steps.append(copying(s, side.result, entries, side.members[branch].origin))
             self.stored[s.name,] = s
         return self.stored[s.name,]
 

@@ -90,6 +90,18 @@ def identity(shape: Sequence[int]) -> Map:
     return tuple(Entry(((i, 1),)) for i in range(len(shape)))
 
 
+def copying(result: Stored, source: Stored, entries: Map, origin: str) -> Layer:
+    """A layer that stores what is read of `source` through `entries`."""
+    dims = tuple(Dim(f"d{i}", n) for i, n in enumerate(result.shape))
+    return Layer(result, Structured(dims, "map", (entries,), (None,), 0), (source,), Block(), Block(), origin)
+
+
+def merging(parts: tuple[Value, ...], dtype: DType, origin: str) -> Block:
+    """The body of a map of whose operands one is inside its tensor."""
+    merge = Op("dist.merge", parts, results=(Value(TensorType((), dtype)),), origin=origin)
+    return Block(parts, (merge, Op("dist.yield", merge.results)))
+
+
 def _trim(e: Entry, shape: Sequence[int]) -> Entry:
     """Without the terms that are always 0."""
     return replace(e, terms=tuple((d, c) for d, c in e.terms if shape[d] != 1))
@@ -247,9 +259,7 @@ class _Builder:
         key = (view.base.name, view.entries, view.shape)
         if key not in self.copies:
             stored = Stored(self.name(wish), view.shape or (1,), view.base.dtype)
-            dims = tuple(Dim(f"d{i}", n) for i, n in enumerate(view.shape)) or (Dim("u", 1),)
-            nest = Structured(dims, "map", (view.entries,), (None,), 0)
-            self.steps.append(Layer(stored, nest, (view.base,), Block(), Block(), origin))
+            self.steps.append(copying(stored, view.base, view.entries, origin))
             self.copies[key] = stored
         stored = self.copies[key]
         return View(stored, view.shape, identity(stored.shape) if view.shape else (Entry(),))
@@ -343,8 +353,7 @@ class _Builder:
         args = tuple(Value(TensorType((), _tensor(v).dtype), v.name) for v, _, _ in reads)
         body = Block()
         if opdef(anchor.name).body is not None and len(args) > 1:
-            joined = Op("dist.merge", args, results=(Value(TensorType((), result.dtype)),), origin=op.origin)
-            body = Block(args, (joined, Op("dist.yield", joined.results)))
+            body = merging(args, result.dtype, op.origin)
         self.store(op, nest, reads, Block(), body, result)
 
     def finish(

@@ -10,8 +10,8 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from d1c.analysis.layers import Layer, Layers, Stored, identity
-from d1c.ir.core import Block, Op, Value
+from d1c.analysis.layers import Layer, Layers, Stored, identity, merging
+from d1c.ir.core import Block, Value
 from d1c.ir.structured import Dim, Entry, Map, Structured
 from d1c.ir.types import TensorType
 
@@ -74,8 +74,7 @@ def joined(result: Stored, parts: Sequence[Stored], maps: Sequence[Map], origin:
     dims = tuple(Dim(f"d{i}", n) for i, n in enumerate(result.shape))
     nest = Structured(dims, "map", tuple(maps), (0.0,) * len(parts), 0)
     args = tuple(Value(TensorType((), result.dtype), p.name) for p in parts)
-    merge = Op("dist.merge", args, results=(Value(TensorType((), result.dtype)),), origin=origin)
-    return Layer(result, nest, tuple(parts), Block(), Block(args, (merge, Op("dist.yield", merge.results))), origin)
+    return Layer(result, nest, tuple(parts), Block(), merging(args, result.dtype, origin), origin)
 
 
 def _moved(index: Map, dim: int, start: int) -> Map:

@@ -115,7 +115,7 @@ def ways_of(layer: Layer, ranges: tuple[tuple[int, int], ...], where: Places, lo
     idle = loose or nest.kind == "attention"  # heads are few, and a second one on a core costs as much as the first
     spare = cut and nest.kind not in ("mac", "attention")  # slices come in powers of two, and those of vector work few
     most = np.where(idle | (spare & (np.arange(len(size)) == targets)), 2 * size, size)
-    if nest.dims and nest.dims[0].name == BRANCH and ranges[0] == (0, 1):  # a line of dies may be for few of them
+    if ranges[0] == (0, 1) and nest.dims[0].name == BRANCH:  # a line of dies may be for few of them
         most[0] = max(2 * size[0], *(n for a, n in mesh.axes if a in ("dr", "dc")), 0)
     table, rows, parts, kind = _kinds(mesh.axes, most, targets)
 

@@ -47,7 +47,7 @@ from d1c.analysis import attention
 from d1c.analysis.branches import Beside, beside
 from d1c.analysis.exchange import exchange_of, in_place
 from d1c.analysis.homes import homes
-from d1c.analysis.layers import Again, Layer, Layers, Stored, identity, layers_of
+from d1c.analysis.layers import Again, Layer, Layers, Stored, copying, identity, layers_of
 from d1c.analysis.planner import Planner
 from d1c.analysis.plans import Plan, operand_need, spread, stages
 from d1c.analysis.price import places
@@ -56,7 +56,6 @@ from d1c.analysis.segments import segmented
 from d1c.errors import DoesNotFit
 from d1c.ir.core import Block, Function, Module, Op, Value
 from d1c.ir.layout import Need
-from d1c.ir.structured import Dim, Structured
 from d1c.ir.types import TensorType, WindowType
 from d1c.ops.dist.compute import ComputeAttrs, DistConstAttrs, ExchangeAttrs, compute_type
 from d1c.target.machine import Machine
@@ -87,13 +86,13 @@ ATTEMPTS = (*((r, WINDOW_SHARES[0]) for r in RESIDENT_SHARES), *((0.0, w) for w 
 def run(
     module: Module, machine: Machine, seed: int | None = None, resident: float = RESIDENT_SHARES[0],
     window: float = WINDOW_SHARES[0], stream: bool = False, branches: bool = True, idle: float = 1.0,
-    planners: dict[tuple[float, bool], Planner] | None = None,
+    planners: dict[tuple[float, bool, float], Planner] | None = None,
 ) -> Module:  # fmt: skip
     """The distributed module. `seed`: random plans instead of priced ones (tests). `resident`, `window`: see
     RESIDENT_SHARES and WINDOW_SHARES. `stream`: constants that are not resident are read from the interface processors'
     memories for their use, instead of being gathered from other cores. `branches`: branches that are alike run side by
     side (d1c.analysis.branches) where that is the cheaper plan, or where plans are random. `idle`: part of the price of
-    idle cores that counts. `planners`: what is known from earlier runs for the same machine, by (window, stream).
+    idle cores that counts. `planners`: what is known from earlier runs for the same machine, by (window, stream, idle).
 
     The attribute `scalars` names the outputs of shape (), which are stored as [1], `branches` per result of branches
     side by side the results that they have alone. Results whose names the attribute `outputs` does not give
@@ -106,7 +105,8 @@ def run(
     if scalars := tuple(n for n, v in results if _tensor(v).shape == ()):
         module = replace(module, attrs={**module.attrs, "scalars": scalars})
     known = {} if planners is None else planners
-    planner = known.setdefault((window, stream), Planner(places(machine), window * machine.data_bytes, stream, idle))
+    room = window * machine.data_bytes
+    planner = known.setdefault((window, stream, idle), Planner(places(machine), room, stream, idle))
     apart = Beside({f.name: layers_of(module, f.name) for f in module.functions}, module.constants)
     joined = beside(apart) if branches else None
     found: list[tuple[float, Module]] = []
@@ -130,7 +130,7 @@ def _distributed(
         most = SEGMENT * planner.room * mesh.cores
         layers = {k: segmented(x, most, machine.mma_n * mesh.cores) for k, x in layers.items()}
     rng = None if seed is None else np.random.default_rng(seed)
-    whole = _Whole(layers, mesh, planner, rng, resident * machine.data_bytes, planner.stream)
+    whole = _Whole(layers, mesh, planner, rng, resident * machine.data_bytes)
     _Distributor(whole, layers["main"]).run("main")
     functions = tuple(whole.functions[f.name] for f in module.functions)
     used = {op.attrs.name for f in functions for op in f.block.ops if op.name == "dist.const"}
@@ -144,14 +144,13 @@ def _distributed(
 @dataclass
 class _Whole:
     """What the functions of a module share: the layers of all, who plans them (`rng`: plans are drawn), how many bytes
-    of constants are resident and may be, whether the others are streamed, and the price of all plans."""
+    of constants are resident and may be, and the price of all plans."""
 
     layers: Mapping[str, Layers]
     mesh: Mesh
     planner: Planner
     rng: np.random.Generator | None
     budget: float
-    stream: bool = False
     resident: float = 0.0
     price: float = 0.0
     functions: dict[str, Function] = field(default_factory=dict)
@@ -231,10 +230,8 @@ class _Distributor:
         if _tensor(value).layout == layout:
             return value
         assert layout is not None
-        dims = tuple(Dim(f"d{i}", n) for i, n in enumerate(s.shape))
-        nest = Structured(dims, "map", (identity(s.shape),), (None,), 0)
         result = replace(s, name=self.name(f"{s.name}.s"))
-        return self.compute(Layer(result, nest, (s,), Block(), Block(), ""), layout, result)
+        return self.compute(copying(result, s, identity(s.shape), ""), layout, result)
 
     def name(self, wish: str) -> str:
         """`wish`, with a number where another tensor has that name."""
@@ -303,7 +300,7 @@ class _Distributor:
         if self.whole.resident + size <= self.whole.budget and (o.name, need) not in self.away:
             self.whole.resident += size
             return self.window(o, need, fill, origin)
-        if self.whole.stream:
+        if self.whole.planner.stream:
             return self.window(o, need, fill, origin, streamed=True)
         if o.name not in self.gathered:
             home = self.away.get((o.name, need)) or self.home(o, need)

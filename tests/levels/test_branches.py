@@ -46,48 +46,37 @@ def net(inputs: str, outputs: str, body: str, **weights: tuple[int, ...]) -> onn
     return model
 
 
-def camera(i: int, image: str, w: str, v: str) -> str:
-    """Two convolutions with a residual connection, and the means of the channels."""
-    return f"""
-        a{i} = Conv <pads = [1, 1, 1, 1]> ({image}, {w})
-        b{i} = Relu (a{i})
-        c{i} = Conv <pads = [1, 1, 1, 1]> (b{i}, {v})
-        d{i} = Add (b{i}, c{i})
-        e{i} = Relu (d{i})
-        g{i} = GlobalAveragePool (e{i})"""
+def each(count: int, body: str) -> str:
+    """The body for every branch, # being its number."""
+    return "".join(body.replace("#", str(i)) for i in range(count))
 
 
-OWN = "".join(camera(i, f"x{i}", f"w{i}", f"v{i}") for i in range(3)) + "\ny = Concat <axis = 1> (g0, g1, g2)"
-SHARED = "".join(camera(i, f"x{i}", "w", "v") for i in range(2)) + "\ny = Concat <axis = 1> (g0, g1)"
+CAMERA = """
+    a# = Conv <pads = [1, 1, 1, 1]> (x#, w#)
+    b# = Relu (a#)
+    c# = Conv <pads = [1, 1, 1, 1]> (b#, v#)
+    d# = Add (b#, c#)
+    e# = Relu (d#)
+    g# = GlobalAveragePool (e#)"""
+"""Two convolutions with a residual connection, and the means of the channels."""
+OWN = each(3, CAMERA) + "\ny = Concat <axis = 1> (g0, g1, g2)"
+SHARED = each(2, CAMERA.replace("w#", "w").replace("v#", "v")) + "\ny = Concat <axis = 1> (g0, g1)"
 SLICES = "x0, x1, x2 = Split <axis = 0, num_outputs = 3> (x)" + OWN
-HEADS = """
-    a0 = Conv (x, w0)
-    b0 = Relu (a0)
-    y0 = Conv (b0, v0)
-    a1 = Conv (x, w1)
-    b1 = Relu (a1)
-    y1 = Conv (b1, v1)
-"""
-PRODUCTS = """
-    a0 = MatMul (x0, w0)
-    b0 = Tanh (a0)
-    c0 = MatMul (b0, a0)
-    a1 = MatMul (x1, w1)
-    b1 = Tanh (a1)
-    c1 = MatMul (b1, a1)
+HEADS = each(2, """
+    a# = Conv (x, w#)
+    b# = Relu (a#)
+    y# = Conv (b#, v#)""")  # fmt: skip
+PRODUCTS = each(2, """
+    a# = MatMul (x#, w#)
+    b# = Tanh (a#)
+    c# = MatMul (b#, a#)""") + """
     d = MatMul (c0, c1)
     e = MatMul (c1, x0)
-    y = Add (d, e)
-"""
-SKIPS = """
-    a0 = Conv <pads = [1, 1, 1, 1]> (x0, w0)
-    b0 = Add (a0, x0)
-    c0 = Conv <pads = [1, 1, 1, 1]> (b0, v)
-    a1 = Conv <pads = [1, 1, 1, 1]> (x1, w1)
-    b1 = Add (a1, x1)
-    c1 = Conv <pads = [1, 1, 1, 1]> (b1, v)
-    y = Sub (c0, c1)
-"""
+    y = Add (d, e)"""  # fmt: skip
+SKIPS = each(2, """
+    a# = Conv <pads = [1, 1, 1, 1]> (x#, w#)
+    b# = Add (a#, x#)
+    c# = Conv <pads = [1, 1, 1, 1]> (b#, v)""") + "\ny = Sub (c0, c1)"  # fmt: skip
 APART = """
     a0 = MatMul (x, w0)
     b0 = Relu (a0)
@@ -150,7 +139,7 @@ def sides(module: Module) -> Mapping[str, tuple[str, ...]]:
 @pytest.mark.parametrize("precision", ["f32", "bf16"])
 def test_bits_are_those_of_branches_apart(name: str, precision: str):
     module, (model, count) = graph(name, precision), NETS[name]
-    assert len(sides(module)) >= count and has_branches(module) == (count > 0)
+    assert len(sides(module)) >= count and has_branches(layers_of(module)) == (count > 0)
     inputs, want = feeds(model), onnxruntime.InferenceSession(model.SerializeToString())
     plain = lower_tile.run(distribute.run(module, TEST, branches=False), TEST).program
     values = d1rt.load(plain).run(inputs)

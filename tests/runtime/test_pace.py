@@ -27,6 +27,7 @@ from d1c.target.program_io import save
 from d1rt.events import simulate
 from d1rt.linkload import Fabric, load, pushed
 from d1rt.pace import Paced, paced, tuned
+from tests.levels.test_branches import NETS, feeds
 from tests.runtime.slow_events import slow_cycles
 from tests.runtime.test_events import product, roles, transposed
 from tests.runtime.test_timing import COL, ROW, movement, program
@@ -198,26 +199,9 @@ def late_by(p: Program, spread: int) -> Program:
     return dataclasses.replace(p, roles=tuple(made))
 
 
-MLP = """
-<ir_version: 8, opset_import: ["" : 18]>
-f (float[6, 8] x, float[8, 8] w0, float[8, 8] w1, float[8, 8] v) => (float[6, 16] y) {
-    a = MatMul (x, w0)
-    b = Relu (a)
-    c = MatMul (b, v)
-    d = MatMul (x, w1)
-    e = Relu (d)
-    g = Softmax (e)
-    y = Concat <axis = 1> (c, g)
-}
-"""
-
-
 def test_fewer_dies_are_taken_where_ways_are_all(tmp_path: Path):
     """A little work on a tile: on some dies it is over earlier. The bound stays the tile's, the values the same."""
-    rng = np.random.default_rng(3)
-    weights = {k: rng.standard_normal((8, 8)).astype(np.float32) for k in ("w0", "w1", "v")}
-    model = onnx.parser.parse_model(MLP)
-    model.graph.initializer.extend(onnx.numpy_helper.from_array(v, k) for k, v in weights.items())
+    model, _ = NETS["nothing follows"]
     plain, tuned = (d1c.compile(model, tune=t) for t in (False, True))
     facts, m = tuned.target.info["tuned"], tuned.machine
     assert facts["plans"] > 1 and m.dies < TILE.dies and m.name == f"d1-tile, {m.die_rows} x {m.die_cols} of 5 x 5 dies"
@@ -225,7 +209,7 @@ def test_fewer_dies_are_taken_where_ways_are_all(tmp_path: Path):
     assert facts["tuned_cycles"] == simulate(tuned.target).total["cycles"]
     assert tuned.target.info["bounds"] == plain.target.info["bounds"] and m.name in str(tuned)
     tuned.save(tmp_path / "a.d1x")
-    x = {"x": rng.standard_normal((6, 8)).astype(np.float32)}
+    x = feeds(model)
     assert np.array_equal(d1rt.load(tmp_path / "a.d1x").run(x)["y"], d1rt.load(plain.target).run(x)["y"])
 
 
