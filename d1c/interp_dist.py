@@ -130,7 +130,7 @@ def _compute(op: Op, held: Mapping[Value, Mapping[int, np.ndarray]], mesh: Mesh)
         trips.insert(_place(nest), len(at))
         run_nest(nest, result, memory, tables, trips, scalars)
         out[at] = result.reshape(len(at), size)
-    return {int(c): out[i] for i, c in enumerate(call.cores)}
+    return _everywhere({int(c): out[i] for i, c in enumerate(call.cores)}, t.layout, mesh)
 
 
 def _side_by_side(nest: Nest, cores: int, size: int, tables: int) -> Nest:

@@ -39,7 +39,8 @@ def exchange(source: Layout, shape: tuple[int, ...], need: Need, mesh: Mesh) -> 
             )
         )
         k = end
-    return Exchange(mesh, tuple(comps), source.held, need.held, need.plan_axes)
+    receive = tuple(a for a in mesh.names if a not in need.held)  # those that the plan cuts, and those of its copies
+    return Exchange(mesh, tuple(comps), source.held, need.held, receive)
 
 
 @lru_cache(maxsize=4096)

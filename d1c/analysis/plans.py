@@ -95,14 +95,16 @@ def combined(
 ) -> tuple[np.ndarray, np.ndarray]:
     """How the stages that add the nodes of split reductions are cut: [n, factors] of each factor the range and
     [n, ranges] blocks, as the first stages' `way` and `blocks`. The factors of the reduction (range len(ranges)) go to
-    range `to` while there is enough of it, or are idle (len(ranges) + 1). `ranges`: their extents, columns last."""
-    after, cuts, idle = way.astype(np.int64), blocks[:, : len(ranges)].copy(), len(ranges) + 1
+    range `to` while there is enough of it, or are idle (len(ranges) + 1); where `to` is len(ranges) + 1, all their
+    places add up the same (len(ranges) + 2). `ranges`: their extents, columns last."""
+    after, cuts = way.astype(np.int64), blocks[:, : len(ranges)].copy()
+    rest = len(ranges) + 1 + (to > len(ranges))
     if to < len(ranges):
         parts = np.where(way == to, mesh.sizes, 1).prod(axis=1)
         short = SHORT if to == len(ranges) - 1 else 1
     for a, n in enumerate(mesh.sizes):
         mine = way[:, a] == len(ranges)
-        after[mine, a] = idle
+        after[mine, a] = rest
         if to < len(ranges):
             grows = mine & (ranges[to] // parts >= n * short)
             parts[grows] *= n
@@ -123,7 +125,7 @@ def combine_plan(
     """The plan of the stage that adds the nodes of a split reduction, whose first stage cuts `ranges`, and behind them
     the reduction, in `blocks` over `axes`: what `combined` says."""
     number = {a: r for r, names in enumerate((*axes, held)) for a in names}
-    way = np.array([[number[a] for a in mesh.names]])
+    way = np.array([[number.get(a, len(ranges) + 2) for a in mesh.names]])
     sizes = [math.prod(d.extent for d in nest.dims[a:b]) for a, b in ranges]
     after, cuts = combined(sizes, way, np.array([blocks]), to, mesh)
     return combine_layout(nest, ranges, axes, held, after[0].tolist(), cuts[0].tolist(), mesh)
@@ -141,7 +143,7 @@ def combine_layout(
     """`combine_plan` where what `combined` says of the way is known: `after`, by factor, and `cuts`, by range."""
     goes = dict(zip(mesh.names, after, strict=True))
     mine = [[*own, *(a for a in axes[-1] if goes[a] == r)] for r, own in enumerate(axes[:-1])]
-    idle = [*held, *(a for a in axes[-1] if goes[a] > len(ranges))]
+    idle = [*held, *(a for a in axes[-1] if goes[a] == len(ranges) + 1)]
     stage = Structured((*nest.dims[: nest.parallel], nest.dims[-1]), "sum", (), (), 1)  # any kind
     return layout_from(stage, ranges, mine, cuts, idle)
 

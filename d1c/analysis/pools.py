@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -58,6 +58,9 @@ LOOKED = 6
 """How many times as many of each family are looked at with the movements that plans alike would cause."""
 FEW = 16
 """They are found among so many times as many of the cheapest."""
+FEWER = 4
+"""And so many of those that leave rows or columns of dies idle, for each way to do so: beside others that do they save
+crossings, of which nobody knows before the choice."""
 BYTES = (0.0, 0.1)
 """Cycles that a byte of constants counts when plans are looked at: where SRAM is plenty, and where it is scarce."""
 DEAR = 2.0
@@ -124,7 +127,20 @@ class Pool:
             c = self.made[id(r)]
             if c is not None:
                 found.setdefault((c.plan, c.combine), c)
+                if (same := self.everywhere(c)) is not None:
+                    found.setdefault((same.plan, None), same)
         return list(found.values())
+
+    def everywhere(self, c: Candidate) -> Candidate | None:
+        """The candidate of a sum, product or extreme whose idle cores (of dies that are not) compute the same, so that
+        each has the result where it is read."""
+        nest, held = self.layer.nest, tuple(a for a in c.plan.held if a in ("dr", "dc"))
+        other = nest.cut is None or nest.kind in ("mac", "attention", "lookup")
+        if other or c.combine is not None or held == c.plan.held:
+            return None
+        plan = Layout(c.plan.groups, held)
+        needs = needs_of(self.layer.operands, nest, plan)
+        return replace(c, plan=plan, needs=needs, result=Layout(c.result.groups, held))
 
     def candidate(self, row: _Row, join: tuple[list[int], list[int]] | None) -> Candidate:
         """The candidate of a row; `join`: see _joins. Raises LayoutError where an operand does not allow its plan."""
@@ -212,14 +228,18 @@ def _looked(layer: Layer, where: Places, room: float, most: int, loose: bool) ->
 def _worth(
     price: np.ndarray, held: np.ndarray, fits: np.ndarray, w: Ways, dies: Sequence[int], count: int, where: Places
 ) -> np.ndarray:
-    """Of the ways `fits` some `count` that are cheap, at one of BYTES or another; LIKE of those that cut all dims in
-    equally many parts, and by the same of the factors `dies`. `price`, `held`: by kind."""
+    """Of the ways `fits` some `count` that are cheap, at one of BYTES or another, LIKE of those that cut all dims in
+    equally many parts, and by the same of the factors `dies`; and FEWER. `price`, `held`: by kind."""
     slack = 2 * (where.across + 2 * where.machine.launch_cycles)
     bytes_ = BYTES if held.any() else BYTES[:1]
     out, kind = [], w.kind[fits]
     for byte in bytes_:
         cost = (price + held * byte)[kind]
         close = np.flatnonzero(cost <= DEAR * cost.min() + slack)
+        few = close[np.any(w.way[fits[close]][:, dies] == len(w.ranges), axis=1)]
+        if len(few):
+            few = few[np.argsort(cost[few], kind="stable")]
+            out.append(fits[few[_firsts(w.way[fits[few]][:, dies], FEWER)]])
         near, cost = fits[close], cost[close]
         if len(near) > FEW * count:
             cheap = np.sort(np.argpartition(cost, FEW * count)[: FEW * count])
@@ -254,8 +274,8 @@ def _picked(rows: Sequence[_Row], count: int, byte: float) -> list[_Row]:
 
 
 def _joined(layer: Layer, w: Ways, which: np.ndarray, where: Places) -> Iterator[np.ndarray]:
-    """For each range to which `combined` may give the factors of the cut, then for none: [which] cycles from the first
-    stage of a split reduction to the result; inf for those that an earlier choice has too."""
+    """For each range to which `combined` may give the factors of the cut, then for idle ones, then for copies: [which]
+    cycles from the first stage of a split reduction to the result; inf for those that an earlier choice has too."""
     nest, m = layer.nest, where.machine
     ranges = w.ranges[:-1]
     extents = [math.prod(d.extent for d in nest.dims[a:b]) for a, b in ranges]
@@ -266,7 +286,7 @@ def _joined(layer: Layer, w: Ways, which: np.ndarray, where: Places) -> Iterator
         dims, of = [*dims, *(x.extent for x in nest.dims[d:a]), extents[r]], [*of, *(-1 for _ in range(d, a)), r]
         d = b
     kernel, loops = joins_of(layer, int(slots.max()))
-    stages = [combined(extents, way, blocks, to, where.mesh) for to in range(len(ranges) + 1)]
+    stages = [combined(extents, way, blocks, to, where.mesh) for to in range(len(ranges) + 2)]
     new = np.ones((len(stages), len(way)), bool)
     for t, (mine, _) in enumerate(stages):
         for earlier, _ in stages[:t]:

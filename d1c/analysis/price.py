@@ -294,14 +294,14 @@ def _priced(
     pairs, ends, to = list[tuple[int, int]](), list[int](), list[int]()
     for need, numbers in asked:
         uses = {*need.axes}
-        same = [a for a in mesh.names if a in need.plan_axes and a not in uses]
+        same = [a for a in mesh.names if a not in need.held and a not in uses]
         parted: dict[tuple[str, ...], list[int]] = {}
         for k, j in enumerate(numbers):  # copies along factors with equal windows: each sends to those beside it only
             parted.setdefault(tuple(a for a in same if a not in named[j]), []).append(k)
         for apart, at in parted.items():
             groups = forms.add(need.moved, shape)
             mine = {a for axes, _, _ in groups for a in axes}
-            fan = tuple(a for a in mesh.names if a in need.plan_axes and a not in mine and a not in apart)
+            fan = tuple(a for a in mesh.names if a not in need.held and a not in mine and a not in apart)
             if apart:
                 groups.append((apart, 1, mesh.parts(apart)))
             forms.cut(groups, fan, mesh)
@@ -344,8 +344,8 @@ def stays(source: Layout, shape: tuple[int, ...], need: Need, mesh: Mesh) -> boo
     """Whether the kernel can read the owned buffer itself: what `in_place` says of the exchange, without making it."""
     if [g.span for g in source.groups] != [c.span for c in need.components]:
         return False
-    used = set(need.axes)
-    if set(need.plan_axes) - used or used - set(source.axes) - set(source.held):
+    used, copies = set(need.axes), set(source.copied(mesh))
+    if set(mesh.names) - used - copies - set(need.held) or used & copies:
         return False
     for (_, _, g, n), c in zip(source.spans(shape), need.components, strict=True):
         if c.span > 1 and any(p != (0, e) for p, e in zip(c.pads, c.shape, strict=True)):

@@ -111,8 +111,8 @@ def joined(extents, ranges, ways, blocks, after, cuts, slots, same, g, width, ou
     """`out` [n]: cycles of the movement between the stages of a split reduction. `extents`, `ranges` [dims]: of the
     result's dims (ranges as one), and the range of each, -1 where it is not cut. `ways`, `blocks`: of the first
     stage; `after` [n, factors], `cuts` [n, ranges]: of the second, in which factors of the cut come behind a
-    range's own. `slots`: [n]. `same` [n]: the first stage is that of the number before. `width`: bytes of a
-    node."""
+    range's own, or are for copies (the number behind those of the ranges, the cut and idle factors). `slots`: [n].
+    `same` [n]: the first stage is that of the number before. `width`: bytes of a node."""
     count, factors = ways.shape
     cut_range, rank = blocks.shape[1] - 1, len(extents) + 1
     ints = np.empty((FIELDS + rank + WINDOW * rank, SPREAD + CORNERS), np.int64)
@@ -138,7 +138,7 @@ def joined(extents, ranges, ways, blocks, after, cuts, slots, same, g, width, ou
             form.terms[p, 0] = total[d]
             p += 1
         form.components[d, 6] = p
-    rows = np.empty(0)
+    rows, fan = np.empty(0), np.empty(factors, np.int64)
     known = np.zeros((parts, KNOWN, 2), np.int64)
     for i in range(count):
         total[0] = form.dims[0, 0] = form.dims[0, 2] = form.dims[0, 3] = slots[i]
@@ -166,6 +166,12 @@ def joined(extents, ranges, ways, blocks, after, cuts, slots, same, g, width, ou
                         n += 1
             cut.groups[p, 1], cut.groups[p, 2], cut.groups[p, 3] = n, cuts[i, r], total[d]
             p += 1
+        fans = 0
+        for a in range(factors):
+            if after[i, a] == cut_range + 2:
+                fan[fans] = a
+                fans += 1
+        cut = Cut(cut.groups, cut.axes, fan[:fans])
         source = Source(table, axes, axes[:0])
         if not same[i]:
             rows = row_shares(source, total, g, np.int64(CLOSE[1]))

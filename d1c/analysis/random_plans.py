@@ -13,7 +13,8 @@ from d1c.target.mesh import Group, Layout, LayoutError, Mesh
 
 
 def random_plan(layer: Layer, rng: np.random.Generator, mesh: Mesh) -> Plan:
-    """A plan drawn to find errors: idle factors, blocks too large, any factor order, split reductions, flat rows."""
+    """A plan drawn to find errors: idle factors, copies, blocks too large, any factor order, split reductions, flat
+    rows."""
     nest = layer.nest
     extents = tuple(d.extent for d in nest.dims)
     for _ in range(20):
@@ -23,7 +24,7 @@ def random_plan(layer: Layer, rng: np.random.Generator, mesh: Mesh) -> Plan:
         if not flat:
             targets = [(d, d + 1) for d in range(nest.parallel)]
         cut = nest.cut is not None
-        picks = rng.integers(0, len(targets) + cut + 1, len(mesh.axes))
+        picks = rng.integers(0, len(targets) + cut + 2, len(mesh.axes))  # the last: named nowhere, copies
         axes = [[a for a, p in zip(mesh.names, picks, strict=True) if p == i] for i in range(len(targets) + cut)]
         for names in axes:
             rng.shuffle(names)
@@ -43,7 +44,7 @@ def random_plan(layer: Layer, rng: np.random.Generator, mesh: Mesh) -> Plan:
             rows.append((nest.cut, nest.cut + 1))
             blocks.append(per * nest.slice)
             if axes[-1]:
-                to = int(rng.integers(len(targets) + 1))
+                to = int(rng.integers(len(targets) + 2))
                 combine = combine_plan(nest, targets, axes, blocks, held, to, mesh)
         plan = layout_from(nest, rows, axes, blocks, held)
         try:

@@ -23,7 +23,7 @@ NET = "residual"
 
 @cache
 def lowered(
-    saved: int, semaphores: int = 16, threads: int = 4, seed: int | None = 1
+    saved: int, semaphores: int = 16, threads: int = 4, seed: int | None = 3
 ) -> tuple[Program, tuple[bool, ...]]:
     """The network for `saved` bytes less than it takes, its constants in shares, and per epoch whether it waits."""
     module, _ = graph_of(NET, "f32")
