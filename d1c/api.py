@@ -294,7 +294,8 @@ class _Run:
                 found = self.first_that_fits(module, tries, _quietly, m, idle)
             except DoesNotFit:
                 continue
-            if found.program is not None and found.program.program.layers != planned.program.program.layers:
+            assert found.program is not None
+            if m != whole or found.program.program.layers != planned.program.program.layers:
                 taken = Simulator(found.program.program).cycles()
                 if taken < least:
                     best, best_program, plans, least, self.machine = found, found.program, number, taken, m

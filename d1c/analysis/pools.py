@@ -58,8 +58,8 @@ LOOKED = 6
 """How many times as many of each family are looked at with the movements that plans alike would cause."""
 FEW = 16
 """They are found among so many times as many of the cheapest."""
-FEWER = 4
-"""And so many of those that leave rows or columns of dies idle, for each way to do so: beside others that do they save
+ANYHOW = 4
+"""And so many of each way to use dies, or to leave rows or columns of them idle: beside others of its kind each saves
 crossings, of which nobody knows before the choice."""
 BYTES = (0.0, 0.1)
 """Cycles that a byte of constants counts when plans are looked at: where SRAM is plenty, and where it is scarce."""
@@ -229,18 +229,16 @@ def _worth(
     price: np.ndarray, held: np.ndarray, fits: np.ndarray, w: Ways, dies: Sequence[int], count: int, where: Places
 ) -> np.ndarray:
     """Of the ways `fits` some `count` that are cheap, at one of BYTES or another, LIKE of those that cut all dims in
-    equally many parts, and by the same of the factors `dies`; and FEWER. `price`, `held`: by kind."""
+    equally many parts, and by the same of the factors `dies`; and ANYHOW. `price`, `held`: by kind."""
     slack = 2 * (where.across + 2 * where.machine.launch_cycles)
     bytes_ = BYTES if held.any() else BYTES[:1]
     out, kind = [], w.kind[fits]
     for byte in bytes_:
         cost = (price + held * byte)[kind]
         close = np.flatnonzero(cost <= DEAR * cost.min() + slack)
-        few = close[np.any(w.way[fits[close]][:, dies] == len(w.ranges), axis=1)]
-        if len(few):
-            few = few[np.argsort(cost[few], kind="stable")]
-            out.append(fits[few[_firsts(w.way[fits[few]][:, dies], FEWER)]])
         near, cost = fits[close], cost[close]
+        order = np.argsort(cost, kind="stable")
+        out.append(near[order[_firsts(w.way[near[order]][:, dies], ANYHOW)]])
         if len(near) > FEW * count:
             cheap = np.sort(np.argpartition(cost, FEW * count)[: FEW * count])
             near, cost = near[cheap], cost[cheap]
