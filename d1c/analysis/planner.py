@@ -43,7 +43,7 @@ others at once, beside what else moves, and trees wait for each other (a layer o
 8,500)."""
 CROSSING = 1.25
 """How many times its cycles a way over a die edge counts. Messages that cross wait for each other more than others do,
-and by events plans are faster so: 6% vit_b16, 3% gpt2_small, 2% six cameras and bevocc, 1% resnet50 at batch 16; minilm,
+by events plans are faster so: 6% vit_b16, 3% gpt2_small, 2% six cameras and bevocc, 1% resnet50 at batch 16; minilm,
 resnet50 and gpt2_small with 1,024 tokens stay within 1%. Twice makes minilm a fifth slower."""
 SMALL = 2048
 """Bytes of a constant's window that always stays: gathering it would cost its distance and save nothing."""

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+import d1c
 from d1c.analysis.layers import layers_of
 from d1c.analysis.planner import Chosen, Planner
 from d1c.analysis.plans import inherited
@@ -16,6 +17,7 @@ from d1c.ir.text import parse
 from d1c.ops.dist.compute import ComputeAttrs, compute_type
 from d1c.target.machine import machine
 from d1c.target.mesh import Group, Layout
+from tests.networks import Net
 
 DEPTH, M, K = 6, 384, 256
 CHAIN = (
@@ -81,3 +83,13 @@ def test_no_plan_flattens_rows_with_the_columns_of_a_product(extents: tuple[int,
         compute_type(ComputeAttrs(nest, plan, "f32"))
     assert inherited(nest, Layout((Group(2, ("nr", "nc"), 4), Group()))) is not None
     assert inherited(product(1, 1, 9), flat) is not None
+
+
+def test_sums_are_where_they_are_read() -> None:
+    """All cores that share a row of a layer norm add it up, or join its nodes, alike: no mean, no variance moves."""
+    f = Net(5)
+    y = f("LayerNormalization", "x", f.random(768), f.random(768), axis=-1)
+    module = d1c.lower(d1c.import_onnx(f.model({"x": f.data(64, 768)}, y)[0]), "dist", target="d1-die")
+    ops = module.function().block.ops
+    sums = {op.result for op in ops if op.name == "dist.compute" and op.result.type.shape == (64, 1)}
+    assert len(sums) == 2 and not [op for op in ops if op.name == "dist.exchange" and op.operands[0] in sums]

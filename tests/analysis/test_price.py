@@ -103,3 +103,26 @@ def test_what_lies_where_it_is_read_costs_nothing() -> None:
     assert moves([lies], same, (64, 12), 4, where).cycles == [0.0]
     assert moves([lies], other, (64, 12), 4, where).cycles > target.die_crossing_cycles
     assert mesh.cores == 16
+
+
+def test_copies_are_read_where_they_are() -> None:
+    """By cores that read what their copy has, and by no others; who makes copies gets operands everywhere."""
+    where = places(machine("test"))
+    mesh, shape, whole = where.mesh, (64, 1), Layout.parse("[0: dc nr / 16, 1]")  # along nc all have the same
+    assert whole.copied(mesh) == ("nc.0", "nc.1")
+    rows, dims = (Entry(((0, 1),)), Entry()), (64, 12)
+    plans = {
+        "[0: dc nr / 16, 1: nc.0-1 / 3]": True, "[0: dc nr / 16, 1: nc.0 / 6 | nc.1]": True,
+        "[0: dc nr / 16, 1]": True, "[0: dc nr nc.0 / 8, 1: nc.1 / 6]": False, "[0: nr dc / 16, 1: nc.0-1 / 3]": False,
+    }  # fmt: skip
+    for text, here in plans.items():
+        need = need_of(dims, rows, shape, Layout.parse(text))
+        x = exchange(whole, shape, need, mesh)
+        assert in_place(x, whole, need) == here, text
+        assert (moves([whole], need, shape, 4, where).cycles == 0) == here, text
+        assert x.covers()
+    one = Layout.parse("[0: dc nr / 16, 1 | nc.0-1]")
+    need = need_of(dims, rows, shape, Layout.parse("[0: dc nr / 16, 1]"))
+    sent = exchange(one, shape, need, mesh)
+    assert sent.fan_axes == ("nc.0", "nc.1") and not in_place(sent, one, need)
+    assert moves([one], need, shape, 4, where).cycles > 0

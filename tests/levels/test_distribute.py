@@ -176,7 +176,7 @@ def test_too_few_semaphores_are_named() -> None:
 
 
 def test_plans_are_random() -> None:
-    """The seeds reach what they are for: flat groups, idle factors, split reductions, replication by multicast."""
+    """The seeds reach what they are for: flat groups, idle factors, copies, split reductions, blocks too large."""
     seen: Counter[str] = Counter()
     for name in NETS:
         for seed in range(5):
@@ -186,9 +186,10 @@ def test_plans_are_random() -> None:
                     extents = tuple(d.extent for d in nest.dims)
                     seen["flat"] += any(g.span > 1 and g.axes for g in plan.groups)
                     seen["idle"] += bool(plan.held)
+                    seen["copies"] += bool(plan.copied(Mesh(machine("test").axes)))
                     seen["split"] += any(n.name == "slot" and n.extent > 1 for n in nest.dims)
                     seen["spare"] += any(g.axes and g.block > n // 2 + 1 for _, _, g, n in plan.spans(extents))
-    assert min(seen[k] for k in ("flat", "idle", "split", "spare")) > 10, seen
+    assert min(seen[k] for k in ("flat", "idle", "copies", "split", "spare")) > 10, seen
 
 
 @pytest.mark.parametrize("change", ["drop", "twice"])
