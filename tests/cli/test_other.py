@@ -227,8 +227,10 @@ def test_ctrl_c_leaves_no_partial_file(tmp_path: Path, model: Path, after: float
     out = tmp_path / "out"
     out.mkdir()
     script = (
-        "import d1c.api, signal, time\n"
+        "import signal, time\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
+        "print('started', flush=True)\n"
+        "import d1c.api\n"
         "real = d1c.api.compile\n"
         "def slow(*args, **kwargs):\n"
         "    program = real(*args, **kwargs)\n"
@@ -253,8 +255,9 @@ def test_ctrl_c_leaves_no_partial_file(tmp_path: Path, model: Path, after: float
         str(out / "s.json"),
     ]
     child = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert child.stdout is not None and child.stdout.readline() == "started\n"
     if after > 1:
-        assert child.stdout is not None and child.stdout.readline() == "compiled\n"
+        assert child.stdout.readline() == "compiled\n"
     else:
         time.sleep(after)
     child.send_signal(signal.SIGINT)
