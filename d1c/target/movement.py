@@ -162,8 +162,9 @@ class Cut:
 
 @dataclass(frozen=True)
 class Exchange:
-    """The product of its components; `target_held` and `source_held` are factors held at 0 on either side. With a `cut`
-    it brings a part of its windows: other exchanges bring what is missing."""
+    """The product of its components; `target_held` and `source_held` are factors held at 0 on either side, `plan_axes`
+    those along which cores receive: that the plan cuts by, or has copies along. With a `cut` it brings a part of its
+    windows: other exchanges bring what is missing."""
 
     mesh: Mesh
     components: tuple[ComponentExchange, ...]
