@@ -47,9 +47,11 @@ _KINDS = {"dr": 0, "dc": 1, "nr": 2, "nc": 3}
 @hashed_once
 @dataclass(frozen=True)
 class Places:
-    """Where the cores of a machine are: [cores] physical row and column."""
+    """Where the cores of a machine are: [cores] physical row and column. `beside`: part of the rows beside a tree's
+    trunk that counts as if each had a way of its own."""
 
     machine: Machine
+    beside: float = 0.0
 
     @cached_property
     def mesh(self) -> Mesh:
@@ -81,6 +83,7 @@ class Places:
             even=np.modf(even)[0],
             snake=m.die_order == "snake",
             tree=m.multicast == "tree",
+            trunks=False,
         )
 
     @cached_property
@@ -89,7 +92,7 @@ class Places:
         g = self.grid
         return g._replace(
             row=g.col, col=g.row, down=g.right, right=g.down, die_rows=g.die_cols, die_cols=g.die_rows,
-            site_rows=g.site_cols, site_cols=g.site_rows, kind=g.kind ^ 1,
+            site_rows=g.site_cols, site_cols=g.site_rows, kind=g.kind ^ 1, trunks=g.tree,
         )  # fmt: skip
 
     def order(self, by_columns: bool) -> Grid:
@@ -112,8 +115,8 @@ class Places:
 
 
 @lru_cache(maxsize=8)
-def places(machine: Machine) -> Places:
-    return Places(machine)
+def places(machine: Machine, beside: float = 0.0) -> Places:
+    return Places(machine, beside)
 
 
 @lru_cache(maxsize=1 << 14)
@@ -193,14 +196,20 @@ def _fits(axes: Sequence[str], block: int, extent: int, mesh: Mesh) -> None:
 @lru_cache(maxsize=1 << 10)
 def _lines(fan: tuple[str, ...], where: Places, by_columns: bool) -> np.ndarray:
     """[cores] in how many columns of sites of its die those are that differ from a core along `fan` only: the grid's
-    rows and columns are bent round dead sites. `by_columns`: in how many rows."""
+    rows and columns are bent round dead sites. `by_columns`: in how many rows, or bands of these."""
     mesh, grid = where.mesh, where.order(by_columns)
     first = np.arange(mesh.cores)
     for a in fan:
         if _KINDS[a.split(".")[0]] >= 2:
             first = first - mesh.coords[:, mesh.index[a]] * mesh.stride[a]
     sites = grid.die_cols * grid.site_cols
-    return np.bincount(different(first * sites + grid.col) // sites, minlength=mesh.cores)[first]
+    lines = different(first * sites + grid.col)
+    count = np.bincount(lines // sites, minlength=mesh.cores)[first]
+    if grid.trunks:
+        bands = lines[(np.diff(lines, prepend=-2) > 1) | (lines % grid.site_cols == 0)]
+        trunks = np.bincount(bands // sites, minlength=mesh.cores)[first]
+        count = np.rint(trunks + where.beside * (count - trunks)).astype(np.int64)
+    return count
 
 
 @lru_cache(maxsize=1 << 13)

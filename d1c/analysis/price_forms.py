@@ -17,7 +17,8 @@ class Grid(NamedTuple):
     """Physical row and column of the cores, cycles to rows and columns, rows and columns of dies and of sites of a die,
     bytes of a packet and of a run's header, cycles that a packet takes on a link and on a die edge; per mesh factor its
     size, stride and kind (0 dr, 1 dc, 2 nr, 3 nc); evenly spread numbers [12, samples]; `snake`: every second row of
-    dies is numbered from right to left; `tree`: whether messages branch."""
+    dies is numbered from right to left; `tree`: whether messages branch; `trunks`: whether to columns side by side in
+    one way along all of them."""
 
     row: np.ndarray
     col: np.ndarray
@@ -38,6 +39,7 @@ class Grid(NamedTuple):
     even: np.ndarray
     snake: bool
     tree: bool
+    trunks: bool
 
 
 class Form(NamedTuple):

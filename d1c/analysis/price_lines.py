@@ -61,7 +61,7 @@ def _fullest(counts, dies):  # type: ignore[no-untyped-def]
 @njit(nogil=True)  # type: ignore[misc, unused-ignore]
 def column_shares(cut, g, most):  # type: ignore[no-untyped-def]
     """[columns of dies] of all messages down each, the share that its busiest column of sites has, of those to up to
-    `most` receivers."""
+    `most` receivers. With trunks, the column of a band is any between its outermost (d1rt.linkload.bands)."""
     cuts, size, kind, col = cut.groups, g.size, g.kind, g.col
     counts = np.zeros(g.die_cols * g.site_cols)
     mark = np.full(g.die_cols * g.site_cols, -1, np.int64)
@@ -71,7 +71,7 @@ def column_shares(cut, g, most):  # type: ignore[no-untyped-def]
     axes = np.empty(len(cut.fan), np.int64)
     n = 0
     for a in cut.fan:
-        if kind[a] % 2 == 1 or (g.snake and kind[a] == 0):
+        if kind[a] % 2 == 1 or (g.snake and kind[a] == 0) or (g.trunks and kind[a] == 2):
             wide *= size[a]
             axes[n] = a
             n += 1
@@ -83,11 +83,23 @@ def column_shares(cut, g, most):  # type: ignore[no-untyped-def]
         take_positions(numbers, (cuts[k, 3] + cuts[k, 2] - 1) // cuts[k, 2], at)
         add_cores(at, cuts[k, 0], cuts[k, 1], cut.axes, g, cores)
     for s in range(classes):
+        low, high = len(mark), 0
         for w in range(wide):
             x = col[cores[s] + beside[w]]
             if mark[x] != s:  # two receivers in one column of sites share its links
                 mark[x] = s
-                counts[x] += 1
+                low, high = min(low, x), max(high, x + 1)
+                if not g.trunks:
+                    counts[x] += 1
+        x = low
+        while g.trunks and x < high:
+            end = x
+            while end < high and mark[end] == s and (end == x or end % g.site_cols):
+                end += 1
+            inner = 1 if end - x > 2 else 0
+            for i in range(x + inner, end - inner):
+                counts[i] += 1 / (end - x - 2 * inner)
+            x = max(end, x + 1)
     return _fullest(counts, g.die_cols)
 
 

@@ -76,8 +76,9 @@ class Call:
 class Push:
     """Send this core's part of movement `exchange` from buffer `source` to buffer `target` of the cores that need it;
     each message, when wholly written, adds 1 to `semaphore` of every core it reaches. `by_columns`: its way is along
-    the column first, then along the row. `spread`: cycles over which the cores that send begin, each at its own
-    turn (target/movement.py); directly behind another Push with a spread, they are counted from that one's end."""
+    the column first, then along the row (to many cores a tree with trunks, docs/timing.md). `spread`: cycles over
+    which the cores that send begin, each at its own turn (target/movement.py); directly behind another Push with a
+    spread, they are counted from that one's end."""
 
     source: int
     target: int

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from d1rt.event_data import EDGE, INTO, OUT_OF, RIGHT, SIZE, SOURCE, Net, Routes
+from d1rt.event_data import EDGE, INTO, LEG, OUT_OF, RIGHT, SIZE, SOURCE, Net, Routes
 from d1rt.event_queue import inline, jit
 from d1rt.event_routers import ahead
 
@@ -125,13 +125,13 @@ def walk(
     for n in range(len(trains)):
         m, to = trains[n], slot[n]
         src, p, last = routes.message[m, 0], routes.message[m, 1], routes.message[m, 5]
-        places = PLACES + routes.message[m, 6]
+        order = routes.message[m, 6]
         passing, accesses, share = p * net.rates[0], float(routes.message[m, 2]), p * net.rates[1]
         packets, time, behind = float(p), begin[n], -1
         if net.gate[src] == 0:
             behind = OUT_OF * cells + net.place[src, 0] * cols + net.place[src, 1]
             size = float(net.links[behind, SIZE])
-            time = _room(slots[behind], places, time, min(packets, size), size)
+            time = _room(slots[behind], PLACES + order, time, min(packets, size), size)
             time = _take(slots, debts, behind, to, time, accesses)
             left[n] = time + accesses
         routers[0, 0], routers[0, 1], routers[0, 2], routers[0, 3] = SOURCE, 0, 0, behind
@@ -141,7 +141,8 @@ def walk(
             top -= 1
             now, since, behind = heads[top, 0], heads[top, 1], routers[top, 3]
             kind, at, cursor = routers[top, 0], routers[top, 1], routers[top, 2]
-            r, c, right, left_, down, up, here = ahead(net, routes, kind, at, m, cursor)
+            mine = PLACES + order * (cursor < LEG)  # of the buffer that it is in
+            r, c, right, left_, down, up, here, beside, across = ahead(net, routes, kind, at, m, cursor)
             site, goes = r * cols + c, now
             if here >= 0:
                 time = _take(slots, debts, INTO * cells + site, to, now, accesses)
@@ -151,13 +152,15 @@ def walk(
                 known[to, core] += last
                 when[to, core] = max(when[to, core], end)
                 latest = max(latest, end)
-            for i in range(4):
-                cursor = right if i == 0 else left_ if i == 1 else down if i == 2 else up
+            for j in range(6):
+                i = j if j < 4 else j - 2
+                cursor = right if j == 0 else left_ if j == 1 else down if j == 2 else up
+                cursor = cursor if j < 4 else beside if j == 4 else across
                 if cursor < 0:
                     continue
                 link = i * cells + site
                 size = float(net.links[link, SIZE])
-                time = _room(slots[link], places, now, min(packets, size), size)
+                time = _room(slots[link], PLACES + order * (cursor < LEG), now, min(packets, size), size)
                 time = _take(slots, debts, link, to, time, passing)
                 goes = max(goes, time)
                 head, edge = time + net.costs[0], net.links[link, EDGE]
@@ -169,7 +172,7 @@ def walk(
                 heads[top, 0], heads[top, 1] = head, time
                 top += 1
             if behind >= 0:
-                _hold(slots[behind], places, since, goes, min(packets, float(net.links[behind, SIZE])))
+                _hold(slots[behind], mine, since, goes, min(packets, float(net.links[behind, SIZE])))
     return latest
 
 

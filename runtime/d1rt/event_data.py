@@ -35,6 +35,8 @@ FIELDS = 7
 PC, CORE, LAST, WAITED, BLOCKED, NEED, SINCE, ROUND, DEPTH, LOG, FINISHED = range(11)
 CONTEXT = 11
 NODE = 12
+LEG = 1 << 28
+"""Cursors from here on are of receivers (LEG + number) to which a train goes that has left the trunk of its tree."""
 ENTRY = 7
 
 
@@ -67,7 +69,7 @@ class Net(NamedTuple):
 
     Behind the links come as many rows for the trains that go along columns first: these have the same link, but
     buffers and a queue to themselves (at a core's ports a buffer only), or the two orders could wait for each other in
-    a circle."""
+    a circle. Where these leave their trunk they go on in the buffers of the others, which are never left for theirs."""
 
     place: np.ndarray
     gate: np.ndarray
@@ -82,17 +84,19 @@ class Net(NamedTuple):
 
 
 class Routes(NamedTuple):
-    """`message` [m, 7], a row per train: sender, packets, cycles at the ports, class of receivers, root of its tree or
-    -1, whether it is the last of its message, whether it goes along the column first. `first`
-    [classes + 1]: a class's columns. `column` [k + 1, 2]: the columns with receivers, ascending in a class, and each
-    one's first receiver. `receiver` [t, 4]: row, column, core, and 1 for the first of its column, 2 the last, 3 both;
-    by row. For a class of trains that go along the column first rows and columns have changed places. `branch` [b, 6]:
-    for messages with a tree of their own (past dead routers) a router, row by row, the
+    """`message` [m, 8], a row per train: sender, packets, cycles at the ports, class of receivers, root of its tree or
+    -1, whether it is the last of its message, whether it goes along the column first, and if so the sender's row in its
+    die. `first` [classes + 1]: a class's bands. `band` [k + 1, 4]: bands of columns with receivers, ascending in a
+    class: the least and the last column in which a trunk may be, the first of the die (linkload.Bands), and the first
+    receiver. `receiver` [t, 5]: row, column, core, 1 for the first of its band, 2 the last, 3 both, and the band; by
+    row, then column. For a class of trains that go along the column first rows and columns have changed places;
+    columns of one die without a gap are one band; for others each column is one. `branch` [b, 6]: for messages with a
+    tree of their own (past dead routers) a router, row by row, the
     branches to its right, left, down, up, and the receiver here, -1 for none."""
 
     message: np.ndarray
     first: np.ndarray
-    column: np.ndarray
+    band: np.ndarray
     receiver: np.ndarray
     branch: np.ndarray
 

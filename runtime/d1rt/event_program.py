@@ -344,31 +344,32 @@ class _Translation:
     ) -> int:  # fmt: skip
         """Add messages, by ascending sender; their row of Code.sends."""
         made, _, _ = routes(self.fabric, src, cls, packets, accesses, first, targets, by_columns)
-        n, classes, columns, receivers, branches = self.sizes
+        n, classes, bands, receivers, branches = self.sizes
         begin = np.searchsorted(made.message[:, 0], np.arange(self.mesh.cores + 1)) + n
         message, branch = made.message.copy(), made.branch.copy()
         message[:, 3] += classes
         message[message[:, 4] >= 0, 4] += branches
         branch[:, 1:5] += np.where(branch[:, 1:5] >= 0, branches, 0)
         branch[:, 5] += np.where(branch[:, 5] >= 0, receivers, 0)
-        column = made.column[:-1] + np.array([0, receivers], np.int32)
-        self.parts.append(ev.Routes(message, made.first[:-1] + columns, column, made.receiver, branch))
-        added = len(message), len(made.first) - 1, len(column), len(made.receiver), len(branch)
+        band = made.band[:-1] + np.array([0, 0, 0, receivers], np.int32)
+        receiver = made.receiver + np.array([0, 0, 0, 0, bands], np.int32)
+        self.parts.append(ev.Routes(message, made.first[:-1] + bands, band, receiver, branch))
+        added = len(message), len(made.first) - 1, len(band), len(receiver), len(branch)
         self.sizes = [a + b for a, b in zip(self.sizes, added, strict=True)]
         self.sends.append(begin)
         return len(self.sends) - 1
 
     def joined(self) -> ev.Routes:
         """The routes of all messages."""
-        _, _, columns, receivers, _ = self.sizes
-        end = np.array([[0, receivers]], np.int32)
+        _, _, bands, receivers, _ = self.sizes
+        end = np.array([[0, 0, 0, receivers]], np.int32)
 
         def all_of(name: str, *more: np.ndarray) -> np.ndarray:
             return np.concatenate([*(getattr(p, name) for p in self.parts), *more])
 
         return ev.Routes(
-            all_of("message", np.zeros((0, 7), np.int32)), all_of("first", np.array([columns], np.int64)),
-            all_of("column", end), all_of("receiver", np.zeros((0, 4), np.int32)),
+            all_of("message", np.zeros((0, 8), np.int32)), all_of("first", np.array([bands], np.int64)),
+            all_of("band", end), all_of("receiver", np.zeros((0, 5), np.int32)),
             all_of("branch", np.zeros((0, 6), np.int32)),
         )  # fmt: skip
 

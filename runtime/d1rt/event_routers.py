@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from d1rt.event_data import (
-    BITS, BUSY, CALLED, COLUMN, DIE_EDGE, DIP, DOWN, EDGE, FINAL, FIRST, FREED, INTO, LEAVE, LEFT, NOW, OUT_OF,
+    BITS, BUSY, CALLED, COLUMN, DIE_EDGE, DIP, DOWN, EDGE, FINAL, FIRST, FREED, INTO, LEAVE, LEFT, LEG, NOW, OUT_OF,
     PART, PC, PLACES, PORT, RIGHT, ROW, SIZE, SOURCE, TAIL, THREAD, UP, WAKE, WINDOW, Code, Net, Queue, Routes,
 )  # fmt: skip
 from d1rt.event_queue import append, drop, finish, inline, later, log, new_node, schedule
@@ -31,16 +31,15 @@ def _up(time: int) -> int:
 
 
 @inline
-def _behind(net: Net, routes: Routes, link: int, m: int) -> Any:
-    """The number of the buffer behind a link that train `m` goes into."""
-    return link + routes.message[m, 6] * (len(net.links) >> 1)
+def behind(net: Net, routes: Routes, link: int, m: int, to: int) -> Any:
+    """The number of the buffer behind a link that train `m` goes into on its way `to`."""
+    return link + routes.message[m, 6] * (to < LEG) * (len(net.links) >> 1)
 
 
 @inline
-def _queue_of(net: Net, routes: Routes, link: int, m: int) -> Any:
-    """The number of the queue of a link that train `m` waits in: at ports all trains have the same."""
-    ports = INTO * net.shape[0] * net.shape[1]
-    return _behind(net, routes, link, m) if link < ports else link
+def _queue_of(net: Net, link: int, buffer: int) -> Any:
+    """The number of the queue of a link before this buffer: at ports all trains have the same."""
+    return buffer if link < INTO * net.shape[0] * net.shape[1] else link
 
 
 @inline
@@ -56,7 +55,8 @@ def _call_next(q: Queue, net: Net, routes: Routes, now: int, link: int, queue: i
     n = line[FIRST]
     if n >= 0 and line[CALLED] == 0:
         m = q.node[n, 2]
-        if not _fits(net.links[_behind(net, routes, link, m)], routes.message[m, 1]):
+        buffer = queue if link < INTO * net.shape[0] * net.shape[1] else behind(net, routes, link, m, 0)
+        if not _fits(net.links[buffer], routes.message[m, 1]):
             return
         line[CALLED], line[FIRST] = 1, q.node[n, 0]
         time = max(now, _up(net.links[link, FREED]))
@@ -67,10 +67,12 @@ def _call_next(q: Queue, net: Net, routes: Routes, now: int, link: int, queue: i
 
 
 @inline
-def _leaves(q: Queue, net: Net, routes: Routes, now: int, link: int, m: int) -> None:
-    """Train `m` begins to leave the buffer behind a link: as fast as its places get free another can come in."""
-    if link >= 0:
-        line, queue = net.links[_behind(net, routes, link, m)], _queue_of(net, routes, link, m)
+def _leaves(q: Queue, net: Net, routes: Routes, now: int, buffer: int, m: int) -> None:
+    """Train `m` begins to leave a buffer: as fast as its places get free another can come in."""
+    if buffer >= 0:
+        half = len(net.links) >> 1
+        link = buffer - half if buffer >= half else buffer
+        line, queue = net.links[buffer], _queue_of(net, link, buffer)
         line[PLACES] += min(routes.message[m, 1], line[SIZE])
         if net.links[queue, FIRST] >= 0:
             _call_next(q, net, routes, now, link, queue)
@@ -104,7 +106,7 @@ def _takes(
         return
     line[FREED] = begin + passing
     line[BUSY] += p
-    buffer = net.links[_behind(net, routes, link, m)]
+    buffer = net.links[behind(net, routes, link, m, to)]
     buffer[PLACES] -= min(p, buffer[SIZE])
     head, edge = now + net.costs[0], line[EDGE]
     if edge >= 0:  # it holds a train up only where it carries the packets later than the link does
@@ -119,37 +121,80 @@ def _takes(
 
 
 @inline
+def _trunk(routes: Routes, band: int, inside: int) -> Any:
+    """The column of a band along which a train goes: that in which its sender is in its die, or one of the others in
+    turn."""
+    low, high, own = routes.band[band, 0], routes.band[band, 1], routes.band[band, 2] + inside
+    return own if low <= own <= high else low + inside % (high - low + 1)
+
+
+@inline
+def _stop(routes: Routes, t: int, c: int) -> Any:
+    """What a trunk in column `c` has at the row of receiver `t`: the first receiver there and that behind the last;
+    the receiver here, the nearest to the right and to the left, or -1."""
+    r = routes.receiver[t, 0]
+    begin = t
+    while routes.receiver[begin, 3] % 2 == 0 and routes.receiver[begin - 1, 0] == r:
+        begin -= 1
+    here = right = left = -1
+    end = begin
+    while True:
+        col = routes.receiver[end, 1]
+        if col < c:
+            left = LEG + end
+        elif col == c:
+            here = end
+        elif right < 0:
+            right = LEG + end
+        end += 1
+        if routes.receiver[end - 1, 3] > 1 or routes.receiver[end, 0] != r:
+            return begin, end, here, right, left
+
+
+@inline
 def ahead(net: Net, routes: Routes, kind: int, at: int, m: int, cursor: int) -> Any:
-    """Row and column of the router that a train is at, and the cursors of what lies to the right, left, down, up, and
-    of the receiver here; -1: nothing. Of a train that goes along the column first all of it with rows for columns."""
+    """Row and column of the router that a train is at, and the cursors of what lies to the right, left, down, up, of
+    the receiver here, and of those down and up beside the trunk; -1: nothing. Of a train that goes along the column
+    first all of it with rows for columns."""
     tree, cols, src, turned = routes.message[m, 4], net.shape[1], routes.message[m, 0], routes.message[m, 6]
     if turned and kind != SOURCE:
         kind ^= RIGHT ^ DOWN
-    right = left = down = up = here = -1
+    right = left = down = up = here = beside = across = -1
     if tree >= 0:
         branch = routes.branch[tree if kind == SOURCE else cursor]
         r, c = branch[0] // cols, branch[0] % cols
         right, left, down, up, here = branch[1], branch[2], branch[3], branch[4], branch[5]
+    elif cursor >= LEG:
+        t = cursor - LEG
+        r, c = routes.receiver[t, 0], at
+        if routes.receiver[t, 1] != c:
+            beside, across = (cursor, -1) if kind == RIGHT else (-1, cursor)
+        else:
+            here = t
+            if kind == RIGHT and routes.receiver[t, 3] < 2 and routes.receiver[t + 1, 0] == r:
+                beside = cursor + 1
+            elif kind == LEFT and routes.receiver[t, 3] % 2 == 0 and routes.receiver[t - 1, 0] == r:
+                across = cursor - 1
     elif kind == DOWN or kind == UP:
-        r, c = at, routes.receiver[cursor, 1]
+        r, c = at, _trunk(routes, routes.receiver[cursor, 4], routes.message[m, 7])
         if routes.receiver[cursor, 0] != r:
             down, up = (cursor, -1) if kind == DOWN else (-1, cursor)
         else:
-            here = cursor
-            if kind == DOWN and routes.receiver[cursor, 3] < 2:
-                down = cursor + 1
-            elif kind == UP and routes.receiver[cursor, 3] % 2 == 0:
-                up = cursor - 1
+            begin, end, here, beside, across = _stop(routes, cursor, c)
+            if kind == DOWN and routes.receiver[end - 1, 3] < 2:
+                down = end
+            elif kind == UP and routes.receiver[begin, 3] % 2 == 0:
+                up = begin - 1
     else:
-        r, cls = net.place[src, turned], routes.message[m, 3]
+        r, cls, inside = net.place[src, turned], routes.message[m, 3], routes.message[m, 7]
         low, high = routes.first[cls], routes.first[cls + 1]
         c = at
         if kind == SOURCE:
             c = net.place[src, 1 - turned]
             cursor = low
-            while cursor < high and routes.column[cursor, 0] < c:
+            while cursor < high and _trunk(routes, cursor, inside) < c:
                 cursor += 1
-        found = cursor < high and routes.column[cursor, 0] == c
+        found = cursor < high and _trunk(routes, cursor, inside) == c
         if kind != LEFT:
             right = cursor + 1 if found else cursor
             right = right if right < high else -1
@@ -157,18 +202,17 @@ def ahead(net: Net, routes: Routes, kind: int, at: int, m: int, cursor: int) -> 
             left = cursor if kind == LEFT and not found else cursor - 1
             left = left if left >= low else -1
         if found:
-            first, end = routes.column[cursor, 1], routes.column[cursor + 1, 1]
+            first, end = routes.band[cursor, 3], routes.band[cursor + 1, 3]
             t = first
             while t < end and routes.receiver[t, 0] < r:
                 t += 1
             up = t - 1 if t > first else -1
             if t < end and routes.receiver[t, 0] == r:
-                here = t
-                t += 1
+                _, t, here, beside, across = _stop(routes, t, c)
             down = t if t < end else -1
     if turned:
-        return c, r, down, up, right, left, here
-    return r, c, right, left, down, up, here
+        return c, r, down, up, right, left, here, beside, across
+    return r, c, right, left, down, up, here, beside, across
 
 
 @inline
@@ -180,23 +224,25 @@ def move(
     its places in the buffer until all copies have begun to leave."""
     cols, src, p = net.shape[1], routes.message[m, 0], routes.message[m, 1]
     cells = net.shape[0] * cols
-    r, c, right, left, down, up, here = ahead(net, routes, kind, at, m, cursor)
+    r, c, right, left, down, up, here, beside, across = ahead(net, routes, kind, at, m, cursor)
     site = r * cols + c
-    behind = site - 1 if kind == RIGHT else site + 1 if kind == LEFT else site - cols if kind == DOWN else site + cols
-    came = (kind - RIGHT) * cells + behind
+    before = site - 1 if kind == RIGHT else site + 1 if kind == LEFT else site - cols if kind == DOWN else site + cols
+    came = behind(net, routes, (kind - RIGHT) * cells + before, m, cursor)
     if kind == SOURCE:
-        came = OUT_OF * cells + site if net.gate[src] == 0 else -1
+        came = behind(net, routes, OUT_OF * cells + site, m, 0) if net.gate[src] == 0 else -1
     waiting, shared = -1, -1
-    for i in range(5):
-        way = INTO if i == 0 else i - 1
+    for i in range(7):
+        way = INTO if i == 0 else i - 1 if i < 5 else i - 3
         to = here if i == 0 else right if i == 1 else left if i == 2 else down if i == 3 else up
+        to = to if i < 5 else beside if i == 5 else across
         if to < 0:
             continue
         link = way * cells + site
-        queue, line, room = _queue_of(net, routes, link, m), net.links[link], net.links[_behind(net, routes, link, m)]
+        buffer = behind(net, routes, link, m, to)
+        queue, line, room = _queue_of(net, link, buffer), net.links[link], net.links[buffer]
         called = line[CALLED] + net.links[link + (len(net.links) >> 1), CALLED]
         if net.links[queue, FIRST] < 0 and called == 0 and line[FREED] <= now * PART and _fits(room, p):
-            coordinate = c + 1 if i == 1 else c - 1 if i == 2 else r + 1 if i == 3 else r - 1
+            coordinate = c + 1 if i == 1 else c - 1 if i == 2 else r + 1 if i == 3 or i == 5 else r - 1
             _takes(q, net, routes, now, now * PART, link, way, coordinate, m, command, to, wait, sent)
             continue
         n = new_node(q)
@@ -242,7 +288,7 @@ def wake(
     if way < 2:
         coordinate = link - way * cells - coordinate * cols
     coordinate += 1 if way == 0 or way == 2 else -1
-    queue = _queue_of(net, routes, link, m)
+    queue = _queue_of(net, link, behind(net, routes, link, m, to))
     net.links[queue, CALLED] = 0
     wait = _longer(wait, (now & 0x7FFFFFFF) - since, PORT if way == INTO else ROW if way < 2 else COLUMN)
     begin = max(line[FREED], (now - 1) * PART + 1)  # a link that gets free within a cycle goes on at once
@@ -272,7 +318,7 @@ def inject(q: Queue, net: Net, routes: Routes, code: Code, now: int, link: int, 
     core, p, cycles = routes.message[m, 0], routes.message[m, 1], routes.message[m, 2]
     line[FREED] = (now + cycles) * PART
     line[BUSY] += cycles
-    buffer = net.links[_behind(net, routes, link, m)]
+    buffer = net.links[behind(net, routes, link, m, 0)]
     buffer[PLACES] -= min(p, buffer[SIZE])
     schedule(q, now + net.costs[2], SOURCE, 0, m, command, 0, _longer(0, now - sent, PORT), sent)
     node[2] = m + 1

@@ -2,7 +2,8 @@
 
 Routes go along the row first, then along the column, on physical coordinates; or all of them along the column first. A
 message to several cores is one tree: the row of its sender as far as the outermost columns of the receivers, then each
-of those columns; every link carries it once. All of it is arithmetic on difference arrays: no route is ever walked.
+of those columns; every link carries it once. Along the column first one row, the trunk, stands for all rows side by
+side that have receivers (`bands`). All of it is arithmetic on difference arrays: no route is ever walked.
 """
 
 from __future__ import annotations
@@ -205,6 +206,11 @@ def load(flows: Flows, fabric: Fabric, by_columns: bool = False) -> Load:
     if by_columns:
         row, col, shape = col, row, shape[::-1]
     tr, tc = row[flows.targets], col[flows.targets]
+    if by_columns and tree:
+        right, left, down, up, longest = _along_trunks(flows, fabric, first)
+        return Load(
+            machine, sent, got, right, left, down, up, longest, len(src), int(packets.sum()), payload
+        )  # fmt: skip
     column = _columns(flows.classes, tr, tc, shape[1])
     sr, sc = row[src], col[src]
     # Along the row of the sender.
@@ -235,6 +241,107 @@ def load(flows: Flows, fabric: Fabric, by_columns: bool = False) -> Load:
         machine, sent, got, right, left, down, up, _longest(flows, fabric, first), len(src),
         int((packets * copies).sum()), payload,
     )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Bands:
+    """Lines of sites side by side, without a gap, in which a class of receivers has some in one die. `of` [receivers]
+    the band of each, the classes' one after the other. Of each band the least and the last line in which a trunk may
+    be, so that no receiver is far from it, and the first line of the die."""
+
+    of: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    die: np.ndarray
+
+
+def bands(classes: np.ndarray, line: np.ndarray, sites: int) -> Bands:
+    """Of receivers (their class, ascending, and line). `sites`: lines of a die; 0: every line is a band of its own."""
+    if not len(line):
+        return Bands(line, line, line, line)
+    order = np.lexsort((line, classes))
+    at, cls = line[order], classes[order]
+    new = np.diff(cls, prepend=-1) != 0
+    new[1:] |= (np.diff(at) > 1) | (np.diff(at // sites) != 0) if sites else np.diff(at) != 0
+    of = np.empty(len(line), np.int64)
+    of[order] = np.cumsum(new) - 1
+    begin = np.flatnonzero(new)
+    low, high = at[begin], at[np.append(begin[1:], len(at)) - 1]
+    wide = high - low > 1
+    return Bands(of, low + wide, high - wide, low // sites * sites if sites else low)
+
+
+def _along_trunks(
+    flows: Flows, fabric: Fabric, first: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
+    """right, left, down, up as in Load and the longest way, of trees along columns first: the sender's column, in every
+    band of receivers one trunk along a row, and from there up and down to receivers in others of the band's rows."""
+    src, cls, packets, (rows, cols) = flows.src, flows.cls, flows.packets, fabric.shape
+    y, x = fabric.row[flows.targets], fabric.col[flows.targets]
+    band = bands(flows.classes, y, fabric.machine.site_rows)
+    count = len(band.low)
+    of_class = np.empty(count, np.int64)
+    of_class[band.of] = flows.classes
+    start = np.searchsorted(of_class, np.arange(len(first)))
+    # Per message and band its trunk.
+    at, i = ragged(np.diff(start)[cls])
+    i += start[cls[at]]
+    inside = (fabric.row[src] % fabric.machine.site_rows)[at]
+    low, high, own = band.low[i], band.high[i], band.die[i] + inside
+    trunk = np.where((low <= own) & (own <= high), own, low + inside % (high - low + 1))
+    sy, sx, shape = fabric.row[src], fabric.col[src], (cols, rows)
+    has = np.flatnonzero(np.diff(start)[cls])
+    begin = np.flatnonzero(np.diff(at, prepend=-1))
+    least, most = sy.copy(), sy.copy()
+    if len(begin):
+        least[has] = np.minimum(np.minimum.reduceat(trunk, begin), sy[has])
+        most[has] = np.maximum(np.maximum.reduceat(trunk, begin), sy[has])
+    down = _segments(shape, sx, sx + 1, sy, most, packets)
+    up = _segments(shape, sx, sx + 1, least, sy, packets)
+    longest = _farthest(fabric, src[at], trunk, band.of, flows.targets, i)
+    # Trunks: all with one row and one column to start from look alike.
+    order = np.argsort(band.of, kind="stable")
+    edges = np.flatnonzero(np.diff(band.of[order], prepend=-1))
+    nearest, farthest = (f.reduceat(x[order], edges) if count else x for f in (np.minimum, np.maximum))
+    key, weight = _summed((i * rows + trunk) * cols + sx[at], packets[at])
+    i, trunk, c = key // (rows * cols), key // cols % rows, key % cols
+    right = _segments(shape, c, np.maximum(farthest[i], c), trunk, trunk + 1, weight)
+    left = _segments(shape, np.minimum(nearest[i], c), c, trunk, trunk + 1, weight)
+    # Beside the trunks: per band and column the outermost receivers.
+    legs, weight = _summed(i * rows + trunk, weight)
+    beside = _columns(band.of, y, x, cols)
+    start = np.searchsorted(beside.cls, np.arange(count + 1))
+    owner, k = ragged(np.diff(start)[legs // rows])
+    k += start[legs // rows][owner]
+    trunk, weight, c = (legs % rows)[owner], weight[owner], beside.col[k]
+    down += _segments(shape, c, c + 1, trunk, np.maximum(beside.high[k], trunk), weight)
+    up += _segments(shape, c, c + 1, np.minimum(beside.low[k], trunk), trunk, weight)
+    return right.T, left.T, down.T, up.T, longest
+
+
+def _farthest(
+    fabric: Fabric, src: np.ndarray, trunk: np.ndarray, of: np.ndarray, targets: np.ndarray, band: np.ndarray
+) -> int:
+    """The longest way from senders `src` down to a trunk's row and along it to any receiver of a band (`of`: that of
+    each of the targets). As in `_longest`, from where the trunk begins."""
+    if not len(src):
+        return 0
+    y, x = fabric.depth
+    order = np.argsort(of, kind="stable")
+    start = np.flatnonzero(np.diff(of[order], prepend=-1))
+    m, rows = fabric.machine, np.arange(fabric.shape[0])
+    line = rows * m.hop_cycles + rows // m.site_rows * m.die_crossing_cycles
+    spine, reach = np.abs(y[src] - line[trunk]), np.zeros(len(src), np.int64)
+    for sy, sx in ((1, 1), (1, -1), (-1, 1), (-1, -1)):
+        far = np.maximum.reduceat(-(sy * y + sx * x)[targets[order]], start)
+        reach = np.maximum(reach, sy * line[trunk] + sx * x[src] + far[band])
+    return int((spine + reach).max()) + fabric.overhead
+
+
+def _summed(key: np.ndarray, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Different keys, and of each the sum of its weights."""
+    different, inverse = np.unique(key, return_inverse=True)
+    return different, np.bincount(inverse, weight, len(different))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,11 +1,12 @@
 """The network between the cores at message level: who holds which port, link and die edge, and when messages arrive.
 
 Messages go along their row first, or all of a movement along their column first; the two orders have buffers of their
-own. A message goes in trains of as many packets as a router's input can hold. A train of p packets holds its sender's
-port, every link of its route or tree, and each receiver's port for p packets' time, and p places of the buffer behind
-each link, from when it takes that until its last copy begins to leave. It takes a link when that is free and the buffer
-behind it has room; whoever asks first is served first; the head goes on one hop later (cut-through). A die edge is one
-server for all its links: it delays a train where it carries the packets later than the link does.
+own, and from the trunk of a tree along columns copies go on in those of the others. A message goes in trains of as
+many packets as a router's input can hold. A train of p packets holds its sender's port, every link of its route or
+tree, and each receiver's port for p packets' time, and p places of the buffer behind each link, from when it takes that
+until its last copy begins to leave. It takes a link when that is free and the buffer behind it has room; whoever asks
+first is served first; the head goes on one hop later (cut-through). A die edge is one server for all its links: it
+delays a train where it carries the packets later than the link does.
 docs/timing.md says how far that is from a network of flits.
 """
 
@@ -45,7 +46,7 @@ from d1rt.event_data import (
     Routes,
 )
 from d1rt.event_loop import run, start_all
-from d1rt.linkload import Fabric
+from d1rt.linkload import Fabric, bands
 
 EVENTS = 4_000_000
 """Events between two looks at signals: some tenths of a second."""
@@ -205,21 +206,25 @@ def routes(
     row, col = fabric.row[targets], fabric.col[targets]
     if by_columns:
         row, col = col, row
-    at = np.arange(len(targets)) if len(targets) == count else np.lexsort((row, col, of))
+    found = bands(of, col, fabric.machine.site_rows if by_columns else 0)
+    at = np.arange(len(targets)) if len(targets) == count else np.lexsort((col, row, found.of))
     row, col, of = row[at], col[at], of[at]
-    new = (np.diff(of, prepend=-1) != 0) | (np.diff(col, prepend=-1) != 0)
+    new = np.diff(found.of[at], prepend=-1) != 0
     begin = np.flatnonzero(new)
     ends = new + 2 * np.append(new[1:], True)[: len(at)]
-    columns = np.stack([np.append(col[begin], 0), np.append(begin, len(at))], 1)
+    limits = np.stack([found.low, found.high, found.die, begin], 1)
     tree, branch = _trees(fabric, src, cls, first, targets[at])
+    inside = fabric.row[src] % fabric.machine.site_rows * by_columns
     of_train, size, ports, last = trains(packets, accesses, fabric.machine)
     owner = owner[of_train]
     made = Routes(
         np.stack(
-            [src[of_train], size, ports, cls[of_train], tree[of_train], last, np.full(len(last), by_columns)], 1
+            [src[of_train], size, ports, cls[of_train], tree[of_train], last, np.full(len(last), by_columns),
+             inside[of_train]], 1
         ).astype(np.int32),
-        np.searchsorted(of[begin], np.arange(count + 1)), columns.astype(np.int32),
-        np.stack([row, col, targets[at], ends], 1).astype(np.int32), branch,
+        np.searchsorted(of[begin], np.arange(count + 1)),
+        np.concatenate([limits, [[0, 0, 0, len(at)]]]).astype(np.int32),
+        np.stack([row, col, targets[at], ends, found.of[at]], 1).astype(np.int32), branch,
     )  # fmt: skip
     return made, owner, at
 

@@ -10,8 +10,9 @@ cycle a link moves one packet each way, a core's inject port takes one and its e
   in turn (TURNS), or the packet that came first (FIRST): the machine's description leaves that open. A packet takes the
   virtual channel of the next input that has most credits.
 - Credits travel back as long as packets travel forward (one cycle from a router to its inject port).
-- Routes: along the row, then along the column. A packet to several cores is copied where their routes part; it stays at
-  the head of its buffer until every copy has gone, each copy goes when it can.
+- Routes: along the row, then along the column; or along the column to one row, the trunk, along that, and up and down
+  from there (`Message.trunk`). What has left its trunk has channels of its own. A packet to several cores is copied
+  where their routes part; it stays at the head of its buffer until every copy has gone, each copy goes when it can.
 - Between dies a hop takes `crossing` cycles more, the lanes of an edge share `edge_bytes` a cycle in turns, and the
   buffers behind it hold `crossing_depth` packets (0: as many as keep a lane busy during the round trip of a credit).
 - A message of n packets over h hops with nothing in its way is in memory after inject + h x hop + n + eject cycles.
@@ -56,31 +57,36 @@ class Mesh:
 @dataclass(frozen=True)
 class Message:
     """`packets` from node `src` to every node of `dst` (numbered row by row), not before `start` and not before message
-    number `after` has arrived everywhere. A core sends its messages in the order of their numbers."""
+    number `after` has arrived everywhere. A core sends its messages in the order of their numbers. `trunk`: the row
+    along which it goes, along columns first; -1: along rows first."""
 
     src: int
     dst: tuple[int, ...]
     packets: int
     start: int = 0
     after: int = -1
+    trunk: int = -1
 
 
 def routes(mesh: Mesh, messages: Sequence[Message]) -> np.ndarray:
-    """[message, node] bits of the outputs by which a packet leaves a router: walked receiver by receiver."""
+    """[2, message, node] bits of the outputs by which a packet leaves a router, on its way to the trunk and along it
+    (or by rows first), and past it: walked receiver by receiver."""
     rows, cols = mesh.shape
-    out = np.zeros((len(messages), rows * cols), np.int8)
+    out = np.zeros((2, len(messages), rows * cols), np.int8)
     for m, message in enumerate(messages):
         for dst in message.dst:
-            r, c = divmod(message.src, cols)
-            while c != dst % cols:
-                way = RIGHT if dst % cols > c else LEFT
-                out[m, r * cols + c] |= 1 << way
-                c += STEP[way][1]
-            while r != dst // cols:
-                way = DOWN if dst // cols > r else UP
-                out[m, r * cols + c] |= 1 << way
-                r += STEP[way][0]
-            out[m, dst] |= 1 << HERE
+            place = np.array(divmod(message.src, cols))
+            legs = [(1, dst % cols), (0, dst // cols)]
+            if message.trunk >= 0:
+                legs.insert(0, (0, message.trunk))
+            past = 0
+            for i, (axis, end) in enumerate(legs):
+                while place[axis] != end:
+                    way = 2 * (1 - axis) + int(end < place[axis])
+                    out[past, m, place[0] * cols + place[1]] |= 1 << way
+                    place += STEP[way]
+                    past = int(i == 2)
+            out[past, m, dst] |= 1 << HERE
     return out
 
 
@@ -149,18 +155,18 @@ def simulate(mesh: Mesh, messages: Sequence[Message], compiled: bool = True) -> 
         to, edge, into, back, depth, routes(mesh, messages), target, order, first,
         np.array([m.packets for m in messages], np.int64), np.array([m.start for m in messages], np.int64),
         np.array([m.after for m in messages], np.int64), np.array([len(m.dst) for m in messages], np.int64),
-        np.array([mesh.channels, mesh.eject, mesh.packet_bytes, mesh.edge_bytes, edges, mesh.choice], np.int64),
-        arrival, busy, ports,
+        np.array([mesh.channels, mesh.eject, mesh.packet_bytes, mesh.edge_bytes, edges, mesh.choice, cols], np.int64),
+        np.array([m.trunk for m in messages], np.int64), arrival, busy, ports,
     )  # fmt: skip
     assert ok, "nothing moves, messages are missing"
     return Result([arrival[a:b] for a, b in pairwise(begin)], busy, ports)
 
 
 @njit(cache=True)
-def _most_credits(credits: np.ndarray, node: int, port: int) -> int:
-    """The virtual channel of an input with most free places, -1 if all are full."""
+def _most_credits(credits: np.ndarray, node: int, port: int, first: int, end: int) -> int:
+    """The virtual channel of an input, of those from `first` on, with most free places, -1 if all are full."""
     best, most = -1, 0
-    for v in range(credits.shape[2]):
+    for v in range(first, end):
         if credits[node, port, v] > most:
             best, most = v, credits[node, port, v]
     return best
@@ -170,10 +176,11 @@ def _most_credits(credits: np.ndarray, node: int, port: int) -> int:
 def _run(
     to: np.ndarray, edge: np.ndarray, into: np.ndarray, back: np.ndarray, depth: np.ndarray, out: np.ndarray,
     target: np.ndarray, order: np.ndarray, first: np.ndarray, packets: np.ndarray, start: np.ndarray,
-    after: np.ndarray, waiting: np.ndarray, numbers: np.ndarray, arrival: np.ndarray, busy: np.ndarray,
-    ports: np.ndarray,
+    after: np.ndarray, waiting: np.ndarray, numbers: np.ndarray, trunk: np.ndarray, arrival: np.ndarray,
+    busy: np.ndarray, ports: np.ndarray,
 ) -> bool:  # fmt: skip
-    channels, eject, packet_bytes, edge_bytes, edges, choice = numbers
+    plain, eject, packet_bytes, edge_bytes, edges, choice, cols = numbers
+    channels = 2 * plain if trunk.max() >= 0 else plain
     nodes, messages = len(to), len(packets)
     slots = max(into.max(), back.max()) + 1
     # Packets and credits on their way to (from) an input: by the cycle in which they come, modulo slots.
@@ -242,7 +249,7 @@ def _run(
             a = after[m]
             if start[m] > now or (a >= 0 and (waiting[a] > 0 or last[a] > now)):
                 continue
-            v = _most_credits(credits, n, 4)
+            v = _most_credits(credits, n, 4, 0, plain)
             if v < 0:
                 continue
             quiet = 0
@@ -263,7 +270,7 @@ def _run(
                 for v in range(channels):
                     if count[n, port, v] > 0:
                         if left[n, port, v] == 0:
-                            left[n, port, v] = out[buffer[n, port, v, head[n, port, v]], n]
+                            left[n, port, v] = out[int(v >= plain), buffer[n, port, v, head[n, port, v]], n]
                         wanted[n] |= left[n, port, v]
         for e in range(edges):
             budget[e] = min(budget[e] + edge_bytes, edge_bytes + packet_bytes - 1)
@@ -273,7 +280,8 @@ def _run(
                 n = lanes[e, x]
                 if n < 0:
                     continue
-                lane_open[n, way] = may > 0 and wanted[n] >> way & 1 and _most_credits(credits, to[n, way], way) >= 0
+                free = _most_credits(credits, to[n, way], way, 0, channels)
+                lane_open[n, way] = may > 0 and wanted[n] >> way & 1 and free >= 0
                 if lane_open[n, way]:
                     may -= 1
                     lane[e] = (x + 1) % lanes.shape[1]
@@ -283,18 +291,22 @@ def _run(
                 way = (now + j) % 5
                 if not wanted[n] >> way & 1:
                     continue
-                room = 0
+                room, aside = 0, 0
                 if way < 4:
                     if edge[n, way] >= 0 and not lane_open[n, way]:
                         continue
-                    room = _most_credits(credits, to[n, way], way)
-                    if room < 0:
+                    room = _most_credits(credits, to[n, way], way, 0, plain)
+                    aside = _most_credits(credits, to[n, way], way, plain, channels)
+                    if room < 0 and aside < 0:
                         continue
                 best, best_age = -1, 0
                 for i in range(5 * channels):
                     x = (turn[n, way] + i) % (5 * channels)
                     port, v = x // channels, x % channels
                     if count[n, port, v] == 0 or not left[n, port, v] >> way & 1 or used[port] not in (-1, v):
+                        continue
+                    m = buffer[n, port, v, head[n, port, v]]
+                    if (aside if v >= plain or (way >= 2 and trunk[m] == n // cols) else room) < 0 and way < 4:
                         continue
                     age = 0
                     if choice == OLDEST:
@@ -321,6 +333,7 @@ def _run(
                         open_targets -= 1
                 else:
                     d = to[n, way]
+                    room = aside if v >= plain or (way >= 2 and trunk[m] == n // cols) else room
                     when = (now + into[d, way]) % slots
                     flying[d, way, when] = m
                     channel[d, way, when] = room

@@ -101,7 +101,8 @@ class _Slow:
             count = min(16, max(1, -(-packets // most)))
             p = np.diff(np.arange(count + 1) * packets // count)
             a = np.diff(np.arange(count + 1) * accesses // count)
-            for group in [list(targets)] if self.m.multicast == "tree" else [[t] for t in targets]:
+            for whole in [list(targets)] if self.m.multicast == "tree" else [[t] for t in targets]:
+                group = self.trunks(place[0], whole) if order else [(t, -1) for t in whole]
                 trains += [(group, int(x), int(y), i == count - 1) for i, (x, y) in enumerate(zip(p, a, strict=True))]
         link = place, "out"
 
@@ -118,6 +119,21 @@ class _Slow:
 
         self.queues[link, 0].append((trains[0][1], order, leave))
         self.call(link, order)
+
+    def trunks(self, row, targets):
+        """The targets of a tree along columns first, each with the row of its trunk: of rows of a die that follow each
+        other, and all have targets, the sender's in its own die, if it is not the first or the last, or one in turn."""
+        rows, found = {int(self.fabric.row[t]) for t in targets}, []
+        for t in targets:
+            first = last = int(self.fabric.row[t])
+            while first % self.m.site_rows and first - 1 in rows:
+                first -= 1
+            while (last + 1) % self.m.site_rows and last + 1 in rows:
+                last += 1
+            inner = range(first, last + 1)[1:-1] or [first, last]
+            want = first // self.m.site_rows * self.m.site_rows + row % self.m.site_rows
+            found.append((t, want if want in inner else inner[row % self.m.site_rows % len(inner)]))
+        return found
 
     def queue(self, link, order):
         """Each order has its own queues between routers; ports have one."""
@@ -155,54 +171,60 @@ class _Slow:
             self.at(max(self.now, int(np.ceil(self.free[link]))), woken)
 
     def router(self, here, came, targets, packets, accesses, last, semaphore, order) -> None:
-        """The head of a train that came over a link is at site `here` on its way to the targets."""
+        """The head of a train that came over a link is at site `here` on its way to the targets, each with the row of
+        its trunk. `order` 2: it has left that, and goes in the buffers of those along rows first."""
         ways: dict = defaultdict(list)
-        for t in targets:
+        for t, trunk in targets:
             r, c = int(self.fabric.row[t]), int(self.fabric.col[t])
             along, across = (0, 1 if c > here[1] else -1), (1 if r > here[0] else -1, 0)
-            if order:
-                way = across if r != here[0] else along
+            if order == 1 and here[0] != trunk:
+                across = 1 if trunk > here[0] else -1, 0
+            if (r, c) == here and (order != 1 or here[0] == trunk):
+                way = "in", order
+            elif order == 1:
+                way = (across, 1) if here[0] != trunk else (along, 1) if c != here[1] else (across, 2)
             else:
-                way = along if c != here[1] else across
-            ways["in" if (r, c) == here else way].append(t)
+                way = (along if c != here[1] else across, order)
+            ways[way].append((t, trunk))
         waiting = []
 
         def leaves() -> None:
-            self.held[came, order] -= packets
-            self.call(came, order)
+            self.held[came, order % 2] -= packets
+            self.call(came, order % 2)
 
-        def take(way, begin) -> None:
-            link, group = (here, way), ways[way]
+        def take(way, begin, order) -> None:
+            link, group = (here, way), ways[way, order]
             rate = self.m.packet_bytes / self.m.link_bytes_per_cycle
             if way == "in":
                 self.free[link] = self.now + accesses
                 tail = self.now + int(np.ceil(max(accesses, packets * rate))) + self.m.eject_cycles
                 if last:
-                    self.at(tail, lambda: self.post(group[0], semaphore))
+                    self.at(tail, lambda: self.post(group[0][0], semaphore))
                 return
             self.free[link] = begin + packets * rate
-            self.held[link, order] += packets
+            self.held[link, order % 2] += packets
             to, head = (here[0] + way[0], here[1] + way[1]), self.now + self.m.hop_cycles
             self.at(head, lambda: self.router(to, link, group, packets, accesses, last, semaphore, order))
 
-        def later(way) -> None:
+        def later(way, order) -> None:
             free = self.free[here, way]
-            take(way, free if self.now - 1 < free else self.now)
-            waiting.remove(way)
+            take(way, free if self.now - 1 < free else self.now, order)
+            waiting.remove((way, order))
             if not waiting:
                 leaves()
 
-        for way in [w for w in ("in", (0, 1), (0, -1), (1, 0), (-1, 0)) if w in ways]:
-            link = here, way
-            queue = self.queue(link, order)
-            called = queue in self.called or (link, 1 - order) in self.called
+        sides = [("in", order), *((w, order) for w in ((0, 1), (0, -1), (1, 0), (-1, 0))), ((1, 0), 2), ((-1, 0), 2)]
+        for way, lane in dict.fromkeys(side for side in sides if side in ways):
+            link, buffer = (here, way), lane % 2
+            queue = self.queue(link, buffer)
+            called = queue in self.called or (link, 1 - buffer) in self.called
             idle = not self.queues[queue] and not called and self.free[link] <= self.now
-            if idle and self.room(link, packets, order):
-                take(way, self.now)
+            if idle and self.room(link, packets, buffer):
+                take(way, self.now, lane)
                 continue
-            waiting.append(way)
-            self.queues[queue].append((packets, order, lambda way=way: later(way)))
-            self.call(link, order)
+            waiting.append((way, lane))
+            self.queues[queue].append((packets, buffer, lambda way=way, lane=lane: later(way, lane)))
+            self.call(link, buffer)
         if not waiting:
             leaves()
 

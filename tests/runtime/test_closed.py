@@ -103,7 +103,8 @@ def arrivals(m, messages, commands) -> np.ndarray:
     src, packets = core[[x.src for x in messages]], np.array([x.packets for x in messages])
     first = np.cumsum([0] + [len(x.dst) for x in messages])
     made, of, _ = routes(
-        fabric, src, np.arange(len(src)), packets, packets, first, core[[d for x in messages for d in x.dst]]
+        fabric, src, np.arange(len(src)), packets, packets, first, core[[d for x in messages for d in x.dst]],
+        messages[0].trunk >= 0,
     )
     begin, before = np.zeros(len(made.message)), np.zeros(m.cores)
     for i, ((sender, _, cycles, *_), number) in enumerate(zip(made.message, of, strict=True)):
@@ -118,7 +119,10 @@ def arrivals(m, messages, commands) -> np.ndarray:
     return when.max(axis=1)
 
 
-FLUID = {"neighbour shift": 0.02, "transpose": 0.02, "row reduce": 0.02, "row multicast": 0.12, "uniform random": 0.2}
+FLUID = {
+    "neighbour shift": 0.02, "transpose": 0.02, "row reduce": 0.02, "row multicast": 0.12, "band multicast": 0.2,
+    "uniform random": 0.2,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("mesh", [machine((8, 8)), machine((8, 4), (1, 2))])

@@ -70,7 +70,8 @@ def test_columns_first_is_rows_first_on_the_machine_turned_over(rng):
     for machine, turned, dies in ((SQUARE, SQUARE, 1), (TWO, over, 2)):
         number = np.arange(16 * dies).reshape(dies, 4, 4).transpose(0, 2, 1).ravel()
         src = rng.integers(0, 16 * dies, 200)
-        targets = np.concatenate([rng.choice(16 * dies, 3, replace=False) for _ in src])
+        # Receivers in one column of sites, turned over in one row: such trees have no trunk beside which others stand.
+        targets = np.concatenate([16 * rng.integers(dies) + rng.integers(4) + 4 * rng.permutation(4)[:3] for _ in src])
         start, first, packets = rng.integers(0, 50, 200), np.arange(0, 601, 3), rng.integers(1, 40, 200)
         rows, columns = Network(machine), Network(turned)
         want = rows.send(start, src, first, targets, packets)
@@ -81,12 +82,36 @@ def test_columns_first_is_rows_first_on_the_machine_turned_over(rng):
             assert np.array_equal(a, b.T)
 
 
+def test_a_tree_along_columns_has_one_trunk_for_rows_side_by_side():
+    def tree(machine, src, to, packets=4):
+        net = Network(machine)
+        arrival = net.send(
+            np.zeros(1), np.array([src]), np.array([0, len(to)]), np.array(to), np.array([packets]), by_columns=True
+        )
+        right, left, down, up = (x // packets for x in net.links)
+        return arrival.tolist(), right, left, down, up
+
+    # Rows 0 to 2 of the square: the trunk is in row 1, not at the border. From core 12 (row 3, column 0) up to row 1,
+    # along it to column 3, from there up to core 3 and down to core 11; core 6 is on the trunk.
+    arrival, right, left, down, up = tree(SQUARE, 12, [3, 11, 6])
+    assert arrival == [12 + 2 + 3 + 1, 12 + 2 + 3 + 1, 12 + 2 + 2]
+    assert np.argwhere(right).tolist() == [[1, 0], [1, 1], [1, 2]] and not left.any()
+    assert np.argwhere(up).tolist() == [[1, 3], [2, 0], [3, 0]] and np.argwhere(down).tolist() == [[1, 3]]
+    # The sender's row, where it is one of the band's and not at its border; of others one in turn; with a gap two.
+    assert np.argwhere(tree(SQUARE, 8, [2, 6, 10, 14])[1]).tolist() == [[2, 0], [2, 1]]
+    assert np.argwhere(tree(SQUARE, 12, [2, 6])[1]).tolist() == [[1, 0], [1, 1]]
+    assert np.argwhere(tree(SQUARE, 12, [2, 10])[1]).tolist() == [[0, 0], [0, 1], [2, 0], [2, 1]]
+    # Past a die's border a band ends: two dies on top of each other, in the other die the same row as in the sender's.
+    over = dataclasses.replace(TWO, die_rows=2, die_cols=1)
+    assert np.argwhere(tree(over, 8, [1, 5, 9, 13, 17, 21, 25, 29])[1]).tolist() == [[2, 0], [6, 0]]
+
+
 @pytest.mark.parametrize("by_columns", [False, True])
 @pytest.mark.parametrize("multicast", ["tree", "none"])
 @pytest.mark.parametrize("base", [SQUARE, BENT, PRESETS["test"]])
 def test_links_carry_what_the_closed_form_says(rng, base, multicast, by_columns):
     machine = dataclasses.replace(base, multicast=multicast)
-    fan, classes, messages = 3, 4, 60
+    fan, classes, messages = 6, 4, 60
     classes_of = [rng.choice(machine.cores, fan, replace=False) for _ in range(classes)]
     src, cls = rng.integers(0, machine.cores, messages), rng.integers(0, classes, messages)
     packets = rng.integers(1, 9, messages)

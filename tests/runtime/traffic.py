@@ -63,6 +63,20 @@ def block_multicast(rows: int, cols: int, count: int, packets: int) -> list[Mess
     ]
 
 
+def band_multicast(rows: int, cols: int, count: int, packets: int) -> list[Message]:
+    """Every core to all others of two or three rows side by side, in turn, along columns first. `rows` = 8."""
+    bands = ((0, 3), (3, 5), (5, 8))
+    out: list[Message] = []
+    for i in range(count):
+        low, high = bands[i % 3]
+        for src in range(rows * cols):
+            row = src // cols
+            trunk = (low + high - 1) // 2 if high - low == 3 else row if low <= row < high else low + row % 2
+            dst = tuple(d for d in range(low * cols, high * cols) if d != src)
+            out.append(Message(src, dst, packets, trunk=trunk))
+    return out
+
+
 def row_reduce(rows: int, cols: int, count: int, packets: int) -> list[Message]:
     """Every core to column 0 of its row."""
     return [
@@ -94,6 +108,7 @@ PATTERNS: dict[str, Callable[[int, int, int, int], list[Message]]] = {
     "transpose": transpose,
     "row multicast": row_multicast,
     "block multicast": block_multicast,
+    "band multicast": band_multicast,
     "row reduce": row_reduce,
     "chain of sums": chain,
     "uniform random": uniform,
@@ -136,6 +151,7 @@ def by_events(m: Machine, messages: list[Message]) -> list[np.ndarray]:
             np.cumsum([0] + [len(messages[i].dst) for i in at]),
             core[[d for i in at for d in messages[i].dst]],
             np.array([messages[i].packets for i in at]),
+            by_columns=messages[at[0]].trunk >= 0,
         )
         ends = np.cumsum([0] + [len(messages[i].dst) for i in at])
         for i, a, b in zip(at, ends[:-1], ends[1:], strict=True):
