@@ -43,8 +43,9 @@ others at once, beside what else moves, and trees wait for each other (a layer o
 8,500)."""
 CROSSING = 1.25
 """How many times its cycles a way over a die edge counts. Messages that cross wait for each other more than others do,
-by events plans are faster so: 6% vit_b16, 3% gpt2_small, 2% six cameras and bevocc, 1% resnet50 at batch 16; minilm,
-resnet50 and gpt2_small with 1,024 tokens stay within 1%. Twice makes minilm a fifth slower."""
+by events plans are faster so: 6% vit_b16, 3% gpt2_small; twice makes minilm a fifth slower (docs/mapping.md)."""
+BESIDE = 0.5
+"""`Places.beside`: copies that leave a trunk wait for each other, of which loads say nothing (docs/mapping.md)."""
 SMALL = 2048
 """Bytes of a constant's window that always stays: gathering it would cost its distance and save nothing."""
 
@@ -93,7 +94,7 @@ class Planner:
 
     def __init__(self, where: Places, room: float, stream: bool = False, idle: float = 1.0) -> None:
         far = round(CROSSING * where.machine.die_crossing_cycles)
-        self.where = places(replace(where.machine, die_crossing_cycles=far))
+        self.where = places(replace(where.machine, die_crossing_cycles=far), BESIDE)
         self.room, self.stream, self.idle = room, stream, idle
         self.pools: dict[Like, Pool] = {}
         self.picked: dict[tuple[Like, float], list[Candidate]] = {}
