@@ -39,13 +39,12 @@ BEHIND = 1 / 16
 """Part of the time of a constant that comes while a layer computes that is priced: it takes links from others."""
 CROWDED = 2.0
 """How many times as long as its estimate the gathering of constants counts: all cores of a neighbourhood send to all
-others at once, beside what else moves, and trees wait for each other (a layer of gpt2: 16,900 cycles by events for
-8,500)."""
+others at once, beside what else moves, and trees wait for each other (gpt2: 16,900 cycles by events for 8,500)."""
 CROSSING = 1.25
 """How many times its cycles a way over a die edge counts. Messages that cross wait for each other more than others do,
 by events plans are faster so: 6% vit_b16, 3% gpt2_small; twice makes minilm a fifth slower (docs/mapping.md)."""
 BESIDE = 0.5
-"""`Places.beside`: copies that leave a trunk wait for each other, of which loads say nothing (docs/mapping.md)."""
+"""`Places.beside`: what waits for copies that leave a trunk (docs/mapping.md)."""
 SMALL = 2048
 """Bytes of a constant's window that always stays: gathering it would cost its distance and save nothing."""
 
