@@ -39,6 +39,9 @@ IDLE_LESS, FAR = 0.2, 4
 """Part of the price of idle cores that counts in the plans that `tune` tries beside the others. Fewer dies are tried if
 the others take at least so many times as long as these compute at their peak."""
 
+FEWER = (0.5, 0.25)
+"""Shares of SRAM that constants may take in other plans that `tune` tries."""
+
 Model = "str | Path | bytes | onnx.ModelProto | Module"
 OnPrint = Callable[[str, Module], None]
 
@@ -146,10 +149,15 @@ def _quietly(module: Module, names: Sequence[str], **options: Any) -> Lowered:
     return run_pipeline(module, names, options=options)
 
 
-def _others(machine: Machine) -> list[tuple[Machine, float]]:
-    """What `tune` tries beside the usual plans: the machine, and the part of the price of idle cores that counts."""
+def _others(machine: Machine, ways: Sequence[_Way]) -> list[tuple[Machine, float, Sequence[_Way]]]:
+    """What `tune` tries beside the usual plans: the machine, the part of the price of idle cores that counts, and how
+    the module is lowered: at last with fewer constants resident."""
     squares = range(1, min(machine.die_rows, machine.die_cols))
-    return [(machine, IDLE_LESS), *((machine.part(k, k), 1.0) for k in squares)]
+    fewer = [[w for w in ways if w[0] <= resident] for resident in FEWER]
+    return [
+        (machine, IDLE_LESS, ways), *((machine.part(k, k), 1.0, ways) for k in squares),
+        *((machine, 1.0, f) for f in fewer if f),
+    ]  # fmt: skip
 
 
 @dataclass
@@ -259,19 +267,30 @@ class _Run:
     def first_that_fits(
         self, module: Module, tries: Sequence[_Way], lower: Callable[..., Lowered], machine: Machine, idle: float = 1.0
     ) -> Lowered:
-        """The module lowered in the first of these ways (resident, window, stream, branches) that fits. Raises what the
-        last of them said that does not stream."""
+        """The module lowered in the first of these ways (resident, window, stream, branches) that fits. Where epochs
+        wait for memory, movements do not go on beside computing: with fewer constants resident (but not none) if no
+        epoch waits then. Raises what the last of them said that does not stream."""
         names = [n for n in LOWERINGS if module.level == "graph" or PASSES[n].level_in != "graph"]
         planners: dict[tuple[float, bool, float], Planner] = {}
         refused: DoesNotFit | None = None
+        fits: Lowered | None = None
+        like: tuple[float, bool, bool] | None = None
         for resident, window, stream, branches in tries:
+            if fits is not None and ((window, stream, branches) != like or not resident):
+                continue
             try:
-                return lower(
+                done = lower(
                     module, names, machine=machine, resident=resident, window=window, stream=stream,
                     branches=branches, idle=idle, planners=planners,
                 )  # fmt: skip
             except DoesNotFit as error:
                 refused = error if refused is None or not stream else refused
+                continue
+            if done.program is None or not done.program.waits:
+                return done
+            fits, like = fits or done, (window, stream, branches)
+        if fits is not None:
+            return fits
         assert refused is not None
         raise refused from None
 
@@ -287,15 +306,15 @@ class _Run:
         best, best_program, plans, whole = planned, planned.program, 0, self.machine
         cycles = least = Simulator(planned.program.program).cycles()
         compute = dict(module.attrs.get("bounds", ())).get("compute", 0)
-        for number, (m, idle) in enumerate(_others(whole) if module.level == "graph" else (), 1):
+        for number, (m, idle, ways) in enumerate(_others(whole, tries) if module.level == "graph" else (), 1):
             if FAR * compute * whole.dies / m.dies > least and m.dies < whole.dies:
                 continue
             try:
-                found = self.first_that_fits(module, tries, _quietly, m, idle)
+                found = self.first_that_fits(module, ways, _quietly, m, idle)
             except DoesNotFit:
                 continue
             assert found.program is not None
-            if m != whole or found.program.program.layers != planned.program.program.layers:
+            if found.program.program.buffers != planned.program.program.buffers:
                 taken = Simulator(found.program.program).cycles()
                 if taken < least:
                     best, best_program, plans, least, self.machine = found, found.program, number, taken, m

@@ -29,10 +29,12 @@ class Movement:
 
 @dataclass(frozen=True, slots=True)
 class TileProgram:
-    """`movements[i]` is what `program.exchanges[i]` was made of."""
+    """`movements[i]` is what `program.exchanges[i]` was made of. `waits`: so many epochs begin only when the memory of
+    all before them has been given back, because there is too little of it."""
 
     program: Program
     movements: tuple[Movement, ...] = ()
+    waits: int = 0
 
     def __post_init__(self) -> None:
         if len(self.movements) != len(self.program.exchanges):

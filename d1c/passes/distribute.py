@@ -61,9 +61,9 @@ from d1c.ops.dist.compute import ComputeAttrs, DistConstAttrs, ExchangeAttrs, co
 from d1c.target.machine import Machine
 from d1c.target.mesh import Layout, Mesh
 
-RESIDENT_SHARES = (0.75, 0.5, 0.25, 0.0)
-"""Shares of a core's SRAM that constants may take for good, tried in this order until the program fits; the rest is for
-activations and for constants that are gathered for each use."""
+RESIDENT_SHARES = (0.75, 0.6, 0.5, 0.25, 0.0)
+"""Shares of a core's SRAM that constants may take for good, tried in this order until the program fits and no epoch
+waits for memory; the rest is for activations and for constants that are gathered for each use."""
 
 WINDOW_SHARES = (0.55, 0.35, 0.2)
 """How much of a core's SRAM the windows and the result of one layer may take, if that is possible at all; tried in this

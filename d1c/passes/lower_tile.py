@@ -156,7 +156,8 @@ class _Lowering:
             ),
             self.weights, tuple(self.layers), info,
         )  # fmt: skip
-        return TileProgram(program, tuple(self.moves))
+        borders = sum(s.kind in ("begin", "end") for s in self.steps)
+        return TileProgram(program, tuple(self.moves), max(0, sum(self.sync) - 1 - borders))
 
     def streams(self) -> None:
         """Refuse what only a machine with interface processors and a thread for them can run."""

@@ -7,8 +7,11 @@ from functools import cache
 from itertools import pairwise
 
 import numpy as np
+import onnx.helper
+import onnx.numpy_helper
 import pytest
 
+import d1c
 import d1rt
 from d1c.errors import DoesNotFit, LoadError
 from d1c.interp import evaluate
@@ -16,6 +19,7 @@ from d1c.passes import distribute, lower_tile
 from d1c.target.machine import Machine, machine
 from d1c.target.program import Arrive, Barrier, Call, Command, Fill, Free, Program, Push, Role, Wait
 from d1c.target.program_check import check
+from d1rt.events import simulate
 from tests.levels.nets import graph_of
 
 NET = "residual"
@@ -116,3 +120,41 @@ def test_movements_of_one_layer_share_a_semaphore() -> None:
             with pytest.raises(LoadError, match="semaphore shared"):
                 check(replace(program, roles=(Role("main", (), threads),)))
     assert found
+
+
+def mlp(rows: int, columns: int, hidden: int, layers: int) -> onnx.ModelProto:
+    """Products with a relu behind each, from `columns` to `hidden` and back."""
+    rng, nodes, weights, names = np.random.default_rng(0), [], [], ["x"]
+    for i in range(layers):
+        k, n = (columns, hidden) if i % 2 == 0 else (hidden, columns)
+        w = rng.standard_normal((k, n)).astype(np.float32) / np.float32(np.sqrt(k))
+        weights.append(onnx.numpy_helper.from_array(w, f"w{i}"))
+        nodes.append(onnx.helper.make_node("MatMul", [names[-1], f"w{i}"], [f"p{i}"]))
+        names.append("y" if i == layers - 1 else f"h{i}")
+        nodes.append(onnx.helper.make_node("Relu", [f"p{i}"], [names[-1]]))
+    x, y = (onnx.helper.make_tensor_value_info(v, onnx.TensorProto.FLOAT, [rows, columns]) for v in "xy")
+    graph = onnx.helper.make_graph(nodes, "mlp", [x], [y], weights)
+    return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9)
+
+
+def waiting(model: onnx.ModelProto, target: Machine, ways: tuple[tuple[float, float], ...]) -> tuple[int, d1c.Program]:
+    """The program made in the first of `ways` that suits, and how many of its epochs wait for memory."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distribute, "ATTEMPTS", ways)
+        program = d1c.compile(model, target=target)
+    assert program.compiled is not None
+    return program.compiled.waits, program
+
+
+@pytest.mark.parametrize(("shape", "fits"), [((128, 96, 192, 6), 1), ((512, 64, 128, 6), 2)])
+def test_fewer_constants_stay_where_epochs_would_wait(shape: tuple[int, int, int, int], fits: int) -> None:
+    """What waits for memory takes longer than gathering some constants; the bits are the same. `fits`: the number of
+    the first attempt that fits."""
+    model, target = mlp(*shape), replace(machine("test"), sram_bytes=80 << 10)
+    waits, early = waiting(model, target, distribute.ATTEMPTS[:fits])
+    none, chosen = waiting(model, target, distribute.ATTEMPTS)
+    assert waits > 0 == none
+    assert simulate(chosen.target).total["cycles"] < simulate(early.target).total["cycles"]
+    x = {"x": np.random.default_rng(1).standard_normal(shape[:2]).astype(np.float32)}
+    got = [d1rt.load(p.target).run(x)["y"].tobytes() for p in (early, chosen)]
+    assert got[0] == got[1]
